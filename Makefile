@@ -1,0 +1,69 @@
+# Every target installs what it needs into .venv and runs from an empty clone: Python (3.11 or
+# later, with venv and pip) and make are enough. Variables: make demo PYTHON=python3.12 CORES=4
+
+PYTHON ?= python3
+CORES ?= all
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+# Relative on purpose: make splits names at spaces, and a checkout's path may hold some.
+VENV := .venv
+BIN := $(VENV)/bin
+RUNTIME := $(VENV)/.installed-runtime
+DEV := $(VENV)/.installed-dev
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
+SNAKEMAKE := $(BIN)/snakemake --cores $(CORES) --workflow-profile workflow/profiles/default
+CODE := gapinit tests $(wildcard benchmarks)
+
+.PHONY: help demo all test lint bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s  %s\n", $$1, $$2 }' Makefile
+
+demo: $(RUNTIME) ## tables 2, 5, 7 and the figures on the embedded default, then the headline table
+	$(SNAKEMAKE) --configfile config/demo.yaml
+	$(BIN)/gapinit summary results/scenes
+
+all: $(RUNTIME) ## every table and figure of the default configuration, reusing what demo made
+	$(SNAKEMAKE)
+	$(BIN)/gapinit summary results/scenes
+
+test: lint ## lint, then every test
+	$(BIN)/python -m pytest
+
+lint: $(DEV) ## style, types and the workflow's own rules
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/snakefmt --check Snakefile rules
+	$(BIN)/mypy
+	$(BIN)/snakemake --lint
+
+bench: $(DEV) ## every program in benchmarks/, one after the other
+	@programs=(benchmarks/*.py); \
+	if [[ ! -e "$${programs[0]}" ]]; then echo "No benchmarks yet."; exit 0; fi; \
+	for program in "$${programs[@]}"; do echo "== $$program"; $(BIN)/python "$$program"; done
+
+clean: ## remove .venv, caches and everything in results/ that is not tracked
+	@if git rev-parse --is-inside-work-tree >/dev/null 2>&1; \
+	then git clean -fdxq -- results; \
+	else find results -mindepth 1 ! -name .gitkeep -delete; fi
+	rm -rf $(VENV) .snakemake .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	find gapinit tests rules -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps are written last, so an interrupted installation is taken up again.
+$(RUNTIME): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gapinit needs Python 3.11 \
+	or later, found " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
+	@echo "Installing into $(VENV) (a few minutes, once)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --requirement requirements.txt
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(DEV): requirements-dev.txt $(RUNTIME)
+	@echo "Installing what lint and tests need into $(VENV)"
+	@$(PIP) install --requirement requirements-dev.txt
+	@touch $@

@@ -1,0 +1,5 @@
+"""`python -m gapinit`: the command line."""
+
+from gapinit.cli import main
+
+main()

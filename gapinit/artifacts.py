@@ -1,0 +1,156 @@
+"""Files that other stages read: written whole or not at all, and checked before they are read.
+
+An artifact is written under a temporary name in its own folder, flushed to disk and renamed,
+so that a killed job never leaves a half-written file under a final name. HDF5 artifacts carry
+what made them (kind, format version, inputs, package versions) and a completeness mark.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gapinit.errors import GapinitError
+
+if TYPE_CHECKING:
+    import h5py
+
+FORMAT_VERSION = 1
+RECORDED_PACKAGES = ("gapinit", "torch", "transformers", "peft", "numpy", "h5py", "tokenizers")
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` if the block succeeds."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield temporary
+        with open(temporary, "rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; rename it to `path` if the block succeeds.
+
+    A folder that is already there is replaced as a whole.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as UTF-8 JSON, whole or not at all. NaN is refused: JSON has none."""
+    with atomic_file(path) as temporary:
+        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; a missing, unreadable or malformed one is an error that names it."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise GapinitError(f"{path}: no such file") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise GapinitError(f"{path}: not valid JSON ({error})") from None
+    except OSError as error:
+        raise GapinitError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def digest(content: Any) -> str:
+    """Return a SHA-256 of any JSON-like value, independent of the order of its keys."""
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def package_versions(packages: Sequence[str] = RECORDED_PACKAGES) -> dict[str, str]:
+    """Return the installed versions of the packages that decide an artifact's numbers."""
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
+
+
+@contextmanager
+def create_hdf5(path: Path, kind: str, inputs: Mapping[str, Any]) -> Iterator[h5py.File]:
+    """Open a new HDF5 artifact for writing; it appears under `path` only when complete.
+
+    `kind` names what is in it ("states", "gap", "trunk", "features"); `inputs` is what it was
+    made from (digests, sizes, options) and is kept with the package versions in its attributes.
+    """
+    import h5py
+
+    with atomic_file(path) as temporary:
+        with h5py.File(temporary, "w") as file:
+            file.attrs["kind"] = kind
+            file.attrs["format_version"] = FORMAT_VERSION
+            file.attrs["inputs"] = json.dumps(dict(inputs), sort_keys=True, default=str)
+            file.attrs["packages"] = json.dumps(package_versions(), sort_keys=True)
+            yield file
+            file.attrs["complete"] = True
+
+
+@contextmanager
+def open_hdf5(path: Path, kind: str) -> Iterator[h5py.File]:
+    """Open a complete HDF5 artifact of the given kind for reading, or say what is wrong with it."""
+    import h5py
+
+    path = Path(path)
+    if not path.is_file():
+        raise GapinitError(f"{path}: no such file (expected an HDF5 file of kind '{kind}')")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise GapinitError(
+            f"{path}: not a readable HDF5 file ({error}). Delete it and run the stage again."
+        ) from None
+    with file:
+        found = file.attrs.get("kind")
+        if found != kind:
+            raise GapinitError(f"{path}: expected an HDF5 file of kind '{kind}', found '{found}'")
+        if file.attrs.get("format_version") != FORMAT_VERSION:
+            raise GapinitError(
+                f"{path}: format version {file.attrs.get('format_version')}, expected "
+                f"{FORMAT_VERSION}. Delete it and run the stage again."
+            )
+        if not file.attrs.get("complete", False):
+            raise GapinitError(f"{path}: incomplete. Delete it and run the stage again.")
+        yield file
+
+
+def hdf5_inputs(file: h5py.File) -> dict[str, Any]:
+    """Return what an HDF5 artifact was made from, as recorded when it was written."""
+    return json.loads(file.attrs["inputs"])

@@ -1,0 +1,44 @@
+"""Backbones: one module for each model family; nothing else in gapinit knows a module's name.
+
+`load_backbone` reads any `save_pretrained` folder of a known family; `make_backbone` makes the
+folder of a backbone named in `config/backbones/`. Families are imported when they are used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gapinit.artifacts import read_json
+from gapinit.errors import GapinitError
+from gapinit.settings import read_settings, read_yaml
+
+if TYPE_CHECKING:
+    from gapinit.backbones.blip2 import Blip2Backbone
+
+# Hugging Face `model_type` -> (module, class)
+FAMILIES = {"blip-2": ("gapinit.backbones.blip2", "Blip2Backbone")}
+
+
+def load_backbone(folder: Path, device: str = "cpu") -> Blip2Backbone:
+    """Load the backbone in a `save_pretrained` folder, frozen and in evaluation mode."""
+    model_type = read_json(Path(folder) / "config.json").get("model_type")
+    if model_type not in FAMILIES:
+        raise GapinitError(
+            f"{folder}: model type '{model_type}' is not supported, expected one of: "
+            f"{', '.join(FAMILIES)}"
+        )
+    module, class_name = FAMILIES[model_type]
+    backbone: Blip2Backbone = getattr(import_module(module), class_name).load(Path(folder), device)
+    return backbone
+
+
+def make_backbone(settings: Path, data: Path, output: Path, threads: int) -> None:
+    """Make the `save_pretrained` folder of the backbone described in `settings`."""
+    family = read_yaml(settings).get("family")
+    if family != "mini-blip2":
+        raise GapinitError(f"{settings}: key 'family': unknown family '{family}', expected: mini-blip2")
+    from gapinit.backbones.mini_blip2 import MiniBlip2Settings, pretrain
+
+    pretrain(read_settings(settings, MiniBlip2Settings), data, output, threads)

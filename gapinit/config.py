@@ -1,0 +1,175 @@
+"""The configuration of a workflow, as the YAML files in `config/` state it.
+
+Every other file is read on top of `config/default.yaml`, so it says only what differs. The whole
+is checked here, with every name that it uses, before Snakemake plans a single job. No torch: the
+Snakefile reads this at every parse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints, model_validator
+
+from gapinit.errors import GapinitError
+from gapinit.methods import METHODS
+from gapinit.settings import Settings, check_settings, read_yaml
+
+# Names become folder names, so they may hold nothing that a shell or a file system reads specially.
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Source = Literal["in-domain", "ood", "mixed"]
+Strategy = Literal["naive", "gg-safe", "all"]
+NoiseScale = Literal["unit", "raw"]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Datasets(Settings):
+    """Which dataset plays which part."""
+
+    in_domain: Name = Field(alias="in-domain")
+    ood: Name | None = None
+
+    def of(self, part: str) -> str:
+        """Return the dataset that plays the part 'in-domain' or 'ood'."""
+        name = self.in_domain if part == "in-domain" else self.ood
+        if name is None:
+            raise GapinitError(f"datasets.{part}: no dataset is configured for this part")
+        return name
+
+
+class Calibration(Settings):
+    """The sample from which gaps are estimated (paper, Section 4.2 and Appendix D)."""
+
+    source: Source = "in-domain"
+    size: Positive = 256
+    sizes: list[Positive] = [16, 64, 256, 1024]
+    heldout: Annotated[int, Field(ge=0)] = 256
+    seed: int = 0
+
+    def pairs(self) -> int:
+        """Return how many pairs are extracted: the largest set and a disjoint check sample."""
+        return max([self.size, *self.sizes]) + self.heldout
+
+
+class Gap(Settings):
+    """How per-sample gaps become one vector and one score a layer (paper, Appendix C)."""
+
+    neighbours: Positive = 10
+    alpha_semantic: float = 1.0
+    alpha_geometric: float = 1.0
+    smoothing: Literal["spot", "mean"] = "spot"
+
+
+class Layers(Settings):
+    """How many decoder layers are adapted, and which are never chosen by score."""
+
+    num_layers: Positive
+    exclude_bottom: Annotated[int, Field(ge=0)] = 0
+
+
+class Lora(Settings):
+    """LoRA as in the paper's Table 13."""
+
+    alpha_per_rank: Annotated[float, Field(gt=0)] = 2.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+
+
+class Training(Settings):
+    """The recipe, the same for every method (paper, Table 14)."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    batch_size: Positive = 32
+    gradient_accumulation: Positive = 1
+    epochs: Positive = 1
+    max_caption_tokens: Positive = 32
+
+
+class Decoding(Settings):
+    """How captions are decoded for scoring."""
+
+    num_beams: Positive = 1
+    max_new_tokens: Positive = 32
+    batch_size: Positive = 64
+
+
+class Config(Settings):
+    """Everything a workflow run is told."""
+
+    name: Name
+    results: str = "results"
+    backbone: Name
+    datasets: Datasets
+    data_root: str | None = None
+    annotations: str | None = None
+    seeds: Annotated[list[int], Field(min_length=1)]
+    calibration: Calibration
+    gap: Gap = Gap()
+    layers: Layers
+    lora: Lora = Lora()
+    training: Training = Training()
+    decoding: Decoding = Decoding()
+    experiments: Annotated[list[Name], Field(min_length=1)]
+    figures: list[Name] = []
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Config:
+        smallest = min([self.calibration.size, *self.calibration.sizes])
+        if smallest <= self.gap.neighbours:
+            raise ValueError(
+                f"calibration of {smallest} pairs has fewer than {self.gap.neighbours} neighbours "
+                f"for each pair: raise calibration.sizes or lower gap.neighbours"
+            )
+        return self
+
+
+def load_config(content: Mapping[str, Any], folder: Path, origin: str) -> Config:
+    """Check a whole configuration and every name in it against the files in `folder`.
+
+    `folder` is `config/`; `origin` names the file or command line that the content came from.
+    Raises GapinitError that names the key, what was expected and what was found.
+    """
+    config = check_settings(content, Config, origin)
+    _known(config.backbone, folder / "backbones", "backbone", origin)
+    for part, name in (("in-domain", config.datasets.in_domain), ("ood", config.datasets.ood)):
+        if name is not None:
+            _known(name, folder / "datasets", f"datasets.{part}", origin)
+    for name in config.experiments:
+        _known(name, folder / "experiments", "experiments", origin)
+    if needs_data_root(config, folder) and config.data_root is None:
+        raise GapinitError(
+            f"{origin}: dataset '{config.datasets.in_domain}' is a local folder: say where with "
+            "--config data_root=FOLDER (and annotations=FILE_OR_FOLDER if they are not in "
+            "FOLDER/annotations)"
+        )
+    return config
+
+
+def needs_data_root(config: Config, folder: Path) -> bool:
+    """Return whether the fine-tuning dataset is a local folder that the user has to name."""
+    dataset = read_yaml(folder / "datasets" / f"{config.datasets.in_domain}.yaml")
+    return "generator" not in dataset
+
+
+def known_method(name: str, origin: str) -> None:
+    """Raise GapinitError unless `name` is a registered method."""
+    if name not in METHODS:
+        raise GapinitError(
+            f"{origin}: key 'method': unknown method '{name}', expected one of: "
+            f"{', '.join(METHODS)}"
+        )
+
+
+def _known(name: str, folder: Path, key: str, origin: str) -> None:
+    if (folder / f"{name}.yaml").is_file():
+        return
+    known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml"))) or "none"
+    raise GapinitError(
+        f"{origin}: key '{key}': unknown name '{name}', expected one of the files in "
+        f"{folder}/: {known}"
+    )

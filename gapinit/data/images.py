@@ -1,0 +1,24 @@
+"""Read one image file as RGB."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gapinit.errors import GapinitError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def load_image(path: Path) -> Image:
+    """Return the image in RGB; a missing or damaged file is an error that names it."""
+    from PIL import Image as pillow
+
+    try:
+        with pillow.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise GapinitError(f"{path}: no such image") from None
+    except (OSError, SyntaxError, ValueError, pillow.DecompressionBombError) as error:
+        raise GapinitError(f"{path}: damaged or unreadable image ({error})") from None

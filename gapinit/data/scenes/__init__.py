@@ -1,0 +1,1 @@
+"""The procedural world `scenes`: images and texts made from a seed, written in the real formats."""

@@ -1,0 +1,222 @@
+"""Write a `scenes` dataset to disk, in the formats of COCO, of Flickr30k, or for pretraining.
+
+Every scene, picture and text has a random stream of its own, named after the dataset, its seed
+and its place in it, so the files are the same byte for byte wherever and whenever they are made.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gapinit.artifacts import atomic_file, atomic_folder, write_json
+from gapinit.data.scenes.corpus import corpus_line
+from gapinit.data.scenes.language import alt_text, captions, ood_caption, target_caption
+from gapinit.data.scenes.render import render
+from gapinit.data.scenes.settings import ScenesSettings
+from gapinit.data.scenes.world import Scene, sample_scene
+from gapinit.errors import GapinitError
+from gapinit.progress import track
+
+SETTINGS_FILE = "scenes.json"
+FOLDERS = ("images", "flickr30k-images", "annotations")
+JPEG_QUALITY = 95
+MIXED_OUTDOOR_SHARE = 0.25  # ASSUME: a pretraining set is mostly like the target domain
+CAPTIONS_PER_IMAGE = 5
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image of a dataset before it is drawn."""
+
+    split: str
+    number: int
+    scene: Scene
+
+
+def make_scenes(settings: ScenesSettings, output: Path, *, progress: bool = False) -> None:
+    """Write the dataset described by `settings` into the folder `output`.
+
+    `output` may be new, or an earlier output of this function, which is replaced; any other
+    folder that holds images or annotations is refused.
+    """
+    output = Path(output)
+    _clear(output)
+    write_json(output / SETTINGS_FILE, settings.model_dump())
+    write = {"coco": _write_coco, "flickr30k": _write_flickr30k, "pretraining": _write_pretraining}
+    write[settings.layout](settings, output, progress)
+
+
+def _clear(output: Path) -> None:
+    present = [output / name for name in FOLDERS if (output / name).exists()]
+    if present and not (output / SETTINGS_FILE).is_file():
+        raise GapinitError(
+            f"{output}: holds '{present[0].name}', which gapinit did not make (no {SETTINGS_FILE} "
+            "beside it). Choose another output folder, or empty this one."
+        )
+    for folder in present:
+        shutil.rmtree(folder)
+
+
+def stream(settings: ScenesSettings, *place: object) -> random.Random:
+    """Return the random stream of one part of a dataset. A text seed is hashed by SHA-512."""
+    name = "/".join(str(part) for part in (settings.name, settings.seed, *place))
+    return random.Random(name)
+
+
+def sample_items(settings: ScenesSettings) -> list[Item]:
+    """Draw the scenes of a dataset; no scene occurs in two splits."""
+    split_of: dict[Scene, str] = {}
+    items = []
+    for split, size in settings.images.by_split().items():
+        rng = stream(settings, split, "scenes")
+        for number in range(size):
+            scene = sample_scene(rng)
+            while split_of.get(scene, split) != split:
+                scene = sample_scene(rng)
+            split_of[scene] = split
+            items.append(Item(split, number, scene))
+    return items
+
+
+def _shown(items: list[Item], settings: ScenesSettings, progress: bool) -> Iterable[Item]:
+    return track(items, f"drawing {settings.name}") if progress else items
+
+
+def _draw(settings: ScenesSettings, item: Item, path: Path) -> None:
+    rng = stream(settings, item.split, item.number, "picture")
+    domain: str = settings.domain
+    if domain == "mixed":
+        domain = "outdoor" if rng.random() < MIXED_OUTDOOR_SHARE else "studio"
+    picture = render(item.scene, domain, settings.image_size, rng)
+    # No chroma subsampling: at 32 pixels it would smear the colours of small objects.
+    picture.save(path, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+
+
+def _sentences(
+    settings: ScenesSettings, item: Item, style: Callable[[Scene, random.Random], str]
+) -> list[str]:
+    rng = stream(settings, item.split, item.number, "captions")
+    return captions(item.scene, style, rng, CAPTIONS_PER_IMAGE)
+
+
+def _numbers(settings: ScenesSettings, count: int, low: int, high: int) -> Iterator[int]:
+    """Draw distinct image numbers, sparse as in the real datasets."""
+    return iter(stream(settings, "numbers").sample(range(low, high), count))
+
+
+def _karpathy_image(imgid: int, split: str, texts: list[str], filename: str) -> dict[str, Any]:
+    """Return one entry of a Karpathy-split JSON. Every image has the same number of sentences."""
+    sentids = [imgid * CAPTIONS_PER_IMAGE + k for k in range(len(texts))]
+    sentences = [
+        {"tokens": _tokens(text), "raw": text, "imgid": imgid, "sentid": sentid}
+        for text, sentid in zip(texts, sentids, strict=True)
+    ]
+    return {
+        "sentids": sentids,
+        "filename": filename,
+        "imgid": imgid,
+        "split": split,
+        "sentences": sentences,
+    }
+
+
+def _tokens(text: str) -> list[str]:
+    kept = "".join(letter if letter.isalnum() else " " for letter in text.lower())
+    return kept.split()
+
+
+def _write_coco(settings: ScenesSettings, output: Path, progress: bool) -> None:
+    items = sample_items(settings)
+    cocoids = _numbers(settings, len(items), 1, 600_000)
+    karpathy: list[dict[str, Any]] = []
+    with atomic_folder(output / "images") as folder:
+        for year in ("train2014", "val2014"):
+            (folder / year).mkdir()
+        for imgid, item in enumerate(_shown(items, settings, progress)):
+            # As in Karpathy's split: everything but `train` is cut from COCO's validation images.
+            filepath = "train2014" if item.split == "train" else "val2014"
+            cocoid = next(cocoids)
+            filename = f"COCO_{filepath}_{cocoid:012d}.jpg"
+            _draw(settings, item, folder / filepath / filename)
+            texts = _sentences(settings, item, target_caption)
+            entry = _karpathy_image(imgid, item.split, texts, filename)
+            karpathy.append({"filepath": filepath, **entry, "cocoid": cocoid})
+    for filepath in ("train2014", "val2014"):
+        chosen = [entry for entry in karpathy if entry["filepath"] == filepath]
+        path = output / "annotations" / f"captions_{filepath}.json"
+        write_json(path, _coco_captions(chosen, settings))
+    write_json(output / "dataset_coco.json", {"images": karpathy, "dataset": "coco"})
+
+
+def _coco_captions(entries: list[dict[str, Any]], settings: ScenesSettings) -> dict[str, Any]:
+    size = settings.image_size
+    return {
+        "info": {
+            "description": f"procedural dataset {settings.name}, seed {settings.seed}",
+            "url": "",
+            "version": "1.0",
+            "year": 2014,
+            "contributor": "gapinit",
+            "date_created": "2014-01-01 00:00:00",
+        },
+        "images": [
+            {
+                "license": 1,
+                "file_name": entry["filename"],
+                "coco_url": "",
+                "height": size,
+                "width": size,
+                "date_captured": "2014-01-01 00:00:00",
+                "flickr_url": "",
+                "id": entry["cocoid"],
+            }
+            for entry in entries
+        ],
+        "licenses": [{"url": "", "id": 1, "name": "Apache-2.0"}],
+        "annotations": [
+            {
+                "image_id": entry["cocoid"],
+                "id": sentence["sentid"] + 1,
+                "caption": sentence["raw"],
+            }
+            for entry in entries
+            for sentence in entry["sentences"]
+        ],
+    }
+
+
+def _write_flickr30k(settings: ScenesSettings, output: Path, progress: bool) -> None:
+    items = sample_items(settings)
+    numbers = _numbers(settings, len(items), 10_000_000, 8_200_000_000)
+    karpathy = []
+    with atomic_folder(output / "flickr30k-images") as folder:
+        for imgid, item in enumerate(_shown(items, settings, progress)):
+            filename = f"{next(numbers)}.jpg"
+            _draw(settings, item, folder / filename)
+            texts = _sentences(settings, item, ood_caption)
+            karpathy.append(_karpathy_image(imgid, item.split, texts, filename))
+    write_json(output / "dataset_flickr30k.json", {"images": karpathy, "dataset": "flickr30k"})
+
+
+def _write_pretraining(settings: ScenesSettings, output: Path, progress: bool) -> None:
+    items = sample_items(settings)
+    lines = []
+    with atomic_folder(output / "images") as folder:
+        for item in _shown(items, settings, progress):
+            filename = f"{item.number:08d}.jpg"
+            _draw(settings, item, folder / filename)
+            rng = stream(settings, item.split, item.number, "alt-text")
+            for _ in range(settings.alt_texts_per_image):
+                record = {"image": f"images/{filename}", "text": alt_text(item.scene, rng)}
+                lines.append(json.dumps(record) + "\n")
+    rng = stream(settings, "corpus")
+    corpus = [corpus_line(rng) + "\n" for _ in range(settings.corpus_lines)]
+    for name, content in (("alt_text.jsonl", lines), ("corpus.txt", corpus)):
+        with atomic_file(output / name) as temporary:
+            temporary.write_text("".join(content), encoding="utf-8", newline="\n")

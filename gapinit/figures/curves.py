@@ -1,0 +1,196 @@
+"""Training curves: loss, gradient norm and alignment with the gap, step by step."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gapinit.artifacts import read_json
+from gapinit.errors import GapinitError
+from gapinit.figures import style
+from gapinit.methods import METHODS
+from gapinit.runs import Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+QUANTITIES = {
+    "loss": "training loss",
+    "grad_norm": "gradient norm",
+    "alignment": "mean |cos(B, gap)|",
+}
+LINES = ("-", "--", ":", "-.")
+# Gap-Init keeps its colour in every figure; the others share what is left.
+COLOURS = tuple(colour for colour in style.PALETTE if colour != style.GAP_INIT)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One quantity of one method over the steps: mean and standard deviation over seeds."""
+
+    label: str
+    method: str
+    quantity: str
+    step: np.ndarray
+    mean: np.ndarray
+    std: np.ndarray
+    n_seeds: int
+
+
+def draw(runs: Sequence[Path], output: Path, *, window: int | None = None) -> None:
+    """Draw training loss, gradient norm and |cos(B, gap)| over the steps, a line a method.
+
+    `runs` are run folders (`steps.csv`, `run.json`), or the `run.json` in them; runs that differ in
+    nothing but the seed make one line, the mean over seeds, with a band of one standard deviation.
+    Every run is first smoothed by a centred running mean over `window` steps, by default a
+    fiftieth of the run.
+    Writes `<output>.pdf`, `.png`, `.svg` and `.csv`. `GapinitError` names a missing or damaged
+    log, and runs of one method with different numbers of steps.
+
+    Source: Zhao et al., "When Is Rank-1 Enough?", section 4.3 (what the zeroed A does to the
+    gradient); the loss and gradient-norm curves of the study of LoRA dynamics.
+    """
+    if not runs:
+        raise GapinitError("training curves: expected at least one run folder, found none")
+    groups: dict[Run, list[Path]] = {}
+    for path in runs:
+        folder = Path(path).parent if Path(path).name == "run.json" else Path(path)
+        groups.setdefault(replace(_run(folder), seed=None), []).append(folder)
+    curves = [
+        curve
+        for label, (run, folders) in zip(labels(list(groups)), groups.items(), strict=True)
+        for curve in _curves(label, run.method, folders, window)
+    ]
+    with style.paper_style():
+        figure, panels = style.panels(len(QUANTITIES), width=style.TEXT_WIDTH, height=2.6)
+        for axes, quantity in zip(panels, QUANTITIES, strict=True):
+            _draw_quantity(axes, [curve for curve in curves if curve.quantity == quantity])
+            axes.set_ylabel(QUANTITIES[quantity])
+            axes.set_xlabel("step")
+        # Gradient norms of methods differ by orders of magnitude; the other two do not.
+        panels[1].set_yscale("log")
+        panels[2].set_ylim(0, 1.02)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        style.save(figure, output)
+    style.write_numbers(output, _numbers(curves))
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """Return names that tell the runs apart: the method, and whatever factors differ."""
+    varying = [
+        name
+        for name in ("rank", "layers", "epochs", "calibration", "calibration_size", "noise")
+        if len({getattr(run, name) for run in runs if getattr(run, name) is not None}) > 1
+    ]
+    return [
+        ", ".join(
+            [
+                METHODS[run.method].label,
+                *(
+                    f"{name.replace('_', ' ')} {getattr(run, name)}"
+                    for name in varying
+                    if getattr(run, name) is not None
+                ),
+            ]
+        )
+        for run in runs
+    ]
+
+
+def smooth(values: np.ndarray, window: int) -> np.ndarray:
+    """Return the centred running mean over `window` entries; fewer at both ends."""
+    if window <= 1:
+        return values
+    ones = np.ones(window)
+    return np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")
+
+
+def _run(folder: Path) -> Run:
+    path = folder / "run.json"
+    factors: Any = read_json(path)
+    try:
+        run = Run(**factors["factors"])
+    except (KeyError, TypeError) as error:
+        raise GapinitError(f"{path}: expected the run's 'factors' ({error})") from None
+    if run.method not in METHODS:
+        raise GapinitError(f"{path}: unknown method '{run.method}'")
+    return run
+
+
+def _curves(label: str, method: str, folders: Sequence[Path], window: int | None) -> list[Curve]:
+    logs = [read_steps(folder / "steps.csv") for folder in folders]
+    for folder, log in zip(folders, logs, strict=True):
+        if len(log["step"]) != len(logs[0]["step"]):
+            raise GapinitError(
+                f"{folder / 'steps.csv'}: {len(log['step'])} steps, but {folders[0]} has "
+                f"{len(logs[0]['step'])}: runs of one method cannot be averaged. Train them again."
+            )
+    # ASSUME: step losses of small batches are noise to the eye; the span is part of the caption.
+    span = max(1, len(logs[0]["step"]) // 50) if window is None else window
+    curves = []
+    for quantity in QUANTITIES:
+        values = np.stack([smooth(log[quantity], span) for log in logs])
+        std = values.std(axis=0, ddof=1) if len(logs) > 1 else np.zeros(values.shape[1])
+        curves.append(
+            Curve(label, method, quantity, logs[0]["step"], values.mean(axis=0), std, len(logs))
+        )
+    return curves
+
+
+def read_steps(path: Path) -> Mapping[str, np.ndarray]:
+    """Read a step log: one array of (steps,) per column."""
+    columns = ("step", *QUANTITIES)
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            lines = list(csv.DictReader(file))
+        if not lines:
+            raise GapinitError(f"{path}: no steps. Train this run again.")
+        return {name: np.array([float(line[name]) for line in lines]) for name in columns}
+    except FileNotFoundError:
+        raise GapinitError(f"{path}: no such file. Train this run first.") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise GapinitError(
+            f"{path}: expected the columns {', '.join(columns)} with a number on every line "
+            f"({error}). Train this run again."
+        ) from None
+
+
+def _draw_quantity(axes: Axes, curves: Sequence[Curve]) -> None:
+    drawn = {True: 0, False: 0}
+    for curve in curves:
+        own = curve.method == "gap-init"
+        place = drawn[own]
+        drawn[own] += 1
+        colour = style.GAP_INIT if own else COLOURS[place % len(COLOURS)]
+        line = LINES[(place if own else place // len(COLOURS)) % len(LINES)]
+        axes.plot(
+            curve.step, curve.mean, color=colour, linestyle=line, linewidth=1.0,
+            label=f"{curve.label} (n = {curve.n_seeds})",
+        )  # fmt: skip
+        low, high = curve.mean - curve.std, curve.mean + curve.std
+        if curve.n_seeds > 1:
+            # On the logarithmic axis a band may not reach zero.
+            floor = 0.05 * curve.mean if curve.quantity == "grad_norm" else low
+            axes.fill_between(
+                curve.step, np.maximum(low, floor), high, color=colour, alpha=0.18, linewidth=0
+            )
+
+
+def _numbers(curves: Sequence[Curve]) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("label", "quantity", "step", "mean", "std", "n_seeds")
+    }
+    for curve in curves:
+        count = len(curve.step)
+        columns["label"] += [curve.label] * count
+        columns["quantity"] += [curve.quantity] * count
+        columns["step"] += [int(step) for step in curve.step]
+        columns["mean"] += list(curve.mean)
+        columns["std"] += list(curve.std) if curve.n_seeds > 1 else [None] * count
+        columns["n_seeds"] += [curve.n_seeds] * count
+    return columns

@@ -1,0 +1,21 @@
+"""LoRA as PEFT initialises it by default: A Kaiming-uniform, B zero.
+
+The difference to `lora-gaussian` is the scale of A alone, which at rank 1 is large."""
+
+from __future__ import annotations
+
+from gapinit.adapters import add_lora
+from gapinit.methods.setup import Adapted, Setup
+
+
+def adapt(setup: Setup) -> Adapted:
+    """Add the adapter with PEFT's own initialiser."""
+    model = add_lora(
+        setup.backbone,
+        setup.layers,
+        rank=setup.rank,
+        alpha=setup.alpha,
+        dropout=setup.dropout,
+        init_lora_weights=True,
+    )
+    return Adapted(model)

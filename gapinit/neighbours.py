@@ -1,0 +1,212 @@
+"""Exact nearest neighbours by blocked matrix products, in one or several spaces at once.
+
+The squared distance |a|^2 + |b|^2 - 2ab loses digits when the points lie close together or far
+from the origin, so here it only proposes: the data are centred, every product carries a bound of
+its rounding error, and all points that the bound cannot rule out are measured again from the
+differences of their coordinates. The neighbours are therefore those of the exact distances.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from gapinit.errors import GapinitError
+
+FloatArray = npt.NDArray[np.floating[Any]]
+
+BLOCK_ENTRIES = 1 << 20
+"""Distances held at once in one space: a block has this many entries, or one row."""
+
+GROUP = 8
+"""Columns that are searched by their minimum alone, where rows are long."""
+
+ROW_BLOCK_ENTRIES = 1 << 17
+"""Coordinates held at once where rows are visited in double precision."""
+
+
+class Neighbours(NamedTuple):
+    """The k nearest other points of each of N points, nearest first, ties by lower index."""
+
+    indices: npt.NDArray[np.intp]
+    """(N, k): which points."""
+    distances: npt.NDArray[np.float64]
+    """(N, k): how far away, Euclidean."""
+
+
+class _Centred(NamedTuple):
+    """One part of the coordinates, ready for matrix products."""
+
+    points: FloatArray
+    squares: FloatArray
+    slack: FloatArray
+
+
+def check_neighbours(neighbours: int, number: int, origin: str = "neighbours") -> int:
+    """Return `neighbours` as an int if every one of `number` points has that many others."""
+    try:
+        value = operator.index(neighbours)
+    except TypeError:
+        value = 0
+    if isinstance(neighbours, bool) or value < 1:
+        raise GapinitError(f"{origin}: expected a whole number of at least 1, found {neighbours!r}")
+    if value >= number:
+        raise GapinitError(
+            f"{origin}: {value} neighbours asked for, but each of {number} pairs has only "
+            f"{number - 1} others. Use at most {number - 1} neighbours, or at least {value + 1} "
+            "pairs."
+        )
+    return value
+
+
+def nearest_neighbours(points: FloatArray, neighbours: int) -> Neighbours:
+    """Find each point's nearest other points.
+
+    `points` is (N, d), finite; 1 <= neighbours <= N - 1, else `GapinitError`.
+    """
+    return search([points], [(0,)], neighbours)[0]
+
+
+def search(
+    parts: Sequence[FloatArray], spaces: Sequence[Sequence[int]], neighbours: int
+) -> list[Neighbours]:
+    """Find nearest neighbours in several spaces that are put together from the same parts.
+
+    A space is a tuple of indices into `parts`, and its points are the concatenation of those
+    parts: |x_i - x_j|^2 = sum over its parts p of |p_i - p_j|^2. The matrix product of a part is
+    made once for all spaces that hold it.
+
+    Each part is (N, d_p) and finite; the result has one `Neighbours` a space. Memory beyond one
+    copy of the parts is O(N * block); no array has N x N entries.
+    """
+    number = parts[0].shape[0]
+    count = check_neighbours(neighbours, number)
+    scale = _scale(parts)
+    centred = {part: _centre(parts[part], scale) for space in spaces for part in space}
+    found = [
+        Neighbours(np.empty((number, count), np.intp), np.empty((number, count))) for _ in spaces
+    ]
+    rows = max(1, BLOCK_ENTRIES // number)
+    for start in range(0, number, rows):
+        stop = min(start + rows, number)
+        squared = {part: _squared_distances(data, start, stop) for part, data in centred.items()}
+        for space, result in zip(spaces, found, strict=True):
+            approximate = squared[space[0]]
+            slack = centred[space[0]].slack
+            for part in space[1:]:
+                approximate = approximate + squared[part]
+                slack = slack + centred[part].slack
+            row, column = _candidates(approximate, slack, start, count)
+            exact = _exact_squared([parts[part] for part in space], row + start, column, scale)
+            order = np.lexsort((column, exact, row))
+            first = np.searchsorted(row, np.arange(stop - start))
+            chosen = order[first[:, None] + np.arange(count)]
+            result.indices[start:stop] = column[chosen]
+            result.distances[start:stop] = np.sqrt(exact[chosen]) * scale
+    return found
+
+
+def row_blocks(number: int, width: int) -> Iterator[slice]:
+    """Cut `number` rows of `width` entries into slices that are cheap to hold as float64."""
+    rows = max(1, ROW_BLOCK_ENTRIES // max(width, 1))
+    for start in range(0, number, rows):
+        yield slice(start, min(start + rows, number))
+
+
+def _means(points: FloatArray) -> npt.NDArray[np.float64]:
+    return np.asarray(points.mean(axis=0, dtype=np.float64))
+
+
+def _scale(parts: Sequence[FloatArray]) -> float:
+    """Return a power of two above every centred coordinate, so that squares cannot overflow."""
+    largest = 0.0
+    for points in parts:
+        centre = _means(points)
+        for block in row_blocks(*points.shape):
+            largest = max(largest, float(np.abs(points[block] - centre).max()))
+    # frexp: largest < 2**exponent, and dividing by a power of two is exact.
+    return float(2.0 ** np.frexp(largest)[1]) if largest > 0 else 1.0
+
+
+def _centre(points: FloatArray, scale: float) -> _Centred:
+    number, width = points.shape
+    # Input of at most single precision needs no better products: the bound stays valid, and the
+    # products take half the time. Very wide parts would make that bound useless.
+    single = points.dtype.itemsize <= 4 and width <= 1 << 16
+    dtype: type[np.floating[Any]] = np.float32 if single else np.float64
+    centre = _means(points)
+    centred: FloatArray = np.empty((number, width), dtype)
+    squares: FloatArray = np.empty(number, dtype)
+    for block in row_blocks(number, width):
+        centred[block] = (points[block] - centre) / scale
+        squares[block] = np.square(centred[block], dtype=np.float64).sum(axis=1)
+    # With unit roundoff u: rounding the points moves |a-b|^2 by at most about 4u(|a|^2+|b|^2), a
+    # product of length d is off by at most about d*u*|a||b| <= d*u*(|a|^2+|b|^2)/2 and counts
+    # twice, and the few additions here and in `_candidates` cost some u each. Half of it belongs
+    # to each point; the last term covers underflow.
+    unit = float(np.finfo(dtype).eps) / 2
+    slack = (width + 48) * unit * 1.02 * squares + 4 * width * float(np.finfo(dtype).tiny)
+    return _Centred(centred, squares, slack.astype(dtype))
+
+
+def _squared_distances(data: _Centred, start: int, stop: int) -> FloatArray:
+    squared: FloatArray = data.points[start:stop] @ data.points.T
+    squared *= -2
+    squared += data.squares[start:stop, None]
+    squared += data.squares
+    return squared
+
+
+def _candidates(
+    approximate: FloatArray, slack: FloatArray, start: int, count: int
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Return (row, column) of all points that may be among the `count` nearest of their row.
+
+    The true squared distance lies within slack_i + slack_j of the approximate one. At least
+    `count` points lie within the count-th smallest upper bound, so a point whose lower bound is
+    above that is out.
+    """
+    rows = np.arange(approximate.shape[0])
+    own = slack[start : start + len(rows)]
+    bound: FloatArray = approximate + slack
+    bound[rows, rows + start] = np.inf
+    limit = _upper_limit(bound, count) + 2 * own
+    np.subtract(approximate, slack, out=bound)
+    bound[rows, rows + start] = np.inf
+    row, column = np.divmod(np.flatnonzero(bound <= limit[:, None]), bound.shape[1])
+    return row, column
+
+
+def _upper_limit(bound: FloatArray, count: int) -> FloatArray:
+    """Return, for each row, a value that at least `count` entries do not exceed.
+
+    The count-th smallest entry is the tightest. In long rows the count-th smallest minimum of
+    groups of columns does nearly as well (two of the nearest seldom share a group) and is found
+    several times faster; what it lets through besides is measured exactly and falls out there.
+    """
+    groups = bound.shape[1] // GROUP
+    if groups >= 16 * count:
+        columns = bound[:, : groups * GROUP].reshape(len(bound), GROUP, groups)
+        bound = columns.min(axis=1)
+    limit: FloatArray = np.partition(bound, count - 1, axis=1)[:, count - 1]
+    return limit
+
+
+def _exact_squared(
+    parts: Sequence[FloatArray],
+    row: npt.NDArray[np.intp],
+    column: npt.NDArray[np.intp],
+    scale: float,
+) -> npt.NDArray[np.float64]:
+    total = np.zeros(len(row))
+    for points in parts:
+        for block in row_blocks(len(row), points.shape[1]):
+            difference = points[row[block]].astype(np.float64)
+            difference -= points[column[block]]
+            difference /= scale
+            total[block] += np.square(difference, out=difference).sum(axis=1)
+    return total

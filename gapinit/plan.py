@@ -1,0 +1,179 @@
+"""What a configuration asks for: its runs, its tables, and where each run's inputs lie.
+
+The Snakefile holds one `Plan`; rules ask it which gap, trunk and predictions a run or a table
+needs. No torch: this is read at every parse.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gapinit.config import Config, load_config
+from gapinit.errors import GapinitError
+from gapinit.methods import METHODS
+from gapinit.runs import Experiment, Run, TableRow, load_experiment, table_rows
+from gapinit.settings import read_yaml
+
+VERSIONS = {
+    "data": 1,
+    "backbone": 1,
+    "states": 1,
+    "gap": 1,
+    "trunk": 1,
+    "train": 1,
+    "predict": 1,
+    "score": 1,
+    "tables": 1,
+    "figures": 1,
+    "report": 1,
+}
+SCORERS = {"CIDEr": "cider", "Bleu": "bleu", "METEOR": "meteor", "ROUGE_L": "rouge"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked configuration with its experiments multiplied out into runs."""
+
+    config: Config
+    folder: Path
+    experiments: dict[str, Experiment]
+    rows: dict[str, list[TableRow]]
+
+    @property
+    def in_domain(self) -> str:
+        """Return the dataset that runs are fine-tuned on."""
+        return self.config.datasets.in_domain
+
+    def runs(self, *tables: str) -> list[Run]:
+        """Return the runs of some tables (of all, if none is named), each once."""
+        rows = [row for table in tables or self.rows for row in self.rows[table]]
+        return list(dict.fromkeys(run for row in rows for run in row.runs))
+
+    def trained(self, *tables: str) -> list[Run]:
+        """Return those runs that have an adapter."""
+        return [run for run in self.runs(*tables) if run.trained]
+
+    def evaluated_on(self, table: str) -> str:
+        """Return the dataset that a table's runs are scored on."""
+        return self.config.datasets.of(self.experiments[table].evaluate)
+
+    def scores(self, table: str) -> list[str]:
+        """Return the score files of a table, below the folder of the evaluate stage."""
+        dataset = self.evaluated_on(table)
+        return [f"{run.path}/{dataset}.scores.json" for run in self.runs(table)]
+
+    def scorers(self, dataset: str) -> str:
+        """Return what `gapinit score captions --metrics` takes for this dataset's tables."""
+        wanted = {
+            SCORERS[metric.split("_")[0] if metric.startswith("Bleu") else metric]
+            for table, experiment in self.experiments.items()
+            if self.evaluated_on(table) == dataset
+            for metric in experiment.metrics
+        }
+        # CIDEr, BLEU and ROUGE-L share one tokenisation and cost a second; METEOR costs far more.
+        return ",".join(sorted(wanted | {"cider", "bleu", "rouge"}))
+
+    def gap_name(self, run: Run) -> str:
+        """Return the gap file of a run: its own, or the default one that B is compared with."""
+        source = run.calibration or self.config.calibration.source
+        return f"{source}-{run.calibration_size or self.config.calibration.size}"
+
+    def sources(self, calibration: str) -> list[str]:
+        """Return the datasets that a calibration source draws from."""
+        parts = ["in-domain", "ood"] if calibration == "mixed" else [calibration]
+        return [self.config.datasets.of(part) for part in parts]
+
+    def uses_default_gap(self, run: Run) -> bool:
+        """Return whether a run's direction is the default gap itself, or none."""
+        calibration = self.config.calibration
+        default = f"{calibration.source}-{calibration.size}"
+        return run.noise == 0 and self.gap_name(run) == default
+
+    def version(self, stage: str) -> int:
+        """Return a stage's version: raise it when an edit changes the stage's numbers.
+
+        It is a parameter of the stage's rules: Snakemake does not see edits of imported modules.
+        """
+        return VERSIONS[stage]
+
+    def as_json(self) -> str:
+        """Return the checked configuration as JSON, to be read back by commands."""
+        return self.config.model_dump_json(by_alias=True)
+
+    def annotation_files(self, dataset: str) -> list[str]:
+        """Return the annotation files of a local dataset."""
+        from gapinit.data.locate import find_annotations
+
+        root, annotations = self._local_paths(dataset)
+        return [str(path) for path in find_annotations(root, annotations).files]
+
+    def local_options(self, dataset: str) -> str:
+        """Return where a local dataset is, as quoted options of `gapinit data prepare`."""
+        if self.dataset_setting(dataset, "generator"):
+            return ""
+        root, annotations = self._local_paths(dataset)
+        text = f"--data-root {shlex.quote(str(root))}"
+        return text if annotations is None else f"{text} --annotations {shlex.quote(str(annotations))}"
+
+    def _local_paths(self, dataset: str) -> tuple[Path, Path | None]:
+        root, annotations = self.config.data_root, self.config.annotations
+        if root is None:
+            raise GapinitError(f"dataset '{dataset}': data_root is missing")
+        return Path(root), Path(annotations) if annotations is not None else None
+
+    def backbone_setting(self, backbone: str, key: str) -> Any:
+        """Return one key of a backbone's file."""
+        return read_yaml(self.folder / "backbones" / f"{backbone}.yaml").get(key)
+
+    def dataset_setting(self, dataset: str, key: str) -> Any:
+        """Return one key of a dataset's file."""
+        return read_yaml(self.folder / "datasets" / f"{dataset}.yaml").get(key)
+
+    def python_path(self, executable: str, conda: bool) -> str:
+        """Return shell text that makes rules import gapinit from the workflow's own folder.
+
+        Without conda, `python` is the one that runs Snakemake; with conda, the environment's.
+        """
+        source = shlex.quote(str(self.folder.parent)).replace("{", "{{").replace("}", "}}")
+        text = f"export PYTHONPATH={source}${{{{PYTHONPATH:+:$PYTHONPATH}}}}; "
+        if not conda:
+            programs = shlex.quote(str(Path(executable).parent))
+            text += f"export PATH={programs.replace('{', '{{').replace('}', '}}')}:$PATH; "
+        return text
+
+
+def make_plan(content: Mapping[str, Any], folder: Path) -> Plan:
+    """Check a configuration and everything that it names, and multiply out its experiments."""
+    origin = "configuration"
+    config = load_config(content, folder, origin)
+    experiments = {
+        name: load_experiment(folder / "experiments" / f"{name}.yaml")
+        for name in config.experiments
+    }
+    rows = {
+        name: table_rows(experiment, config, str(folder / "experiments" / f"{name}.yaml"))
+        for name, experiment in experiments.items()
+    }
+    plan = Plan(config, folder, experiments, rows)
+    for name in experiments:
+        _check_calibration(plan, name)
+    return plan
+
+
+def _check_calibration(plan: Plan, name: str) -> None:
+    """Refuse sizes that no extraction covers and sources that have no dataset."""
+    plan.evaluated_on(name)
+    largest = plan.config.calibration.pairs() - plan.config.calibration.heldout
+    for run in plan.runs(name):
+        if not METHODS[run.method].uses_gap:
+            continue
+        plan.sources(run.calibration or "in-domain")
+        if (run.calibration_size or 0) > largest:
+            raise GapinitError(
+                f"experiment '{name}': calibration size {run.calibration_size} is above the "
+                f"largest one extracted, {largest}: add it to calibration.sizes"
+            )

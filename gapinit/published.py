@@ -1,0 +1,134 @@
+"""The numbers that the papers print, and where one paper prints several for one configuration.
+
+`config/published/<paper>.csv` holds every cell of the paper's tables, `<paper>-text.csv` what its
+text, its project page and notes on it say. Columns: the place, the row and metric within it, the
+number (of a printed range its middle), its standard deviation, the number as printed, and the
+configuration that it belongs to: equal configurations are the same experiment by the paper's own
+description, so that two numbers for one configuration contradict each other.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from gapinit.errors import GapinitError
+
+
+@dataclass(frozen=True)
+class PublishedNumber:
+    """One number of a paper, as printed and as a value."""
+
+    place: str
+    row: str
+    metric: str
+    value: float
+    std: float | None
+    printed: str
+    configuration: str
+
+
+COLUMNS = tuple(field.name for field in fields(PublishedNumber))
+
+
+def published_files(folder: Path, paper: str) -> list[Path]:
+    """Return the files that hold a paper's numbers: its tables, and its text if there is one."""
+    text = Path(folder) / f"{paper}-text.csv"
+    return [Path(folder) / f"{paper}.csv", *([text] if text.is_file() else [])]
+
+
+def read_published(path: Path) -> list[PublishedNumber]:
+    """Read one file of published numbers; a malformed line is an error that names it.
+
+    Raises GapinitError on wrong columns, on a value that is no number, on an empty entry where
+    one is needed, and on two numbers for one place, row and metric.
+    """
+    path = Path(path)
+    numbers: list[PublishedNumber] = []
+    seen: set[tuple[str, str, str]] = set()
+    try:
+        with path.open(encoding="utf-8", newline="") as handle:
+            reader = csv.DictReader(handle)
+            if tuple(reader.fieldnames or ()) != COLUMNS:
+                raise GapinitError(
+                    f"{path}: expected the columns {', '.join(COLUMNS)}, "
+                    f"found {', '.join(reader.fieldnames or ()) or 'none'}"
+                )
+            for entry in reader:
+                number = _number(entry, f"{path}, line {reader.line_num}")
+                key = (number.place, number.row, number.metric)
+                if key in seen:
+                    raise GapinitError(
+                        f"{path}, line {reader.line_num}: a second number for {', '.join(key)}"
+                    )
+                seen.add(key)
+                numbers.append(number)
+    except FileNotFoundError:
+        raise GapinitError(f"{path}: no such file (published numbers of a paper)") from None
+    except UnicodeDecodeError as error:
+        raise GapinitError(f"{path}: not UTF-8 text ({error.reason})") from None
+    return numbers
+
+
+def find(
+    numbers: Sequence[PublishedNumber], place: str, row: str, metric: str, origin: str
+) -> PublishedNumber | None:
+    """Return the number that a place prints for a row and metric, or None if it prints none.
+
+    A row that the place does not have at all is an error: it is a misspelt name.
+    """
+    of_place = [number for number in numbers if number.place == place]
+    of_row = [number for number in of_place if number.row == row]
+    if not of_row:
+        known = ", ".join(dict.fromkeys(number.row for number in of_place)) or "none"
+        raise GapinitError(
+            f"{origin}: key 'published': no row '{row}' at '{place}' among the published numbers, "
+            f"expected one of: {known}"
+        )
+    return next((number for number in of_row if number.metric == metric), None)
+
+
+def elsewhere(numbers: Sequence[PublishedNumber], number: PublishedNumber) -> str:
+    """Return, in words, what other places print for the same configuration and metric.
+
+    Empty if none differs. Places that print the same number are named together.
+    """
+    others: dict[str, list[str]] = {}
+    for other in numbers:
+        same = (other.configuration, other.metric) == (number.configuration, number.metric)
+        if same and (other.value, other.std) != (number.value, number.std):
+            others.setdefault(other.printed, []).append(other.place)
+    if not others:
+        return ""
+    listed = "; ".join(
+        f"{printed} ({', '.join(dict.fromkeys(places))})" for printed, places in others.items()
+    )
+    return f"printed elsewhere for the same configuration: {listed}"
+
+
+def _number(entry: dict[str, str], origin: str) -> PublishedNumber:
+    for column in ("place", "row", "metric", "value", "printed", "configuration"):
+        if not (entry.get(column) or "").strip():
+            raise GapinitError(f"{origin}: column '{column}' is empty")
+    return PublishedNumber(
+        place=entry["place"],
+        row=entry["row"],
+        metric=entry["metric"],
+        value=_float(entry["value"], "value", origin),
+        std=_float(entry["std"], "std", origin) if entry["std"] else None,
+        printed=entry["printed"],
+        configuration=entry["configuration"],
+    )
+
+
+def _float(text: str, column: str, origin: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise GapinitError(f"{origin}: column '{column}': expected a number, found '{text}'")
+    return value

@@ -1,0 +1,295 @@
+"""What a run is, where its artifacts lie, and which runs the experiments ask for.
+
+A run is a point in the space of factors (method, rank, layers, calibration, noise, seed, ...).
+Its path spells the factors, so that a run wanted by several tables is trained once. An experiment
+is one file, `config/experiments/<name>.yaml`: rows of factors, where a list stands for every value
+in it. No torch: the Snakefile reads this at every parse.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import string
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from gapinit.config import Config, Name, NoiseScale, Positive, Source, Strategy, known_method
+from gapinit.errors import GapinitError
+from gapinit.methods import METHODS
+from gapinit.settings import Settings, check_settings, read_yaml
+
+_PATH = re.compile(
+    r"(?P<backbone>[^/]+)/(?P<dataset>[^/]+)/(?P<method>[^/]+)/"
+    r"(?:no-adapter|rank(?P<rank>\d+)_(?P<layers>[a-z-]+)_epochs(?P<epochs>\d+)/"
+    r"(?:no-gap|(?P<calibration>[a-z-]+)-(?P<size>\d+)"
+    r"(?:_noise-(?P<scale>[a-z]+)-(?P<noise>[0-9.e-]+))?)/seed(?P<seed>\d+))"
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run (or the untrained backbone), told apart by its factors alone."""
+
+    backbone: str
+    dataset: str
+    method: str
+    rank: int | None = None
+    layers: str | None = None
+    epochs: int | None = None
+    calibration: str | None = None
+    calibration_size: int | None = None
+    noise: float = 0.0
+    noise_scale: str | None = None
+    seed: int | None = None
+
+    @property
+    def trained(self) -> bool:
+        """Whether the run has an adapter at all."""
+        return bool(METHODS[self.method].module)
+
+    @property
+    def path(self) -> str:
+        """Return the run's folder below a stage's folder, spelling every factor that matters."""
+        head = f"{self.backbone}/{self.dataset}/{self.method}"
+        if not self.trained:
+            return f"{head}/no-adapter"
+        gap = "no-gap"
+        if self.calibration is not None:
+            gap = f"{self.calibration}-{self.calibration_size}"
+            if self.noise:
+                gap += f"_noise-{self.noise_scale}-{self.noise:g}"
+        return f"{head}/rank{self.rank}_{self.layers}_epochs{self.epochs}/{gap}/seed{self.seed}"
+
+    @property
+    def factors(self) -> dict[str, Any]:
+        """Return the factors as a mapping, as they stand in `run.json` and in the tables."""
+        return asdict(self)
+
+    @classmethod
+    def parse(cls, path: str) -> Run:
+        """Return the run whose path this is; the inverse of `path`."""
+        match = _PATH.fullmatch(str(PurePosixPath(path)))
+        if match is None or match["method"] not in METHODS:
+            raise GapinitError(f"'{path}' is not the path of a run")
+        number = {key: int(match[key]) for key in ("rank", "epochs", "size", "seed") if match[key]}
+        run = cls(
+            backbone=match["backbone"],
+            dataset=match["dataset"],
+            method=match["method"],
+            rank=number.get("rank"),
+            layers=match["layers"],
+            epochs=number.get("epochs"),
+            calibration=match["calibration"],
+            calibration_size=number.get("size"),
+            noise=float(match["noise"] or 0.0),
+            noise_scale=match["scale"],
+            seed=number.get("seed"),
+        )
+        if run.path != str(PurePosixPath(path)):
+            raise GapinitError(f"'{path}' is not the path of a run, the nearest is '{run.path}'")
+        return run
+
+
+METRICS = ("CIDEr", "Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L")
+"""Names of the metrics that an experiment may ask for, as they stand in score files (percent)."""
+
+FACTORS = (
+    "method",
+    "rank",
+    "layers",
+    "epochs",
+    "calibration",
+    "calibration_size",
+    "noise",
+    "noise_scale",
+)
+"""Factors of a row that may be lists, in the order in which they are multiplied out."""
+
+Noise = Annotated[float, Field(ge=0, le=1000)]
+
+
+class Row(Settings):
+    """A row of a table: factors, each a value or a list of values to multiply out."""
+
+    id: str
+    """Name of the row within its table; may hold factors in braces when lists multiply it."""
+    label: str
+    method: str | list[str]
+    rank: Positive | list[Positive] = 1
+    layers: Strategy | list[Strategy] = "naive"
+    epochs: Positive | list[Positive] | None = None
+    calibration: Source | list[Source] | None = None
+    calibration_size: Positive | list[Positive] | None = None
+    noise: Noise | list[Noise] = 0.0
+    noise_scale: NoiseScale | list[NoiseScale] = "unit"
+    published: str | None = None
+    """Row of `config/published/*.csv` to stand beside; may hold factors in braces."""
+
+    @model_validator(mode="after")
+    def _multiplies_out(self) -> Row:
+        for factor in FACTORS:
+            if getattr(self, factor) == []:
+                raise ValueError(f"'{factor}' of row '{self.id}' is an empty list")
+        for noise in _values(self.noise):
+            # A run's path spells the noise with six digits: more would make two runs one.
+            if float(f"{noise:g}") != noise:
+                raise ValueError(f"noise {noise!r} has more than six significant digits")
+        for template in (self.id, self.label, self.published or ""):
+            _check_template(template)
+        return self
+
+
+class Claim(Settings):
+    """A statement of the paper about a table, in a form that the numbers can contradict."""
+
+    text: str
+    metric: str
+    better: str
+    """Id of the row that should score higher ..."""
+    worse: str
+    """... than this one."""
+    margin: Annotated[float, Field(ge=0)] = 0.0
+    """Points by which `better` may fall short and the claim still stand."""
+    statistic: Literal["mean", "std"] = "mean"
+    """`std`: the claim is that `better` has the smaller standard deviation over seeds."""
+
+    @model_validator(mode="after")
+    def _margin_is_in_points(self) -> Claim:
+        if self.statistic == "std" and self.margin:
+            raise ValueError("a claim about 'std' is tested as a ratio and takes no margin")
+        return self
+
+
+class Experiment(Settings):
+    """One table of a paper: its rows, what is measured on them, and what they should show."""
+
+    title: str
+    paper: Name
+    place: str
+    evaluate: Literal["in-domain", "ood"] = "in-domain"
+    metrics: Annotated[list[str], Field(min_length=1)]
+    seeds: Annotated[list[int], Field(min_length=1)] | None = None
+    reference: str | None = None
+    """Id of the row that all others are compared with, seed by seed and image by image."""
+    rows: Annotated[list[Row], Field(min_length=1)]
+    claims: list[Claim] = []
+    note: str = ""
+
+    @model_validator(mode="after")
+    def _metrics_known(self) -> Experiment:
+        for metric in self.metrics:
+            if metric not in METRICS:
+                raise ValueError(
+                    f"unknown metric '{metric}', expected one of: {', '.join(METRICS)}"
+                )
+        for claim in self.claims:
+            if claim.metric not in self.metrics:
+                raise ValueError(
+                    f"a claim speaks of metric '{claim.metric}', the table has: "
+                    f"{', '.join(self.metrics)}"
+                )
+        return self
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A row after multiplying out: its runs, one a seed."""
+
+    id: str
+    label: str
+    published: str | None
+    runs: tuple[Run, ...]
+
+
+def load_experiment(path: Path) -> Experiment:
+    """Read one experiment file; wrong keys, unknown methods and claims on no row are errors."""
+    experiment = check_settings(read_yaml(path), Experiment, origin=str(path))
+    for row in experiment.rows:
+        for method in _values(row.method):
+            known_method(method, f"{path}: row '{row.id}'")
+    return experiment
+
+
+def table_rows(experiment: Experiment, config: Config, origin: str) -> list[TableRow]:
+    """Multiply out an experiment's rows into runs, with the configuration's defaults filled in."""
+    seeds = experiment.seeds if experiment.seeds is not None else config.seeds
+    rows = [row for given in experiment.rows for row in _expand(given, seeds, config)]
+    ids = [row.id for row in rows]
+    for id_ in ids:
+        if ids.count(id_) > 1:
+            raise GapinitError(f"{origin}: two rows with the id '{id_}': ids must differ")
+    if experiment.reference is not None and experiment.reference not in ids:
+        raise GapinitError(
+            f"{origin}: key 'reference' names row '{experiment.reference}', expected one of: "
+            f"{', '.join(ids)}"
+        )
+    for claim in experiment.claims:
+        for id_ in (claim.better, claim.worse):
+            if id_ not in ids:
+                raise GapinitError(
+                    f"{origin}: a claim speaks of row '{id_}', expected one of: {', '.join(ids)}"
+                )
+    return rows
+
+
+def _expand(row: Row, seeds: list[int], config: Config) -> list[TableRow]:
+    factors = {
+        "method": row.method,
+        "rank": row.rank,
+        "layers": row.layers,
+        "epochs": row.epochs or config.training.epochs,
+        "calibration": row.calibration or config.calibration.source,
+        "calibration_size": row.calibration_size or config.calibration.size,
+        "noise": row.noise,
+        "noise_scale": row.noise_scale,
+    }
+    rows = []
+    for values in itertools.product(*(_values(value) for value in factors.values())):
+        point = dict(zip(factors, values, strict=True))
+        # A template names factors only; format_map keeps "0.6" and "256" as they are written.
+        named = {key: f"{value:g}" if key == "noise" else value for key, value in point.items()}
+        runs = [_run(point, seed, config) for seed in seeds]
+        rows.append(
+            TableRow(
+                id=row.id.format_map(named),
+                label=row.label.format_map(named),
+                published=row.published and row.published.format_map(named),
+                runs=tuple(dict.fromkeys(runs)),
+            )
+        )
+    return rows
+
+
+def _run(point: dict[str, Any], seed: int, config: Config) -> Run:
+    """Keep of a row's factors those that the method depends on: equal runs get equal paths."""
+    method = METHODS[point["method"]]
+    head: dict[str, Any] = {"backbone": config.backbone, "dataset": config.datasets.in_domain}
+    if not method.module:
+        return Run(**head, method=method.name)
+    run = {key: point[key] for key in ("method", "rank", "layers", "epochs")}
+    if method.uses_gap:
+        run |= {key: point[key] for key in ("calibration", "calibration_size")}
+        if point["noise"]:
+            run |= {"noise": float(point["noise"]), "noise_scale": point["noise_scale"]}
+    return Run(**head, **run, seed=seed)
+
+
+def _check_template(template: str) -> None:
+    """Refuse braces that do not hold the name of a factor, in words that a user understands."""
+    try:
+        fields = [field for _, field, _, _ in string.Formatter().parse(template)]
+    except ValueError as error:
+        raise ValueError(f"braces in '{template}': {error}") from None
+    for field in fields:
+        if field is not None and field not in FACTORS:
+            raise ValueError(
+                f"'{{{field}}}' in '{template}' is no factor, expected one of: {', '.join(FACTORS)}"
+            )
+
+
+def _values(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) else [value]

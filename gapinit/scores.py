@@ -1,0 +1,186 @@
+"""Read score files and run records, each once, and line up what is compared.
+
+A row of a table becomes a matrix of scores, seeds x images. Files are checked as they are read:
+all score files of a dataset must hold the same images, and per-image values must average to the
+corpus value that stands beside them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gapinit.artifacts import read_json
+from gapinit.errors import GapinitError
+from gapinit.runs import Run, TableRow
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MEANS_OVER_IMAGES = ("CIDEr", "ROUGE_L")
+"""Metrics whose corpus value is the mean of per-image values; BLEU and METEOR are not."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one run scored on one dataset, in percent."""
+
+    path: Path
+    metrics: dict[str, float]
+    image_ids: tuple[Any, ...]
+    per_image: dict[str, NDArray[np.float64]]
+    """By metric of `MEANS_OVER_IMAGES`, in the order of `image_ids`."""
+
+    def metric(self, name: str) -> float:
+        """Return a corpus value; an error that names the file if it was not scored."""
+        if name not in self.metrics:
+            raise GapinitError(
+                f"{self.path}: metric '{name}' is missing, found: {', '.join(self.metrics)}. "
+                "Delete the file and score again with this metric."
+            )
+        return self.metrics[name]
+
+
+class ScoreFolder:
+    """The score files of one workflow, read at most once each.
+
+    A file is `<folder>/<run.path>/<dataset>.scores.json`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self._read: dict[tuple[str, str], Scores] = {}
+        self._first: dict[str, Scores] = {}
+
+    def path(self, run: Run, dataset: str) -> Path:
+        """Return where a run's scores on a dataset lie."""
+        return self.folder / run.path / f"{dataset}.scores.json"
+
+    def scores(self, run: Run, dataset: str, wanted_by: str) -> Scores:
+        """Return a run's scores; `wanted_by` says in error messages what asks for them."""
+        key = (run.path, dataset)
+        if key not in self._read:
+            path = self.path(run, dataset)
+            if not path.is_file():
+                raise GapinitError(
+                    f"{path}: no such file, wanted by {wanted_by}. The scoring rule of the "
+                    f"evaluate stage (rules/5_evaluate.smk) makes it: snakemake --cores all {path}"
+                )
+            self._read[key] = self._checked(_read_scores(path), dataset)
+        return self._read[key]
+
+    def row(self, row: TableRow, dataset: str, origin: str) -> RowScores:
+        """Return the scores of all runs of a table's row."""
+        wanted_by = f"{origin}, row '{row.id}'"
+        return RowScores(row, tuple(self.scores(run, dataset, wanted_by) for run in row.runs))
+
+    def _checked(self, scores: Scores, dataset: str) -> Scores:
+        """Refuse a file whose images are not those of the files before it."""
+        first = self._first.setdefault(dataset, scores)
+        if scores.image_ids != first.image_ids:
+            raise GapinitError(
+                f"{scores.path}: expected the {len(first.image_ids)} images of {first.path}, found "
+                f"{len(scores.image_ids)} images that differ. Delete the older file and score again"
+            )
+        return scores
+
+
+@dataclass(frozen=True)
+class RowScores:
+    """The scores of a table's row, one `Scores` a run."""
+
+    row: TableRow
+    scores: tuple[Scores, ...]
+
+    @property
+    def num_images(self) -> int:
+        """Number of images that every run was scored on."""
+        return len(self.scores[0].image_ids)
+
+    def corpus(self, metric: str) -> NDArray[np.float64]:
+        """Return the corpus values, shape (seeds,), in percent."""
+        return np.array([scores.metric(metric) for scores in self.scores])
+
+    def matrix(self, metric: str) -> NDArray[np.float64]:
+        """Return scores (seeds, images), or (seeds, 1) if the metric is no mean over images."""
+        if metric in MEANS_OVER_IMAGES:
+            self.corpus(metric)
+            return np.stack([scores.per_image[metric] for scores in self.scores])
+        return self.corpus(metric)[:, None]
+
+
+def paired_differences(first: RowScores, second: RowScores, metric: str) -> NDArray[np.float64]:
+    """Return first minus second on shared seeds and images: (seeds, images) or (seeds, 1).
+
+    A run without a seed (the untrained backbone) is paired with every seed of the other row.
+    """
+    one, two = first.matrix(metric), second.matrix(metric)
+    seeds_one = [run.seed for run in first.row.runs]
+    seeds_two = [run.seed for run in second.row.runs]
+    if seeds_one == [None] or seeds_two == [None]:
+        return one - two
+    shared = [seed for seed in seeds_one if seed in seeds_two]
+    if not shared:
+        raise GapinitError(f"rows '{first.row.id}' and '{second.row.id}' have no seed in common")
+    return (
+        one[[seeds_one.index(seed) for seed in shared]]
+        - two[[seeds_two.index(seed) for seed in shared]]
+    )
+
+
+def read_run_record(folder: Path, run: Run, wanted_by: str) -> dict[str, Any]:
+    """Return a run's `run.json`, checked to be of this very run; empty for an untrained one."""
+    if not run.trained:
+        return {}
+    path = Path(folder) / run.path / "run.json"
+    if not path.is_file():
+        raise GapinitError(
+            f"{path}: no such file, wanted by {wanted_by}. The training rule (rules/4_train.smk) "
+            f"makes it: snakemake --cores all {path}"
+        )
+    record = read_json(path)
+    factors = record.get("factors") if isinstance(record, dict) else None
+    if factors != run.factors:
+        raise GapinitError(
+            f"{path}: expected the record of the run with the factors {run.factors}, found "
+            f"{factors}. Delete the run's folder and train again."
+        )
+    return record
+
+
+def _read_scores(path: Path) -> Scores:
+    content = read_json(path)
+    try:
+        metrics = {str(name): float(value) for name, value in content["metrics"].items()}
+        samples = sorted(content["per_sample"], key=lambda sample: str(sample["image_id"]))
+        image_ids = tuple(sample["image_id"] for sample in samples)
+        num_distinct = len(set(image_ids))
+        per_image = {
+            name: np.array([float(sample[name]) for sample in samples])
+            for name in MEANS_OVER_IMAGES
+            if name in metrics
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise GapinitError(
+            f"{path}: not a score file, expected 'metrics' and 'per_sample' with an 'image_id' and "
+            f"the scores of each image ({type(error).__name__}: {error}). "
+            "Delete it and score again."
+        ) from None
+    if not image_ids or num_distinct != len(image_ids):
+        raise GapinitError(
+            f"{path}: expected each image once in 'per_sample', found {len(image_ids)} entries for "
+            f"{num_distinct} images. Delete it and score again."
+        )
+    for name, values in per_image.items():
+        if not abs(values.mean() - metrics[name]) <= 1e-4:
+            raise GapinitError(
+                f"{path}: '{name}' is {metrics[name]} in 'metrics', but the mean over 'per_sample' "
+                f"is {values.mean()}. Delete it and score again."
+            )
+    for name, value in metrics.items():
+        if not np.isfinite(value):
+            raise GapinitError(f"{path}: '{name}' is {value}, expected a finite number")
+    return Scores(path, metrics, image_ids, per_image)

@@ -1,0 +1,187 @@
+"""The same table for two readers: Markdown for the screen, LaTeX (booktabs) for a paper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+NAMES = {
+    "Bleu_1": "BLEU-1",
+    "Bleu_2": "BLEU-2",
+    "Bleu_3": "BLEU-3",
+    "Bleu_4": "BLEU-4",
+    "ROUGE_L": "ROUGE-L",
+}
+"""Metrics that are printed otherwise than score files name them."""
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "_": r"\_",
+    "%": r"\%",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    # After a line break, LaTeX reads a bracket as the height of the break.
+    "[": "{[}",
+    "]": "{]}",
+    "±": r"$\pm$",
+    "−": "$-$",
+    "×": r"$\times$",
+    "\N{EN DASH}": "--",
+}
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What stands with a table, so that its numbers are not misread."""
+
+    title: str
+    scale: str
+    """At which scale measured and published numbers were obtained."""
+    reading: str
+    note: str = ""
+
+
+def markdown_table(
+    lines: Sequence[Mapping[str, Any]], metrics: Sequence[str], caption: Caption
+) -> str:
+    """Return a table in GitHub's Markdown, one line a row, three columns a metric.
+
+    `lines` are the lines of the table's CSV, all metrics of a row together.
+    """
+    header = ["Method"]
+    for metric in metrics:
+        name = NAMES.get(metric, metric)
+        header += [f"{name} published", f"{name} measured", f"{name} versus"]
+    rows = [
+        [_markdown_text(label), *(text for line in cells for text in _cells(line))]
+        for label, cells in _by_row(lines, metrics)
+    ]
+    notes = [_markdown_text(note) for note in _notes(lines)]
+    return (
+        f"**{caption.title}** {caption.scale}\n\n"
+        + _pipe(header)
+        + _pipe(["---", *["---:"] * (len(header) - 1)])
+        + "".join(_pipe(row) for row in rows)
+        + f"\n{caption.reading}\n"
+        + (f"\n{caption.note}\n" if caption.note else "")
+        + ("\n" + "".join(f"- {note}\n" for note in notes) if notes else "")
+    )
+
+
+def latex_table(
+    lines: Sequence[Mapping[str, Any]], metrics: Sequence[str], caption: Caption, label: str
+) -> str:
+    r"""Return a `table*` environment; it needs `\usepackage{booktabs}`.
+
+    Everything that is not made here is escaped. `lines` as for `markdown_table`.
+    """
+    columns = 1 + 3 * len(metrics)
+    top = ["", *(rf"\multicolumn{{3}}{{c}}{{{latex_escape(NAMES.get(m, m))}}}" for m in metrics)]
+    rules = " ".join(rf"\cmidrule(lr){{{2 + 3 * i}-{4 + 3 * i}}}" for i in range(len(metrics)))
+    header = ["Method", *["published", "measured", "versus"] * len(metrics)]
+    rows = [
+        [label_, *(text for line in cells for text in _cells(line))]
+        for label_, cells in _by_row(lines, metrics)
+    ]
+    body = [" & ".join(latex_escape(text) for text in row) + r" \\" for row in rows]
+    notes = " ".join(f"{note}." for note in _notes(lines))
+    text = " ".join(part for part in (caption.scale, caption.reading, caption.note, notes) if part)
+    return "\n".join(
+        [
+            r"\begin{table*}[t]",
+            r"\centering",
+            r"\footnotesize",
+            r"\setlength{\tabcolsep}{4pt}",
+            rf"\caption{{\textbf{{{latex_escape(caption.title)}}} {latex_escape(text)}}}",
+            rf"\label{{{label}}}",
+            rf"\begin{{tabular}}{{l{'r' * (columns - 1)}}}",
+            r"\toprule",
+            " & ".join(top) + r" \\",
+            rules,
+            " & ".join(header) + r" \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table*}",
+            "",
+        ]
+    )
+
+
+def latex_escape(text: str) -> str:
+    """Return text with every character that LaTeX reads specially written out."""
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def _by_row(
+    lines: Sequence[Mapping[str, Any]], metrics: Sequence[str]
+) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    """Group the lines by row, metrics in the order of the table."""
+    rows: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for line in lines:
+        rows.setdefault(line["row"], {})[line["metric"]] = line
+    return [
+        (cells[metrics[0]]["label"], [cells[metric] for metric in metrics])
+        for cells in rows.values()
+    ]
+
+
+def _cells(line: Mapping[str, Any]) -> list[str]:
+    """Return a line as text: published, measured, versus the reference row."""
+    published = _number(line.get("published"), line.get("published_std"))
+    measured = _number(line["measured"], line["std"])
+    measured += _interval(line["interval_low"], line["interval_high"])
+    versus = ""
+    if line.get("vs_reference") is not None:
+        versus = _signed(line["vs_reference"])
+        versus += _interval(line["vs_reference_low"], line["vs_reference_high"])
+        if line.get("p_holm") is not None:
+            versus += f", p {_p_value(line['p_holm'])}"
+    return [published, measured, versus]
+
+
+def _number(value: float | None, std: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.2f}" if std is None else f"{value:.2f} ± {std:.2f}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return ""
+    return f" [{low:.1f}, {high:.1f}]".replace("-", "−")
+
+
+def _p_value(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
+
+
+def _notes(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the notes of the lines, each with the row and metric that it is about."""
+    return [
+        f"{line['label']}, {NAMES.get(line['metric'], line['metric'])}: {line['note']}"
+        for line in lines
+        if line.get("note")
+    ]
+
+
+def _markdown_text(text: str) -> str:
+    return text.replace("|", "\\|").replace("*", "\\*").replace("_", "\\_")
+
+
+def _pipe(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |\n"

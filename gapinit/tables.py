@@ -1,0 +1,260 @@
+"""Tables: measured beside published, with uncertainty, and one tidy table of every run.
+
+Scores come from `gapinit score`, one file a run and dataset; experiments say which runs make
+which row; published numbers come from `config/published/`. No torch here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gapinit.artifacts import atomic_file
+from gapinit.config import Config
+from gapinit.published import PublishedNumber, elsewhere, find, published_files, read_published
+from gapinit.runs import Experiment, Run, load_experiment, table_rows
+from gapinit.scores import RowScores, ScoreFolder, paired_differences, read_run_record
+from gapinit.statistics import bootstrap_interval, holm, mean_and_std, permutation_p_value
+from gapinit.table_formats import Caption, latex_table, markdown_table
+
+VERSION = 1
+
+TABLE_COLUMNS = (
+    "table",
+    "row",
+    "label",
+    "metric",
+    "published",
+    "published_std",
+    "measured",
+    "std",
+    "n_seeds",
+    "interval_low",
+    "interval_high",
+    "interval_over",
+    "difference",
+    "vs_reference",
+    "vs_reference_low",
+    "vs_reference_high",
+    "p_value",
+    "p_holm",
+    "p_over",
+    "runs",
+    "note",
+)
+RUN_MEASURES = (
+    "trainable_parameters",
+    "first_grad_norm",
+    "final_loss",
+    "noise_cosine",
+    "seconds",
+    "peak_memory_mb",
+)
+"""What the tidy table takes from `run.json`."""
+
+
+def make_table(
+    experiment: Path,
+    config: Config,
+    evaluations: Path,
+    runs: Path,
+    published: Path,
+    output: Path,
+    reference: str | None = None,
+) -> None:
+    """Write one table of a paper as CSV, with a Markdown and a LaTeX version beside it.
+
+    A cell is mean and sample standard deviation over seeds, with a 95 % bootstrap interval over
+    seeds and images (`gapinit.statistics`). Each row is compared with the reference row on the
+    same seeds and images: difference, interval, paired permutation p-value, and that p-value
+    corrected by Holm's method over the rows of the table, for each metric on its own.
+
+    Args:
+        experiment: `config/experiments/<table>.yaml`; its stem names the table.
+        config: the workflow's configuration, which turns the rows into runs.
+        evaluations: folder of score files, `<run.path>/<dataset>.scores.json`, in percent.
+        runs: folder of run records, `<run.path>/run.json`; each run's is checked to be its own.
+        published: folder of the published numbers, `config/published`.
+        output: `<table>.csv`; `.md` and `.tex` are written beside it.
+        reference: id of the row to compare with, if not the experiment's own `reference`.
+
+    Raises:
+        GapinitError: a file is missing, damaged or of other runs; a name is unknown.
+    """
+    loaded = load_experiment(experiment)
+    if reference is not None:
+        loaded = loaded.model_copy(update={"reference": reference})
+    origin = f"table '{Path(experiment).stem}'"
+    rows = table_rows(loaded, config, str(experiment))
+    numbers = [
+        number
+        for path in published_files(published, loaded.paper)
+        for number in read_published(path)
+    ]
+    dataset = config.datasets.of(loaded.evaluate)
+    printed = {
+        row.id: _published(numbers, loaded, row.published, f"{experiment}: row '{row.id}'")
+        for row in rows
+    }
+    folder = ScoreFolder(evaluations)
+    scored = [folder.row(row, dataset, origin) for row in rows]
+    for run in dict.fromkeys(run for row in rows for run in row.runs):
+        read_run_record(runs, run, origin)
+
+    lines = _lines(Path(experiment).stem, loaded, scored, printed, numbers)
+    caption = Caption(
+        title=f"{loaded.title} ({loaded.place} of the paper).",
+        scale=(
+            f"Measured: backbone {config.backbone}, fine-tuned on {config.datasets.in_domain}, "
+            f"scored on {scored[0].num_images} images of {dataset}. Published: as the paper prints "
+            "it, with its own backbones and datasets at full scale."
+        ),
+        reading=_reading(loaded, lines),
+        note=loaded.note,
+    )
+    write_csv(output, TABLE_COLUMNS, lines)
+    label = f"tab:{Path(experiment).stem}"
+    texts = (
+        (".md", markdown_table(lines, loaded.metrics, caption)),
+        (".tex", latex_table(lines, loaded.metrics, caption, label)),
+    )
+    for suffix, text in texts:
+        with atomic_file(Path(output).with_suffix(suffix)) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def tidy_runs(
+    experiments: Sequence[Path], config: Config, evaluations: Path, runs: Path, output: Path
+) -> None:
+    """Write one line for each run, dataset that it was scored on, and metric.
+
+    Beside the factors of the run stand the tables that it belongs to (joined by semicolons) and
+    what its `run.json` measured: trainable parameters, gradient norm of the first step, final
+    loss, cosine of the noisy direction to the gap, seconds, peak memory in MB. These are empty for
+    the untrained backbone.
+    """
+    wanted: dict[tuple[Run, str], list[str]] = {}
+    for path in experiments:
+        experiment = load_experiment(path)
+        dataset = config.datasets.of(experiment.evaluate)
+        for row in table_rows(experiment, config, str(path)):
+            for run in row.runs:
+                tables = wanted.setdefault((run, dataset), [])
+                if Path(path).stem not in tables:
+                    tables.append(Path(path).stem)
+    folder = ScoreFolder(evaluations)
+    lines: list[dict[str, Any]] = []
+    for (run, dataset), tables in wanted.items():
+        wanted_by = f"table '{tables[0]}'"
+        scores = folder.scores(run, dataset, wanted_by)
+        record = read_run_record(runs, run, wanted_by)
+        measures = {name: record.get(name) for name in RUN_MEASURES}
+        head = {"run": run.path, **run.factors, "evaluated": dataset, "tables": ";".join(tables)}
+        for metric, value in scores.metrics.items():
+            lines.append({**head, "metric": metric, "value": value, **measures})
+    factors = tuple(Run("", "", "").factors)
+    columns = ("run", *factors, "evaluated", "metric", "value", "tables", *RUN_MEASURES)
+    write_csv(output, columns, lines)
+
+
+def write_csv(path: Path, columns: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> None:
+    """Write lines as a CSV file, whole or not at all; None is an empty entry."""
+    import pandas as pd
+
+    # Object columns keep whole numbers whole where others are empty.
+    frame = pd.DataFrame(lines, columns=list(columns), dtype=object)
+    with atomic_file(Path(path)) as temporary:
+        frame.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def _published(
+    numbers: Sequence[PublishedNumber], experiment: Experiment, row: str | None, origin: str
+) -> dict[str, PublishedNumber]:
+    """Return the published numbers of a row, by metric."""
+    if row is None:
+        return {}
+    found = (find(numbers, experiment.place, row, metric, origin) for metric in experiment.metrics)
+    return {number.metric: number for number in found if number is not None}
+
+
+def _lines(
+    table: str,
+    experiment: Experiment,
+    scored: Sequence[RowScores],
+    printed: Mapping[str, Mapping[str, PublishedNumber]],
+    numbers: Sequence[PublishedNumber],
+) -> list[dict[str, Any]]:
+    """Return the lines of a table, row by row; p-values are corrected metric by metric."""
+    reference = next((row for row in scored if row.row.id == experiment.reference), None)
+    by_cell: dict[tuple[str, str], dict[str, Any]] = {}
+    for metric in experiment.metrics:
+        lines = [_cell(row, metric) for row in scored]
+        tested = []
+        for row, line in zip(scored, lines, strict=True):
+            number = printed[row.row.id].get(metric)
+            line["table"] = table
+            if number is not None:
+                line["published"], line["published_std"] = number.value, number.std
+                line["difference"] = line["measured"] - number.value
+                line["note"] = elsewhere(numbers, number)
+            if reference is not None and row is not reference:
+                line.update(_comparison(row, reference, metric))
+                tested.append(line)
+        adjusted = holm([line["p_value"] for line in tested if line["p_value"] is not None])
+        with_p = (line for line in tested if line["p_value"] is not None)
+        for line, p_holm in zip(with_p, adjusted, strict=True):
+            line["p_holm"] = p_holm
+        by_cell.update({(line["row"], metric): line for line in lines})
+    return [by_cell[row.row.id, metric] for row in scored for metric in experiment.metrics]
+
+
+def _cell(row: RowScores, metric: str) -> dict[str, Any]:
+    """Return what a row measures by a metric, with its interval."""
+    measured, std = mean_and_std(row.corpus(metric))
+    interval = bootstrap_interval(row.matrix(metric))
+    return {
+        "row": row.row.id,
+        "label": row.row.label,
+        "metric": metric,
+        "measured": measured,
+        "std": std,
+        "n_seeds": len(row.row.runs),
+        "interval_low": interval and interval.low,
+        "interval_high": interval and interval.high,
+        "interval_over": interval.over if interval else "",
+        "runs": ";".join(run.path for run in row.row.runs),
+    }
+
+
+def _comparison(row: RowScores, reference: RowScores, metric: str) -> dict[str, Any]:
+    """Return row minus reference with its interval and paired p-value."""
+    differences = paired_differences(row, reference, metric)
+    interval = bootstrap_interval(differences)
+    per_image = differences.shape[1] > 1
+    # Over images the scores are averaged over seeds first; a corpus metric leaves only the seeds.
+    pairs = differences.mean(axis=0) if per_image else differences[:, 0]
+    return {
+        "vs_reference": float(differences.mean()),
+        "vs_reference_low": interval and interval.low,
+        "vs_reference_high": interval and interval.high,
+        "p_value": permutation_p_value(pairs) if pairs.size > 1 else None,
+        "p_over": ("images" if per_image else "seeds") if pairs.size > 1 else "",
+    }
+
+
+def _reading(experiment: Experiment, lines: Sequence[Mapping[str, Any]]) -> str:
+    """Say how the cells of a table are to be read."""
+    over = sorted({line["interval_over"] for line in lines if line["interval_over"]})
+    text = "Measured is mean ± standard deviation over seeds"
+    if over:
+        text += f", with a 95 % bootstrap interval over {' or over '.join(over)} in brackets"
+    if experiment.reference is None:
+        return f"{text}."
+    labels = {line["row"]: line["label"] for line in lines}
+    tests = sorted({line["p_over"] for line in lines if line.get("p_over")})
+    return (
+        f"{text}. Versus is the difference to '{labels[experiment.reference]}' on the same seeds "
+        f"and images, with its interval; p is of a paired permutation test over "
+        f"{' (CIDEr, ROUGE-L) or '.join(tests) or 'nothing'}, corrected by Holm's method."
+    )

@@ -1,0 +1,153 @@
+"""The Gaussian toy model: how well a random direction meets a fixed one in d dimensions."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from gapinit.errors import GapinitError
+
+Float64Array = npt.NDArray[np.float64]
+
+CHUNK_ENTRIES = 1 << 21
+
+
+class EffectiveGradient(NamedTuple):
+    """How much of the gradient along the gap each initialisation lets through."""
+
+    random: Float64Array
+    """(directions,): |<b, ĝ>| of uniformly random unit vectors b."""
+    gap_init: float
+    """|<b, ĝ>| for b along the gap estimated from the two sampled clusters."""
+
+
+def random_unit_directions(
+    number: int, dimension: int, generator: np.random.Generator
+) -> Float64Array:
+    """Draw `number` directions uniformly from the unit sphere in `dimension` dimensions.
+
+    b = z / |z| with z ~ N(0, I_d). Returns (number, dimension).
+    """
+    _check_dimension(dimension)
+    vectors = generator.standard_normal((number, dimension))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors
+
+
+def random_alignments(
+    number: int, direction: npt.ArrayLike, generator: np.random.Generator
+) -> Float64Array:
+    """Return <b, u> for `number` random unit vectors b and u along `direction` (d,), as (number,).
+
+    Works in chunks, so that memory does not grow with `number` times d.
+    """
+    vector = np.asarray(direction, dtype=np.float64)
+    length = float(np.linalg.norm(vector))
+    if vector.ndim != 1 or not math.isfinite(length) or length == 0.0:
+        raise GapinitError("direction: expected one finite vector that is not zero")
+    unit = vector / length
+    rows = max(1, CHUNK_ENTRIES // len(unit))
+    chunks = [
+        random_unit_directions(min(rows, number - start), len(unit), generator) @ unit
+        for start in range(0, number, rows)
+    ]
+    return np.concatenate(chunks) if chunks else np.empty(0)
+
+
+def squared_alignment_law(dimension: int) -> Any:
+    """Return the law of <b, u>^2, Beta(1/2, (d-1)/2), as a frozen scipy distribution.
+
+    Source: Zhao et al., Appendix A.3, equation 6.
+    """
+    from scipy.stats import beta
+
+    _check_dimension(dimension)
+    return beta(0.5, (dimension - 1) / 2)
+
+
+def alignment_probability(edges: npt.ArrayLike, dimension: int) -> Float64Array:
+    """Return the probability that <b, u> falls between consecutive `edges`, for a random b.
+
+    P(<b, u> <= x) = (1 + sign(x) F(x^2)) / 2, with F the distribution function of
+    Beta(1/2, (d-1)/2). `edges` is increasing; the result is one shorter.
+    """
+    values = np.asarray(edges, dtype=np.float64)
+    law = squared_alignment_law(dimension)
+    cumulative = (1 + np.sign(values) * law.cdf(np.minimum(values**2, 1.0))) / 2
+    return np.diff(cumulative)
+
+
+def mean_alignment(dimension: int) -> float:
+    """Return E|<b, u>| = Gamma(d/2) / (sqrt(pi) Gamma((d+1)/2)), about sqrt(2 / (pi d))."""
+    _check_dimension(dimension)
+    return math.exp(math.lgamma(dimension / 2) - math.lgamma((dimension + 1) / 2)) / math.sqrt(
+        math.pi
+    )
+
+
+def root_mean_square_alignment(dimension: int) -> float:
+    """Return sqrt(E<b, u>^2) = d^(-1/2) (Zhao et al., Proposition 3.1)."""
+    _check_dimension(dimension)
+    return dimension**-0.5
+
+
+def tail_bound(epsilon: float, dimension: int) -> float:
+    """Bound P(|<b, u>| > epsilon) by 2 exp(-(d-1) epsilon^2 / 2), or by 1 where that is larger.
+
+    Source: Zhao et al., Proposition 3.1.
+    """
+    _check_dimension(dimension)
+    if not epsilon > 0:
+        raise GapinitError(f"epsilon: expected a number above 0, found {epsilon!r}")
+    return min(1.0, 2 * math.exp(-(dimension - 1) * epsilon**2 / 2))
+
+
+def tail_probability(epsilon: float, dimension: int) -> float:
+    """Return P(|<b, u>| > epsilon) itself, from the Beta law."""
+    return float(squared_alignment_law(dimension).sf(min(epsilon, 1.0) ** 2))
+
+
+def effective_gradient(
+    dimension: int,
+    *,
+    directions: int,
+    pairs: int,
+    gap_to_noise: float,
+    generator: np.random.Generator,
+) -> EffectiveGradient:
+    """Sample the toy model and measure |<b, ĝ>| for random directions and for Gap-Init.
+
+    Vision states are N(mu, I_d) and text states N(mu + g, I_d), `pairs` of each. Gap-Init takes b
+    along the difference of the two sample means, a random initialisation takes b uniform on the
+    sphere; the useful part of the gradient is proportional to <b, g> (Appendix A.3, equation 5).
+    Expected for Gap-Init: about (1 + 2 / (pairs * gap_to_noise^2))^(-1/2) in every dimension.
+
+    `gap_to_noise` is |g| / (sigma sqrt(d)).
+
+    Source: Zhao et al., Appendix A.
+    """
+    _check_dimension(dimension)
+    if pairs < 1 or directions < 1 or not gap_to_noise > 0:
+        raise GapinitError(
+            "toy model: expected at least one pair, one direction and a gap_to_noise above 0, "
+            f"found {pairs}, {directions} and {gap_to_noise!r}"
+        )
+    unit = random_unit_directions(1, dimension, generator)[0]
+    # ASSUME: sigma = 1 and |g| grows like sqrt(d), as the length of hidden states does; the paper
+    # fixes neither. mu does not enter: it cancels in the difference of the means.
+    gap = gap_to_noise * math.sqrt(dimension) * unit
+    vision = generator.standard_normal((pairs, dimension)).mean(axis=0)
+    text = gap + generator.standard_normal((pairs, dimension)).mean(axis=0)
+    estimate = text - vision
+    return EffectiveGradient(
+        random=np.abs(random_alignments(directions, unit, generator)),
+        gap_init=float(abs(estimate @ unit) / np.linalg.norm(estimate)),
+    )
+
+
+def _check_dimension(dimension: int) -> None:
+    if isinstance(dimension, bool) or not isinstance(dimension, int) or dimension < 2:
+        raise GapinitError(f"dimension: expected a whole number of at least 2, found {dimension!r}")

@@ -1,0 +1,38 @@
+# Stage 2, states: from calibration pairs to pooled hidden states of every decoder layer.
+#
+# in:   results/1_data/<dataset>/manifest.json, results/1_backbones/<backbone>/
+# out:  results/<name>/2_states/<backbone>/<dataset>.h5   (L, N, d), vision and text
+#
+# One extraction serves every calibration size: smaller sets are prefixes of the largest.
+
+STATES = f"{OUT}/2_states"
+
+
+rule states:
+    message:
+        "States of {wildcards.backbone} on {wildcards.dataset}"
+    input:
+        backbone=rules.backbone.output.config,
+        manifest=rules.dataset.output.manifest,
+    output:
+        f"{STATES}/{{backbone}}/{{dataset}}.h5",
+    params:
+        backbone=subpath(input.backbone, parent=True),
+        pairs=CONFIG.calibration.pairs(),
+        seed=CONFIG.calibration.seed,
+        max_caption_tokens=CONFIG.training.max_caption_tokens,
+        version=PLAN.version("states"),
+    log:
+        f"{LOGS}/2_states/{{backbone}}/{{dataset}}.log",
+    benchmark:
+        f"{OUT}/benchmarks/2_states/{{backbone}}/{{dataset}}.tsv"
+    conda:
+        "../envs/gapinit.yaml"
+    resources:
+        mem_mb=3000,
+        runtime=60,
+        gpu=1,
+    shell:
+        "python -m gapinit --log-file {log:q} states --backbone {params.backbone:q}"
+        " --manifest {input.manifest:q} --output {output:q} --pairs {params.pairs}"
+        " --seed {params.seed} --max-caption-tokens {params.max_caption_tokens}"

@@ -1,0 +1,68 @@
+# Stage 3, gap: from hidden states to gap vectors, SPOT-Gap scores and the choice of layers.
+#
+# in:   results/<name>/2_states/<backbone>/<dataset>.h5
+# out:  results/<name>/3_gap/<backbone>/<calibration>-<size>.h5
+#       results/<name>/3_gap/<backbone>/layers.json
+
+GAPS = f"{OUT}/3_gap"
+
+
+def states_of(wildcards):
+    """The states that a calibration source draws from: one dataset's, or two for a mixture."""
+    return [
+        f"{STATES}/{wildcards.backbone}/{dataset}.h5"
+        for dataset in PLAN.sources(wildcards.calibration)
+    ]
+
+
+rule gap:
+    message:
+        "Gap of {wildcards.backbone} from {wildcards.size} pairs, {wildcards.calibration}"
+    input:
+        states_of,
+    output:
+        f"{GAPS}/{{backbone}}/{{calibration}}-{{size}}.h5",
+    params:
+        states=lambda wildcards, input: [f"--states={path}" for path in input],
+        heldout=CONFIG.calibration.heldout,
+        neighbours=CONFIG.gap.neighbours,
+        alpha_semantic=CONFIG.gap.alpha_semantic,
+        alpha_geometric=CONFIG.gap.alpha_geometric,
+        smoothing=CONFIG.gap.smoothing,
+        version=PLAN.version("gap"),
+    log:
+        f"{LOGS}/3_gap/{{backbone}}/{{calibration}}-{{size}}.log",
+    benchmark:
+        f"{OUT}/benchmarks/3_gap/{{backbone}}/{{calibration}}-{{size}}.tsv"
+    conda:
+        "../envs/gapinit.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    shell:
+        "python -m gapinit --log-file {log:q} gap {params.states:q} --output {output:q}"
+        " --size {wildcards.size} --heldout {params.heldout} --neighbours {params.neighbours}"
+        " --alpha-semantic {params.alpha_semantic} --alpha-geometric {params.alpha_geometric}"
+        " --smoothing {params.smoothing}"
+
+
+# The choice is made once, from the default calibration, so that ablations of calibration and
+# noise change the direction alone.
+rule layers:
+    message:
+        "Layers of {wildcards.backbone}: naive, GG-Safe, all"
+    input:
+        f"{GAPS}/{{backbone}}/{CONFIG.calibration.source}-{CONFIG.calibration.size}.h5",
+    output:
+        f"{GAPS}/{{backbone}}/layers.json",
+    params:
+        num_layers=CONFIG.layers.num_layers,
+        exclude_bottom=CONFIG.layers.exclude_bottom,
+        version=PLAN.version("gap"),
+    log:
+        f"{LOGS}/3_gap/{{backbone}}/layers.log",
+    conda:
+        "../envs/gapinit.yaml"
+    shell:
+        "python -m gapinit --log-file {log:q} layers --gap {input:q} --output {output:q}"
+        " --num-layers {params.num_layers} --exclude-bottom {params.exclude_bottom}"

@@ -1,0 +1,235 @@
+"""A small results tree as the stages before the report would leave it, with known numbers."""
+
+from __future__ import annotations
+
+import csv
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from gapinit.artifacts import write_json
+from gapinit.config import Config
+from gapinit.data.captions import CaptionedImage
+from gapinit.data.manifest import Manifest, write_manifest
+from gapinit.results import CLAIM_COLUMNS, MEASUREMENT_COLUMNS, RUN_COLUMNS
+from gapinit.runs import Run
+
+HOSTILE = "<script>alert(1)</script>"
+COMPARISON = {
+    "vs_reference": -4.5, "vs_reference_low": -9.0, "vs_reference_high": 0.5,
+    "p_value": 0.02, "p_holm": 0.0001,
+}  # fmt: skip
+SVG = '<svg xmlns="http://www.w3.org/2000/svg"><rect width="9" height="9"/></svg>'
+
+ROWS: dict[str, dict[str, Any]] = {
+    "lora-rank1": {"method": "lora-gaussian", "published": 98.08, "level": 171.0},
+    "pissa": {"method": "pissa", "published": 130.42, "level": 169.0},
+    "lora-rank8": {"method": "lora-gaussian", "rank": 8, "published": 138.49, "level": 208.0},
+    "gap-init": {"method": "gap-init", "published": 140.59, "level": 183.0},
+    "random-b": {"method": "random-b", "published": None, "level": 180.0},
+    "zero-shot": {"method": "zero-shot", "published": None, "level": 60.0},
+}
+LABELS = {
+    "lora-rank1": "Standard LoRA, rank 1, naive layers",
+    "pissa": 'PiSSA <b>"quoted"</b> & more',
+    "lora-rank8": "Standard LoRA, rank 8, naive layers",
+    "gap-init": "Gap-Init, rank 1, naive layers",
+    "random-b": "Control: random B and zero A, rank 1",
+    "zero-shot": "Control: zero-shot",
+}
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Paths of a results tree, by the names that `make_report` gives them."""
+
+    root: Path
+    config: Config
+    seeds: tuple[int, ...]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Return every argument of `make_report` but the output."""
+        return {
+            "title": "Gap-Init on the small world",
+            "config": self.config,
+            "tables": [self.root / "6_tables/table2.csv"],
+            "claims": self.root / "6_tables/claims.csv",
+            "runs_table": self.root / "6_tables/runs.csv",
+            "figures": [self.root / "7_figures/figure1a", self.root / "7_figures/figure2.svg"],
+            "evaluations": self.root / "5_evaluate",
+            "runs": self.root / "4_train",
+            "manifest": self.root / "1_data/scenes/manifest.json",
+            "predictions_dataset": "scenes",
+            "commit": "0123abc",
+        }
+
+    def runs_of(self, row: str) -> list[Run]:
+        """Return the runs of a row, one a seed."""
+        return runs_of(row, self.seeds)
+
+
+def runs_of(row: str, seeds: tuple[int, ...]) -> list[Run]:
+    """Return the runs of a row of the synthetic table."""
+    given = ROWS[row]
+    head = {"backbone": "mini-blip2", "dataset": "scenes", "method": given["method"]}
+    if given["method"] == "zero-shot":
+        return [Run(**head)]
+    factors: dict[str, Any] = {"rank": given.get("rank", 1), "layers": "naive", "epochs": 1}
+    if given["method"] == "gap-init":
+        factors |= {"calibration": "in-domain", "calibration_size": 256}
+    return [Run(**head, **factors, seed=seed) for seed in seeds]
+
+
+def build(
+    root: Path, *, rows: tuple[str, ...] = tuple(ROWS), seeds: tuple[int, ...] = (42, 123, 2024),
+    images: int = 40, side: int = 32,
+) -> Tree:  # fmt: skip
+    """Write tables, claims, runs, scores, images, manifest and figures below `root`."""
+    config = Config.model_validate(
+        {
+            "name": "scenes",
+            "backbone": "mini-blip2",
+            "datasets": {"in-domain": "scenes", "ood": "scenes-ood"},
+            "seeds": list(seeds),
+            "calibration": {"size": 256},
+            "layers": {"num_layers": 4, "exclude_bottom": 1},
+            "experiments": ["table2"],
+        }
+    )
+    tree = Tree(root, config, seeds)
+    _write_images(root / "1_data/scenes", images, side)
+    values = _write_scores(tree, rows, images)
+    _write_tables(tree, rows, values)
+    _write_figures(root / "7_figures")
+    return tree
+
+
+def _write_images(folder: Path, count: int, side: int) -> None:
+    draw = random.Random(1)
+    captioned = []
+    for image_id in range(1, count + 1):
+        path = folder / "images" / f"{image_id:012d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        colour = tuple(draw.randrange(256) for _ in range(3))
+        image = Image.new("RGB", (side, side * 3 // 4), colour)
+        image.paste(
+            tuple(255 - part for part in colour), (side // 4, side // 4, side // 2, side // 2)
+        )
+        image.save(path, quality=95)
+        texts = [f"a small square number {image_id} on a plain ground, said {n}" for n in range(4)]
+        captioned.append(CaptionedImage(image_id, path, (*texts, f"<i>R&D</i> {HOSTILE}"), "test"))
+    train = [
+        CaptionedImage(1000 + n, captioned[n % count].path, ("a square",), "train")
+        for n in range(7)
+    ]
+    splits = {"train": train, "val": train[:2], "test": captioned}
+    write_manifest(folder / "manifest.json", Manifest("scenes", folder, {}, splits, "0"))
+
+
+def _write_scores(tree: Tree, rows: tuple[str, ...], images: int) -> dict[str, float]:
+    values = {}
+    for row in rows:
+        for run in tree.runs_of(row):
+            draw = random.Random(run.path)
+            level = ROWS[row]["level"] + draw.uniform(-4, 4)
+            samples = [
+                {
+                    "image_id": image,
+                    "caption": f"{HOSTILE} {row} says of {image}"
+                    if image % 2
+                    else f"{row} {image}",
+                    "CIDEr": max(0.0, level + draw.uniform(-60, 60)),
+                }
+                for image in range(1, images + 1)
+            ]
+            values[run.path] = sum(sample["CIDEr"] for sample in samples) / images
+            write_json(
+                tree.root / "5_evaluate" / run.path / "scenes.scores.json",
+                {"metrics": {"CIDEr": values[run.path]}, "per_sample": samples},
+            )
+            if run.trained:
+                write_json(tree.root / "4_train" / run.path / "run.json", _record(run, draw))
+    return values
+
+
+def _record(run: Run, draw: random.Random) -> dict[str, Any]:
+    return {
+        "factors": run.factors,
+        "layers": [4, 5, 6, 7],
+        "trainable_parameters": 13120 * (run.rank or 1),
+        "versions": {"torch": "2.13.0", "peft": "0.21.2"},
+        "first_grad_norm": draw.uniform(0.1, 0.9),
+        "final_loss": draw.uniform(1, 2),
+        "seconds": draw.uniform(8, 20),
+        "peak_memory_mb": 900.0,
+    }
+
+
+def _write_tables(tree: Tree, rows: tuple[str, ...], values: dict[str, float]) -> None:
+    folder = tree.root / "6_tables"
+    lines = [line for row in rows for line in _table_lines(tree, row, values)]
+    write_csv(folder / "table2.csv", MEASUREMENT_COLUMNS, lines)
+    claims = []
+    for verdict, worse in (("holds", "pissa"), ("does not hold", "lora-rank8")):
+        if worse in rows and "gap-init" in rows:
+            claims.append(
+                {
+                    "table": "table2", "text": f"Gap-Init scores above {worse} & co {HOSTILE}",
+                    "metric": "CIDEr", "statistic": "mean", "better": "gap-init", "worse": worse,
+                    "difference": -12.3456, "low": -20.5, "high": -3.25, "verdict": verdict,
+                    "n": "3 seeds, 40 images", "margin": 0.0,
+                }
+            )  # fmt: skip
+    write_csv(folder / "claims.csv", CLAIM_COLUMNS, claims)
+    records = []
+    for row in rows:
+        for run in tree.runs_of(row):
+            draw = random.Random(run.path)
+            record = _record(run, draw) if run.trained else {}
+            records.append(
+                {**run.factors, **record, "run": run.path, "evaluated": "scenes",
+                 "metric": "CIDEr", "value": values[run.path], "tables": "table2"}
+            )  # fmt: skip
+    write_csv(folder / "runs.csv", RUN_COLUMNS, records)
+
+
+def _table_lines(tree: Tree, row: str, values: dict[str, float]) -> list[dict[str, Any]]:
+    runs = tree.runs_of(row)
+    found = [values[run.path] for run in runs]
+    mean = sum(found) / len(found)
+    std = (sum((value - mean) ** 2 for value in found) / max(1, len(found) - 1)) ** 0.5
+    published = ROWS[row]["published"]
+    lines = []
+    for metric, factor in (("CIDEr", 1.0), ("Bleu_4", 0.25)):
+        lines.append(
+            {
+                "table": "table2", "row": row, "label": LABELS[row], "metric": metric,
+                "published": published if metric == "CIDEr" else "", "measured": mean * factor,
+                "std": std * factor if len(found) > 1 else "", "n_seeds": len(found),
+                "interval_low": (mean - 6.5) * factor, "interval_high": (mean + 6.5) * factor,
+                "interval_over": "seeds and images",
+                "difference": mean - published if published and metric == "CIDEr" else "",
+                **({} if row == "gap-init" else COMPARISON),
+                "runs": ";".join(run.path for run in runs), "note": "a note with <b> & 'quotes'",
+            }
+        )  # fmt: skip
+    return lines
+
+
+def _write_figures(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for name in ("figure1a", "figure2"):
+        (folder / f"{name}.svg").write_text(SVG, encoding="utf-8")
+
+
+def write_csv(path: Path, columns: list[str], lines: list[dict[str, Any]]) -> None:
+    """Write lines as CSV; entries that are missing or None stay empty."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", restval="")
+        writer.writeheader()
+        writer.writerows(lines)

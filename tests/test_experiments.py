@@ -1,0 +1,121 @@
+"""The experiment files of the repository: the paper's rows, shared runs, claims in order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gapinit.config import Config
+from gapinit.published import read_published
+from gapinit.runs import Experiment, Run, TableRow, load_experiment, table_rows
+
+TABLES = ("table2", "table3", "table5", "table7", "table9", "table10", "table11")
+SEEDS = [42, 123, 2024]
+
+Loaded = dict[str, tuple[Experiment, list[TableRow]]]
+
+
+@pytest.fixture(scope="module")
+def tables(repository: Path) -> Loaded:
+    """Return every table with its rows multiplied out, for the paper's calibration size."""
+    config = Config.model_validate(
+        {
+            "name": "test",
+            "backbone": "mini-blip2",
+            "datasets": {"in-domain": "scenes", "ood": "scenes-ood"},
+            "seeds": SEEDS,
+            "calibration": {"size": 256},
+            "layers": {"num_layers": 6},
+            "experiments": list(TABLES),
+        }
+    )
+    paths = {name: repository / "config" / "experiments" / f"{name}.yaml" for name in TABLES}
+    loaded = {name: load_experiment(path) for name, path in paths.items()}
+    return {
+        name: (experiment, table_rows(experiment, config, str(paths[name])))
+        for name, experiment in loaded.items()
+    }
+
+
+def runs(tables: Loaded, table: str, row: str) -> tuple[Run, ...]:
+    return next(found.runs for found in tables[table][1] if found.id == row)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_has_exactly_the_rows_and_metrics_that_the_paper_prints(
+    tables: Loaded, repository: Path, name: str
+) -> None:
+    experiment, rows = tables[name]
+    assert experiment.place == f"Table {name.removeprefix('table')}"
+    published = read_published(repository / "config" / "published" / f"{experiment.paper}.csv")
+    cells = [number for number in published if number.place == experiment.place]
+    compared = [row.published for row in rows if row.published is not None]
+    # In the paper's order; noise stands there twice, once a scale.
+    assert list(dict.fromkeys(compared)) == list(dict.fromkeys(cell.row for cell in cells))
+    measurable = {cell.metric for cell in cells} - {"CIDEr_gain"}
+    assert set(experiment.metrics) == measurable
+
+
+def test_runs_that_tables_share_are_the_same_runs(tables: Loaded) -> None:
+    gap_init = runs(tables, "table2", "gap-init")
+    assert gap_init == runs(tables, "table3", "gap-init")
+    assert gap_init == runs(tables, "table5", "naive-gap-init")
+    assert gap_init == runs(tables, "table9", "size-256")
+    assert gap_init == runs(tables, "table10", "in-domain")
+    assert gap_init == runs(tables, "table11", "noise-0")
+    assert set(gap_init) < set(runs(tables, "table7", "gap-init"))
+    lora = runs(tables, "table2", "lora-rank1")
+    assert lora == runs(tables, "table3", "lora-rank1") == runs(tables, "table5", "naive-lora")
+    assert set(lora) < set(runs(tables, "table7", "lora-rank1"))
+    assert runs(tables, "table2", "zero-shot") == runs(tables, "table3", "zero-shot")
+
+
+def test_different_rows_of_a_table_are_different_runs(tables: Loaded) -> None:
+    for _, rows in tables.values():
+        all_runs = [run for row in rows for run in row.runs]
+        assert len(set(all_runs)) == len(all_runs)
+
+
+def test_the_whole_grid_is_as_small_as_sharing_makes_it(tables: Loaded) -> None:
+    """Table 2 makes 7 trained rows x 3 seeds and one untrained; the others add what is new."""
+    new = {"table2": 22, "table3": 0, "table5": 6, "table7": 4, "table9": 9, "table10": 6}
+    new["table11"] = 18
+    seen: set[Run] = set()
+    for name in TABLES:
+        found = {run for row in tables[name][1] for run in row.runs}
+        assert len(found - seen) == new[name], name
+        seen |= found
+
+
+def test_seeds_are_the_papers_five_where_it_says_so(tables: Loaded) -> None:
+    for name, (_, rows) in tables.items():
+        expected = [42, 123, 2024, 999, 7] if name == "table7" else SEEDS
+        for row in rows:
+            if row.runs[0].trained:
+                assert [run.seed for run in row.runs] == expected
+
+
+def test_every_claim_agrees_with_the_numbers_that_the_paper_prints(
+    tables: Loaded, repository: Path
+) -> None:
+    """A claim turned around by mistake would contradict the table that it was taken from."""
+    published = read_published(repository / "config" / "published" / "gap-init.csv")
+    cells = {(cell.place, cell.row, cell.metric): cell for cell in published}
+    for experiment, rows in tables.values():
+        names = {row.id: row.published for row in rows}
+        for claim in experiment.claims:
+            better, worse = (
+                cells[experiment.place, names[id_], claim.metric]
+                for id_ in (claim.better, claim.worse)
+            )
+            if claim.statistic == "std":
+                assert better.std is not None and worse.std is not None
+                assert better.std < worse.std
+            else:
+                assert better.value > worse.value - claim.margin, claim
+
+
+def test_every_table_states_claims_and_a_reference(tables: Loaded) -> None:
+    for experiment, _ in tables.values():
+        assert experiment.claims and experiment.reference and experiment.note

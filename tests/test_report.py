@@ -1,0 +1,367 @@
+"""The report: one page that is whole, inert, and says what the tables say."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from gapinit.artifacts import read_json, write_json
+from gapinit.errors import GapinitError
+from gapinit.report import make_report
+from gapinit.report_predictions import browse_predictions, thumbnail
+from gapinit.report_views import number_text, p_text
+from gapinit.results import CLAIM_COLUMNS, read_claims, read_runs, read_table
+
+from .report_tree import HOSTILE, LABELS, Tree, build, write_csv
+
+VOID = {"meta", "img", "br", "link", "input", "line", "circle", "rect"}
+
+
+class Page(HTMLParser):
+    """What a browser would make of the page: elements, anchors, links, visible text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.scripts = 0
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes another element"
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] not in (["script"], ["style"]):
+            self.text.append(data)
+
+    def values(self, attribute: str) -> list[str]:
+        return [str(attrs[attribute]) for _, attrs in self.elements if attribute in attrs]
+
+    @property
+    def visible(self) -> str:
+        return " ".join(" ".join(self.text).split())
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
+    """Return a results tree that no test changes."""
+    return build(tmp_path_factory.mktemp("results"))
+
+
+@pytest.fixture(scope="module")
+def html(tree: Tree) -> str:
+    """Return the report of that tree."""
+    output = tree.root / "report.html"
+    make_report(**tree.arguments, output=output)
+    return output.read_text(encoding="utf-8")
+
+
+def test_page_is_well_formed(html: str) -> None:
+    page = Page(html)
+    assert page.open == []
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+
+
+def test_internal_anchors_resolve_and_nothing_leads_out(html: str) -> None:
+    page = Page(html)
+    ids = set(page.values("id"))
+    links = page.values("href")
+    assert len(links) > 20
+    assert all(link.startswith("#") and link[1:] in ids for link in links)
+    assert all(source.startswith("data:") for source in page.values("src"))
+    assert not any(tag in ("link", "iframe", "object", "base") for tag, _ in page.elements)
+    # The one address is the paper's, in the citation, as text.
+    assert set(re.findall(r"https?://[^\s}<\"']+", html)) == {
+        "https://openreview.net/pdf?id=Umu6IsAUbS"
+    }
+
+
+def test_policy_allows_this_style_and_script_and_nothing_else(html: str) -> None:
+    import hashlib
+
+    policy = next(
+        attrs["content"] or ""
+        for tag, attrs in Page(html).elements
+        if attrs.get("http-equiv") == "Content-Security-Policy"
+    )
+    assert policy.startswith("default-src 'none';")
+    for tag, directive in (("style", "style-src"), ("script", "script-src")):
+        (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"{directive} 'sha256-{digest}';" in policy
+    # The policy would silence these, so they must not be relied on either.
+    assert Page(html).values("style") == []
+    assert not [name for _, attrs in Page(html).elements for name in attrs if name[:2] == "on"]
+
+
+def test_hostile_text_is_inert_and_shown_as_it_is(html: str, tree: Tree) -> None:
+    page = Page(html)
+    assert sum(tag == "script" for tag, _ in page.elements) == 1
+    assert "alert(1)" not in re.findall(r"<script>(.*?)</script>", html, re.DOTALL)[0]
+    assert f"<i>R&D</i> {HOSTILE}" in page.visible
+    assert LABELS["pissa"] in page.visible
+    assert "a note with <b> & 'quotes'" in page.visible
+
+
+def test_every_number_of_the_tables_appears(html: str, tree: Tree) -> None:
+    visible = Page(html).visible
+    for row in read_table(tree.root / "6_tables/table2.csv"):
+        for value in (row.published, row.measured, row.std):
+            assert number_text(value) in visible
+        assert number_text(row.difference, 2, True) in visible
+        assert row.interval is not None
+        assert f"{number_text(row.interval.low)} … {number_text(row.interval.high)}" in visible
+    for run in read_runs(tree.root / "6_tables/runs.csv"):
+        assert number_text(run.value) in visible
+        assert number_text(run.first_grad_norm, 3) in visible
+
+
+def test_every_cell_leads_to_its_runs(html: str, tree: Tree) -> None:
+    links = Page(html).values("href")
+    for row in read_table(tree.root / "6_tables/table2.csv"):
+        assert row.runs
+        assert all(f"#run/{path}" in links for path in row.runs)
+
+
+def test_scale_and_verdicts_are_said_in_words(html: str) -> None:
+    visible = Page(html).visible
+    assert "mini-blip2" in visible and "7 training images, 40 test images" in visible
+    assert "1 holds" in visible and "1 does not hold" in visible and "0 undecided" in visible
+    claims = visible.index("Holds here"), visible.index("Does not hold")
+    assert claims == tuple(sorted(claims))
+    assert "−12.35" in visible and "(−20.50 … −3.25)" in visible
+
+
+def test_same_inputs_give_the_same_bytes(tree: Tree, tmp_path: Path) -> None:
+    for name in ("one.html", "two.html"):
+        make_report(**tree.arguments, output=tmp_path / name)
+    assert (tmp_path / "one.html").read_bytes() == (tmp_path / "two.html").read_bytes()
+
+
+def test_images_on_which_methods_differ_most_are_chosen(tree: Tree) -> None:
+    rows = [row for row in read_table(tree.root / "6_tables/table2.csv") if row.metric == "CIDEr"]
+    folder = tree.root / "5_evaluate"
+    browser = browse_predictions(
+        rows, evaluations=folder, dataset="scenes", count=5,
+        manifest=tree.arguments["manifest"],
+    )  # fmt: skip
+    trained = [row.runs[0] for row in rows if row.row != "zero-shot"]
+    scores: dict[int, list[float]] = {}
+    for run in trained:
+        for sample in read_json(folder / run / "scenes.scores.json")["per_sample"]:
+            scores.setdefault(sample["image_id"], []).append(sample["CIDEr"])
+    widest = sorted(scores, key=lambda image: min(scores[image]) - max(scores[image]))[:5]
+    assert [prediction.image_id for prediction in browser.predictions] == widest
+    for prediction in browser.predictions:
+        ciders = [caption.cider for caption in prediction.captions]
+        assert ciders == sorted(ciders, reverse=True)
+        assert len(prediction.references) == 5
+
+
+def test_single_run_without_claims_as_with_a_folder_of_photographs(tmp_path: Path) -> None:
+    tree = build(tmp_path, rows=("gap-init",), seeds=(42,), images=50, side=640)
+    write_csv(tmp_path / "6_tables/claims.csv", CLAIM_COLUMNS, [])
+    output = tmp_path / "report.html"
+    make_report(**tree.arguments | {"figures": [], "claims": None}, output=output)
+    page = Page(output.read_text(encoding="utf-8"))
+    assert "evenly spaced from the best-scored caption to the worst" in page.visible
+    assert "What holds here" not in page.visible
+    images = [attrs for tag, attrs in page.elements if tag == "img"]
+    assert len(images) == 24
+    for attrs in images:
+        content = base64.b64decode(str(attrs["src"]).split(",")[1])
+        assert max(Image.open(io.BytesIO(content)).size) == 320
+        assert str(attrs["src"]).startswith("data:image/jpeg")
+    assert output.stat().st_size < 6_000_000
+
+
+def test_one_file_without_the_rows_of_a_run_is_named(tmp_path: Path) -> None:
+    tree = build(tmp_path, rows=("pissa", "gap-init"), images=6)
+    path = tree.root / "5_evaluate" / tree.runs_of("gap-init")[0].path / "scenes.scores.json"
+    path.unlink()
+    with pytest.raises(GapinitError, match=rf"{re.escape(str(path))}: no such file"):
+        make_report(**tree.arguments, output=tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+def _without_figure(tree: Tree) -> None:
+    (tree.root / "7_figures/figure2.svg").unlink()
+
+
+def _without_image(tree: Tree) -> None:
+    for path in (tree.root / "1_data/scenes/images").iterdir():
+        path.write_bytes(b"not an image")
+
+
+def _other_verdict(tree: Tree) -> None:
+    path = tree.root / "6_tables/claims.csv"
+    path.write_text(path.read_text(encoding="utf-8").replace("does not hold", "perhaps"))
+
+
+def _word_for_number(tree: Tree) -> None:
+    path = tree.root / "6_tables/table2.csv"
+    path.write_text(path.read_text(encoding="utf-8").replace("98.08", "many"))
+
+
+def _without_column(tree: Tree) -> None:
+    path = tree.root / "6_tables/runs.csv"
+    path.write_text(path.read_text(encoding="utf-8").replace("final_loss", "loss", 1))
+
+
+def _empty_table(tree: Tree) -> None:
+    path = tree.root / "6_tables/table2.csv"
+    path.write_text(path.read_text(encoding="utf-8").splitlines()[0] + "\n")
+
+
+def _without_record(tree: Tree) -> None:
+    (tree.root / "4_train" / tree.runs_of("pissa")[0].path / "run.json").unlink()
+
+
+def _unknown_image(tree: Tree) -> None:
+    for run in (run for row in ("pissa", "gap-init") for run in tree.runs_of(row)):
+        path = tree.root / "5_evaluate" / run.path / "scenes.scores.json"
+        content = read_json(path)
+        content["per_sample"][0]["image_id"] = 999
+        write_json(path, content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_without_figure, r"figure2.svg: no such figure. Draw figure 'figure2' first"),
+        (_without_image, r"\.jpg: not a readable image"),
+        (_other_verdict, r"a verdict is 'perhaps', expected one of: holds, does not hold"),
+        (_word_for_number, r"table2.csv: line \d+, column 'published': expected a number, found"),
+        (_without_column, r"runs.csv: expected the columns .*; not found: final_loss"),
+        (_empty_table, r"table2.csv: expected at least one row, found none"),
+        (_without_record, r"run.json: no such file"),
+        (_unknown_image, r"manifest.json: split 'test' has no image 999"),
+    ],
+)
+def test_damage_is_named(tmp_path: Path, damage: Callable[[Tree], None], message: str) -> None:
+    tree = build(tmp_path, rows=("lora-rank1", "pissa", "lora-rank8", "gap-init"), images=4)
+    if damage is _unknown_image:
+        tree = build(tmp_path / "two", rows=("pissa", "gap-init"), images=4)
+    damage(tree)
+    with pytest.raises(GapinitError, match=message):
+        make_report(**tree.arguments, output=tmp_path / "report.html")
+
+
+def test_titles_notes_and_layer_scores_are_taken_where_given(
+    tree: Tree, tmp_path: Path, repository: Path
+) -> None:
+    layers = {"naive": [1, 2], "gg-safe": [0, 2], "all": [0, 1, 2], "num_layers": 2}
+    write_json(tmp_path / "layers.json", layers | {"exclude_bottom": 0, "score": [3.5, 1.25, 2.0]})
+    make_report(
+        **tree.arguments,
+        output=tmp_path / "report.html",
+        experiments=[repository / "config/experiments/table2.yaml"],
+        layers=tmp_path / "layers.json",
+    )
+    visible = Page((tmp_path / "report.html").read_text(encoding="utf-8")).visible
+    assert "The paper contradicts itself on standard LoRA at rank 1" in visible
+    assert "1 3.500 – adapted 2 1.250 adapted – 3 2.000 adapted adapted" in visible
+
+
+def test_thumbnail_is_upright_and_without_metadata(tmp_path: Path) -> None:
+    image = Image.new("RGB", (1000, 500), "white")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    exif[0x010F] = "a camera"
+    image.save(tmp_path / "photo.jpg", exif=exif)
+    uri, width, height = thumbnail(tmp_path / "photo.jpg")
+    assert (width, height) == (160, 320)
+    content = base64.b64decode(uri.split(",")[1])
+    assert not Image.open(io.BytesIO(content)).getexif()
+
+
+def test_claims_and_runs_are_read_as_the_tables_stage_writes_them() -> None:
+    """The columns that are read here are among those that are written there."""
+    from gapinit.claims import CLAIM_COLUMNS as WRITTEN_CLAIMS
+    from gapinit.results import MEASUREMENT_COLUMNS, RUN_COLUMNS
+    from gapinit.tables import RUN_MEASURES, TABLE_COLUMNS
+
+    assert set(CLAIM_COLUMNS) <= set(WRITTEN_CLAIMS)
+    assert set(MEASUREMENT_COLUMNS) <= set(TABLE_COLUMNS)
+    assert set(RUN_COLUMNS) <= {"run", "evaluated", "metric", "value", "tables", *RUN_MEASURES}
+
+
+def test_claims_keep_their_statistic(tree: Tree) -> None:
+    assert {claim.statistic for claim in read_claims(tree.root / "6_tables/claims.csv")} == {"mean"}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(-0.001, "0.00"), (-1.005, "−1.00"), (140.594, "140.59"), (None, "")]
+)
+def test_numbers_are_printed_as_in_papers(value: float | None, text: str) -> None:
+    assert number_text(value) == text
+
+
+def test_small_p_values_are_no_zeros() -> None:
+    assert p_text(0.0) == "< 0.001" and p_text(0.0499) == "0.050" and p_text(None) == ""
+
+
+def test_snakemake_captions_render(repository: Path, tree: Tree) -> None:
+    """Every caption is valid reStructuredText after Jinja, for every figure."""
+    from types import SimpleNamespace
+
+    from docutils.core import publish_parts
+    from jinja2 import Environment, StrictUndefined
+
+    figures = ["figure1a", "figure1c", "figure2", "figure3", "figure4", "figure5", "curves"]
+    files = sorted((repository / "workflow/report").glob("*.rst"))
+    assert {"workflow", "table", "claims", "figure"} <= {path.stem for path in files}
+    for path in files:
+        seen = set()
+        for figure in figures:
+            snakemake = SimpleNamespace(
+                wildcards=SimpleNamespace(figure=figure, table="table2"),
+                config=tree.config.model_dump(by_alias=True),
+            )
+            text = path.read_text(encoding="utf-8")
+            text = (
+                Environment(undefined=StrictUndefined).from_string(text).render(snakemake=snakemake)
+            )
+            parts = publish_parts(
+                text, writer="html", settings_overrides={"halt_level": 2, "report_level": 2}
+            )
+            assert parts["body"].strip()
+            seen.add(parts["body"])
+        assert len(seen) == (len(figures) if path.stem == "figure" else 1)
+
+
+def test_report_imports_neither_torch_nor_pandas() -> None:
+    code = "import gapinit.report, sys; print({'torch', 'pandas', 'matplotlib'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
+
+
+def test_table_survives_any_csv_quoting(tmp_path: Path, tree: Tree) -> None:
+    """A label with separators, quotes and line breaks is read back as it was."""
+    source = tree.root / "6_tables/table2.csv"
+    with open(source, encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    lines[0]["label"] = 'a, "b"; c\nd'
+    write_csv(tmp_path / "table2.csv", list(lines[0]), lines)
+    assert read_table(tmp_path / "table2.csv")[0].label == 'a, "b"; c\nd'

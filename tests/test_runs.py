@@ -1,0 +1,214 @@
+"""Runs and their paths, and how the rows of an experiment become runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gapinit.config import Config
+from gapinit.errors import GapinitError
+from gapinit.methods import METHODS
+from gapinit.runs import Run, load_experiment, table_rows
+
+NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,12}", fullmatch=True)
+SMALL = st.integers(1, 10**6)
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> Run:
+    """Draw a run as the workflow would make it: factors that its method ignores are unset."""
+    method = METHODS[draw(st.sampled_from(sorted(METHODS)))]
+    head = {"backbone": draw(NAMES), "dataset": draw(NAMES), "method": method.name}
+    if not method.module:
+        return Run(**head)
+    factors: dict[str, Any] = {
+        "rank": draw(SMALL),
+        "layers": draw(st.sampled_from(["naive", "gg-safe", "all"])),
+        "epochs": draw(SMALL),
+        "seed": draw(st.integers(0, 2**32)),
+    }
+    if method.uses_gap:
+        factors["calibration"] = draw(st.sampled_from(["in-domain", "ood", "mixed"]))
+        factors["calibration_size"] = draw(SMALL)
+        noise = float(f"{draw(st.floats(0, 1000)):g}")
+        if noise:
+            factors |= {"noise": noise, "noise_scale": draw(st.sampled_from(["unit", "raw"]))}
+    return Run(**head, **factors)
+
+
+@given(runs())
+def test_parse_is_the_inverse_of_path(run: Run) -> None:
+    assert Run.parse(run.path) == run
+
+
+@given(runs(), runs())
+def test_different_runs_have_different_paths(first: Run, second: Run) -> None:
+    assert (first == second) == (first.path == second.path)
+
+
+@given(runs())
+def test_paths_need_no_quoting_and_stay_below_their_folder(run: Run) -> None:
+    assert not set(run.path) - set(
+        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-/"
+    )
+    assert not {"", ".", ".."} & set(run.path.split("/"))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "mini-blip2/scenes",
+        "mini-blip2/scenes/no-such-method/rank1_naive_epochs3/no-gap/seed1",
+        "mini-blip2/scenes/lora-kaiming/no-adapter",
+        "mini-blip2/scenes/zero-shot/rank1_naive_epochs3/no-gap/seed1",
+        "mini-blip2/scenes/gap-init/rank01_naive_epochs3/in-domain-256/seed1",
+        "mini-blip2/scenes/gap-init/rank1_naive_epochs3/in-domain-256_noise-unit-0/seed1",
+        "mini-blip2/scenes/gap-init/rank1_naive_epochs3/in-domain-256/seed1/more",
+    ],
+)
+def test_what_is_no_path_of_a_run_is_refused(path: str) -> None:
+    with pytest.raises(GapinitError, match="is not the path of a run"):
+        Run.parse(path)
+
+
+@pytest.fixture
+def config() -> Config:
+    """Return a configuration with three seeds and its own defaults for epochs and calibration."""
+    return Config.model_validate(
+        {
+            "name": "test",
+            "backbone": "mini-blip2",
+            "datasets": {"in-domain": "scenes", "ood": "scenes-ood"},
+            "seeds": [1, 2, 3],
+            "calibration": {"size": 128, "source": "mixed"},
+            "layers": {"num_layers": 2},
+            "training": {"epochs": 4},
+            "experiments": ["table2"],
+        }
+    )
+
+
+def experiment(**changes: Any) -> dict[str, Any]:
+    """Return a small legal experiment with some keys changed."""
+    return {
+        "title": "A table",
+        "paper": "gap-init",
+        "place": "Table 2",
+        "metrics": ["CIDEr"],
+        "rows": [
+            {"id": "lora", "label": "LoRA", "method": "lora-gaussian"},
+            {"id": "gap", "label": "Gap-Init", "method": "gap-init"},
+        ],
+    } | changes
+
+
+def rows_of(tmp_path: Path, config: Config, content: dict[str, Any]) -> Any:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return table_rows(load_experiment(path), config, str(path))
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    return {"id": "r", "label": "A row", "method": "gap-init"} | changes
+
+
+def test_a_row_is_the_product_of_its_lists(tmp_path: Path, config: Config) -> None:
+    given_row = row(
+        id="{method}-{layers}-{noise}",
+        label="{method} at {noise}",
+        published="{noise}",
+        method=["gap-init", "random-b"],
+        layers=["naive", "all"],
+        noise=[0.5, 1.0],
+    )
+    rows = rows_of(tmp_path, config, experiment(rows=[given_row]))
+    assert [row.id for row in rows] == [
+        f"{method}-{layers}-{noise}"
+        for method in ("gap-init", "random-b")
+        for layers in ("naive", "all")
+        for noise in ("0.5", "1")
+    ]
+    assert rows[1].label == "gap-init at 1" and rows[1].published == "1"
+    first = rows[0].runs[0]
+    assert (first.method, first.layers, first.noise, first.noise_scale) == (
+        "gap-init",
+        "naive",
+        0.5,
+        "unit",
+    )
+    assert [run.seed for run in rows[0].runs] == [1, 2, 3]
+
+
+def test_defaults_come_from_the_configuration(tmp_path: Path, config: Config) -> None:
+    run = rows_of(tmp_path, config, experiment())[1].runs[0]
+    assert (run.epochs, run.calibration, run.calibration_size) == (4, "mixed", 128)
+    seeded = rows_of(tmp_path, config, experiment(seeds=[9]))
+    assert [run.seed for row in seeded for run in row.runs] == [9, 9]
+
+
+def test_factors_that_a_method_ignores_do_not_make_new_runs(tmp_path: Path, config: Config) -> None:
+    rows = rows_of(
+        tmp_path,
+        config,
+        experiment(
+            rows=[
+                row(id="a", method="lora-kaiming", calibration_size=16, noise=0.5),
+                row(id="b", method="lora-kaiming", calibration="ood"),
+                row(id="c", method="gap-init", noise=0, noise_scale="raw"),
+                row(id="d", method="gap-init", noise=0, noise_scale="unit"),
+                row(id="e", method="zero-shot", rank=8),
+            ]
+        ),
+    )
+    assert rows[0].runs == rows[1].runs
+    assert rows[2].runs == rows[3].runs
+    assert len(rows[4].runs) == 1 and not rows[4].runs[0].trained
+
+
+CLAIM = {"text": "better", "metric": "CIDEr", "better": "gap", "worse": "lora"}
+WRONG = {
+    "unknown key": (experiment(row=[]), "unknown key 'row' (did you mean 'rows'?)"),
+    "missing key": ({"title": "A table"}, "key 'paper' is missing"),
+    "no rows": (experiment(rows=[]), "key 'rows'"),
+    "no seeds": (experiment(seeds=[]), "key 'seeds'"),
+    "unknown method": (
+        experiment(rows=[row(method="lora")]),
+        "unknown method 'lora', expected one",
+    ),
+    "unknown metric": (experiment(metrics=["CIDER"]), "unknown metric 'CIDER', expected one of"),
+    "unknown layers": (experiment(rows=[row(layers="top")]), "'naive', 'gg-safe' or 'all'"),
+    "rank zero": (experiment(rows=[row(rank=0)]), "rows.0.rank"),
+    "negative noise": (experiment(rows=[row(noise=-0.1)]), "rows.0.noise"),
+    "noise with many digits": (experiment(rows=[row(noise=0.1234567)]), "significant digits"),
+    "empty list": (experiment(rows=[row(method=[])]), "'method' of row 'r' is an empty list"),
+    "unknown factor": (experiment(rows=[row(id="{size}")]), "'{size}' in '{size}' is no factor"),
+    "attribute": (experiment(rows=[row(label="{noise.real}")]), "'{noise.real}'"),
+    "open brace": (experiment(rows=[row(label="a {noise")]), "braces in 'a {noise'"),
+    "same id": (experiment(rows=[row(), row()]), "two rows with the id 'r'"),
+    "list without braces": (experiment(rows=[row(rank=[1, 8])]), "two rows with the id 'r'"),
+    "unknown reference": (experiment(reference="gapinit"), "names row 'gapinit', expected one of"),
+    "claim on no row": (experiment(claims=[CLAIM | {"worse": "l"}]), "a claim speaks of row 'l'"),
+    "claim on no metric": (experiment(claims=[CLAIM | {"metric": "Bleu_4"}]), "metric 'Bleu_4'"),
+    "std with margin": (
+        experiment(claims=[CLAIM | {"statistic": "std", "margin": 1}]),
+        "takes no margin",
+    ),
+    "negative margin": (experiment(claims=[CLAIM | {"margin": -1}]), "claims.0.margin"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_experiment_is_one_message_that_names_the_file(
+    tmp_path: Path, config: Config, name: str
+) -> None:
+    content, message = WRONG[name]
+    with pytest.raises(GapinitError) as error:
+        rows_of(tmp_path, config, content)
+    assert str(error.value).startswith(str(tmp_path / "mine.yaml"))
+    assert message in str(error.value)
