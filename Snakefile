@@ -10,7 +10,6 @@
 import sys
 from pathlib import Path
 
-from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
 min_version("9.0")
@@ -28,11 +27,15 @@ configfile: str(FOLDER / "config" / "default.yaml")
 report: "workflow/report/workflow.rst"
 
 
+SOURCES = [FOLDER / "config" / "default.yaml", *map(Path, workflow.overwrite_configfiles)]
+
+
 # Every name and number is checked here, before any job is planned.
 try:
-    PLAN = make_plan(config, FOLDER / "config")
+    PLAN = make_plan(config, FOLDER / "config", SOURCES)
 except GapinitError as error:
-    raise WorkflowError(str(error)) from None
+    # Not an exception: Snakemake would add the places in this file where it passed.
+    sys.exit(f"error: {error}")
 
 CONFIG = PLAN.config
 RESULTS = CONFIG.results
@@ -43,7 +46,9 @@ LOGS = f"{OUT}/logs"
 # glibc's defaults give every large tensor a fresh mapping; keeping freed memory is much faster.
 shell.prefix(
     "set -euo pipefail; "
-    + PLAN.python_path(sys.executable, conda="conda" in str(workflow.deployment_settings.deployment_method).lower())
+    + PLAN.python_path(
+        sys.executable, conda="conda" in str(workflow.deployment_settings.deployment_method).lower()
+    )
     + "export HF_HUB_OFFLINE=${{HF_HUB_OFFLINE:-1}} TOKENIZERS_PARALLELISM=false "
     + "MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=1073741824; "
 )
@@ -59,6 +64,7 @@ wildcard_constraints:
     table=r"[A-Za-z0-9][A-Za-z0-9._-]*",
 
 
+include: "rules/inputs.smk"
 include: "rules/1_data.smk"
 include: "rules/2_states.smk"
 include: "rules/3_gap.smk"
@@ -66,6 +72,13 @@ include: "rules/4_train.smk"
 include: "rules/5_evaluate.smk"
 include: "rules/6_tables.smk"
 include: "rules/7_figures.smk"
+
+
+# How far the run is and how long the rest will take, under Snakemake's own output.
+onstart:
+    from gapinit.workflow_progress import follow
+
+    follow(workflow)
 
 
 rule all:

@@ -7,16 +7,19 @@ write. Methods of `gapinit.methods` choose it; this module knows PEFT's layout.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gapinit.artifacts import atomic_folder
+from gapinit.artifacts import atomic_folder, read_json
 from gapinit.errors import GapinitError
 
 if TYPE_CHECKING:
@@ -36,17 +39,18 @@ def add_lora(
     init_lora_weights: bool | str,
 ) -> PeftModel:
     """Put LoRA on the attention and MLP matrices of the given decoder layers."""
+    options: dict[str, Any] = {"lora_alpha": alpha, "init_lora_weights": init_lora_weights}
     config = LoraConfig(
         r=rank,
-        lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=backbone.target_modules(layers),
-        init_lora_weights=init_lora_weights,
+        **options,
     )
-    return get_peft_model(backbone.model, config)
+    with _no_deprecation_warnings():
+        return get_peft_model(backbone.model, config)
 
 
-def lora_layers(model: PeftModel) -> dict[str, LoraLayer]:
+def lora_layers(model: PeftModel) -> dict[str, Any]:
     """Return the adapted modules by name, in the model's order."""
     found = {
         name: module
@@ -64,12 +68,14 @@ def module_directions(model: PeftModel, gap: Tensor) -> dict[str, Tensor]:
     A module that writes into the hidden space (d_out = d) takes g itself; any other takes
     W0 g, the image of the gap under the module's own frozen matrix.
 
-    `gap`: (L, d), one row for each decoder layer.
+    `gap`: (L, d), one row for each decoder layer. Call it before training: W0 is then the base
+    weight plus the adapter's part, which PiSSA has moved from the one to the other.
     """
     directions = {}
     for name, module in lora_layers(model).items():
         vector = gap[layer_of(name)].to(torch.float64)
-        weight = module.get_base_layer().weight.detach().to("cpu", torch.float64)
+        base = module.get_base_layer().weight.detach()
+        weight = (base + module.get_delta_weight(ADAPTER).detach()).to("cpu", torch.float64)
         d_out, d_in = weight.shape
         # ASSUME: the paper does not say what modules of another width (fc1, gate, up) take.
         if d_out != len(vector):
@@ -137,10 +143,68 @@ def save_adapter(model: PeftModel, output: Path, converted_from: Path | None = N
     the untouched base.
     """
     # The saved weights are all that counts: a plain initialisation makes any PEFT load them.
-    model.peft_config[ADAPTER].init_lora_weights = True
-    extra = {} if converted_from is None else {
-        "path_initial_model_for_weight_conversion": str(converted_from)
-    }
+    config: Any = model.peft_config[ADAPTER]
+    config.init_lora_weights = True
+    initial = None if converted_from is None else str(converted_from)
     with atomic_folder(output) as folder:
-        model.save_pretrained(folder, save_embedding_layers=False, **extra)
+        model.save_pretrained(
+            str(folder),
+            save_embedding_layers=False,
+            path_initial_model_for_weight_conversion=initial,
+        )
         (folder / "README.md").unlink(missing_ok=True)
+
+
+def load_adapter(backbone: Blip2Backbone, folder: Path) -> PeftModel:
+    """Put a saved adapter on the backbone's model.
+
+    Raises GapinitError for a folder without an adapter, or with one that does not fit this
+    backbone: PEFT would only warn, and the captions would be those of the untrained model.
+    """
+    folder = Path(folder)
+    _require_fit(backbone, folder)
+    try:
+        with _no_deprecation_warnings():
+            return PeftModel.from_pretrained(backbone.model, folder)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise GapinitError(f"{folder}: this adapter cannot be loaded ({reason})") from None
+
+
+def _require_fit(backbone: Blip2Backbone, folder: Path) -> None:
+    """Compare the names and the shapes of the saved matrices with the backbone's modules."""
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise GapinitError(f"{weights}: no such file (expected a PEFT adapter folder)")
+    rank = read_json(folder / "adapter_config.json").get("r")
+    modules = dict(backbone.model.named_modules())
+    try:
+        with safe_open(weights, "pt") as saved:
+            shapes = {name: list(saved.get_slice(name).get_shape()) for name in saved.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise GapinitError(f"{weights}: damaged ({error}). Train the run again.") from None
+    for name, shape in shapes.items():
+        module_name, _, matrix = name.removeprefix("base_model.model.").rpartition(".lora_")
+        weight = getattr(modules.get(module_name), "weight", None)
+        if weight is None:
+            raise GapinitError(
+                f"{folder}: adapts '{module_name}', which this backbone does not have. It was "
+                "made for another backbone."
+            )
+        d_out, d_in = weight.shape
+        expected = [rank, d_in] if matrix == "A.weight" else [d_out, rank]
+        if shape != expected:
+            raise GapinitError(
+                f"{folder}: '{name}' has shape {shape}, but this backbone needs {expected}. It "
+                "was made for another backbone."
+            )
+
+
+@contextmanager
+def _no_deprecation_warnings() -> Iterator[None]:
+    # PEFT asks transformers for a property under its old name; a user can do nothing about it.
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message=".*is_gradient_checkpointing", category=FutureWarning
+        )
+        yield

@@ -113,14 +113,13 @@ def create_hdf5(path: Path, kind: str, inputs: Mapping[str, Any]) -> Iterator[h5
     """
     import h5py
 
-    with atomic_file(path) as temporary:
-        with h5py.File(temporary, "w") as file:
-            file.attrs["kind"] = kind
-            file.attrs["format_version"] = FORMAT_VERSION
-            file.attrs["inputs"] = json.dumps(dict(inputs), sort_keys=True, default=str)
-            file.attrs["packages"] = json.dumps(package_versions(), sort_keys=True)
-            yield file
-            file.attrs["complete"] = True
+    with atomic_file(path) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs["kind"] = kind
+        file.attrs["format_version"] = FORMAT_VERSION
+        file.attrs["inputs"] = json.dumps(dict(inputs), sort_keys=True, default=str)
+        file.attrs["packages"] = json.dumps(package_versions(), sort_keys=True)
+        yield file
+        file.attrs["complete"] = True
 
 
 @contextmanager

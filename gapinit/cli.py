@@ -53,6 +53,10 @@ class _Tee:
         self._file.write(text)
         return self._terminal.write(text)
 
+    def isatty(self) -> bool:
+        """No terminal: a bar's control codes would fill the file, and jobs run side by side."""
+        return False
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._terminal, name)
 
@@ -135,7 +139,7 @@ def gap(
     smoothing: Annotated[str, typer.Option(help="spot or mean.")] = "spot",
 ) -> None:
     """Estimate each layer's gap vector, SPOT-Gap score, spectrum and cone (HDF5)."""
-    from gapinit.gap import estimate_gap_file
+    from gapinit.gap_file import estimate_gap_file
 
     estimate_gap_file(
         states,
@@ -207,6 +211,9 @@ def train(
     max_grad_norm: float = 1.0,
     batch_size: int = 32,
     gradient_accumulation: int = 1,
+    group_by_length: Annotated[
+        bool, typer.Option(help="Batches of captions of like length: less padding.")
+    ] = False,
     device: Device = "auto",
 ) -> None:
     """Train one run on the trunk: adapter folder, step log and run.json."""
@@ -224,6 +231,7 @@ def train(
         "max_grad_norm": max_grad_norm,
         "batch_size": batch_size,
         "gradient_accumulation": gradient_accumulation,
+        "group_by_length": group_by_length,
         "epochs": chosen.epochs,
     }
     checked = check_settings(recipe, Training, origin)
@@ -263,7 +271,9 @@ def predict(
     backbone: Backbone,
     features: Annotated[Path, typer.Option(help="Image features, of `gapinit features`.")],
     output: Output,
-    adapter: Annotated[Path | None, typer.Option(help="PEFT adapter folder; none: zero-shot.")] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="PEFT adapter folder; none: zero-shot.")
+    ] = None,
     num_beams: Annotated[int, typer.Option(help="1: greedy.", min=1)] = 1,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 32,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
@@ -437,7 +447,9 @@ def _config(path: Path) -> Any:
 
 def _choice(value: str, name: str, known: tuple[str, ...]) -> Any:
     if value not in known:
-        raise GapinitError(f"--{name}: unknown value '{value}', expected one of: {', '.join(known)}")
+        raise GapinitError(
+            f"--{name}: unknown value '{value}', expected one of: {', '.join(known)}"
+        )
     return value
 
 

@@ -7,7 +7,7 @@ Snakefile reads this at every parse.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +15,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from gapinit.errors import GapinitError
 from gapinit.methods import METHODS
-from gapinit.settings import Settings, check_settings, read_yaml
+from gapinit.settings import Settings, check_settings
 
 # Names become folder names, so they may hold nothing that a shell or a file system reads specially.
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -87,6 +87,8 @@ class Training(Settings):
     batch_size: Positive = 32
     gradient_accumulation: Positive = 1
     epochs: Positive = 1
+    group_by_length: bool = False
+    """Batches of captions of like length: less padding is computed, order is less random."""
     max_caption_tokens: Positive = 32
 
 
@@ -128,32 +130,26 @@ class Config(Settings):
         return self
 
 
-def load_config(content: Mapping[str, Any], folder: Path, origin: str) -> Config:
+def load_config(
+    content: Mapping[str, Any], folder: Path, origin: str | Callable[[Sequence[Any]], str]
+) -> Config:
     """Check a whole configuration and every name in it against the files in `folder`.
 
-    `folder` is `config/`; `origin` names the file or command line that the content came from.
+    `folder` is `config/`; `origin` names the file or command line that a key came from.
     Raises GapinitError that names the key, what was expected and what was found.
     """
     config = check_settings(content, Config, origin)
-    _known(config.backbone, folder / "backbones", "backbone", origin)
-    for part, name in (("in-domain", config.datasets.in_domain), ("ood", config.datasets.ood)):
+    names: list[tuple[str, tuple[str, ...], str | None]] = [
+        ("backbones", ("backbone",), config.backbone),
+        ("datasets", ("datasets", "in-domain"), config.datasets.in_domain),
+        ("datasets", ("datasets", "ood"), config.datasets.ood),
+        *(("experiments", ("experiments",), name) for name in config.experiments),
+    ]
+    for kind, key, name in names:
         if name is not None:
-            _known(name, folder / "datasets", f"datasets.{part}", origin)
-    for name in config.experiments:
-        _known(name, folder / "experiments", "experiments", origin)
-    if needs_data_root(config, folder) and config.data_root is None:
-        raise GapinitError(
-            f"{origin}: dataset '{config.datasets.in_domain}' is a local folder: say where with "
-            "--config data_root=FOLDER (and annotations=FILE_OR_FOLDER if they are not in "
-            "FOLDER/annotations)"
-        )
+            place = origin if isinstance(origin, str) else origin(key)
+            _known(name, folder / kind, ".".join(key), place)
     return config
-
-
-def needs_data_root(config: Config, folder: Path) -> bool:
-    """Return whether the fine-tuning dataset is a local folder that the user has to name."""
-    dataset = read_yaml(folder / "datasets" / f"{config.datasets.in_domain}.yaml")
-    return "generator" not in dataset
 
 
 def known_method(name: str, origin: str) -> None:

@@ -7,7 +7,7 @@ needs. No torch: this is read at every parse.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,21 +108,28 @@ class Plan:
         """Return the annotation files of a local dataset."""
         from gapinit.data.locate import find_annotations
 
-        root, annotations = self._local_paths(dataset)
+        root, annotations = self.local_paths(dataset)
         return [str(path) for path in find_annotations(root, annotations).files]
 
     def local_options(self, dataset: str) -> str:
         """Return where a local dataset is, as quoted options of `gapinit data prepare`."""
         if self.dataset_setting(dataset, "generator"):
             return ""
-        root, annotations = self._local_paths(dataset)
+        root, annotations = self.local_paths(dataset)
         text = f"--data-root {shlex.quote(str(root))}"
-        return text if annotations is None else f"{text} --annotations {shlex.quote(str(annotations))}"
+        return (
+            text if annotations is None else f"{text} --annotations {shlex.quote(str(annotations))}"
+        )
 
-    def _local_paths(self, dataset: str) -> tuple[Path, Path | None]:
+    def local_paths(self, dataset: str) -> tuple[Path, Path | None]:
+        """Return a local dataset's folder and its annotations, if they lie elsewhere."""
         root, annotations = self.config.data_root, self.config.annotations
         if root is None:
-            raise GapinitError(f"dataset '{dataset}': data_root is missing")
+            raise GapinitError(
+                f"dataset '{dataset}' is a local folder: say where with --config "
+                "data_root=FOLDER (and annotations=FILE_OR_FOLDER if they are not in "
+                "FOLDER/annotations)"
+            )
         return Path(root), Path(annotations) if annotations is not None else None
 
     def backbone_setting(self, backbone: str, key: str) -> Any:
@@ -146,22 +153,46 @@ class Plan:
         return text
 
 
-def make_plan(content: Mapping[str, Any], folder: Path) -> Plan:
-    """Check a configuration and everything that it names, and multiply out its experiments."""
-    origin = "configuration"
-    config = load_config(content, folder, origin)
-    experiments = {
-        name: load_experiment(folder / "experiments" / f"{name}.yaml")
-        for name in config.experiments
-    }
-    rows = {
-        name: table_rows(experiment, config, str(folder / "experiments" / f"{name}.yaml"))
-        for name, experiment in experiments.items()
-    }
+def make_plan(content: Mapping[str, Any], folder: Path, sources: Sequence[Path] = ()) -> Plan:
+    """Check a configuration and everything that it names, and multiply out its experiments.
+
+    `folder` is `config/`. `sources` are the files that `content` was merged from, the last one
+    first in rank; what stands in none of them came from the command line.
+    """
+    config = load_config(content, folder, _origin(sources, content))
+    experiments, rows = {}, {}
+    for name in config.experiments:
+        path = folder / "experiments" / f"{name}.yaml"
+        experiments[name] = load_experiment(path)
+        rows[name] = table_rows(experiments[name], config, str(path))
     plan = Plan(config, folder, experiments, rows)
     for name in experiments:
         _check_calibration(plan, name)
+    _check_datasets(plan)
     return plan
+
+
+def _origin(sources: Sequence[Path], content: Mapping[str, Any]) -> Callable[[Sequence[Any]], str]:
+    """Return a function that names the file in which a key got its value."""
+    files = {str(path): read_yaml(path) for path in sources}
+
+    def origin(key: Sequence[Any]) -> str:
+        if not key:
+            return "configuration"
+        used = _value_at(content, key)
+        holding = [name for name, values in files.items() if _value_at(values, key) == used]
+        return holding[-1] if holding else "--config"
+
+    return origin
+
+
+def _value_at(content: Any, key: Sequence[Any]) -> Any:
+    for part in key:
+        if not isinstance(content, Mapping) or part not in content:
+            # Inside a list, or missing: the whole list is what was set.
+            return content if isinstance(content, list) else None
+        content = content[part]
+    return content
 
 
 def _check_calibration(plan: Plan, name: str) -> None:
@@ -177,3 +208,39 @@ def _check_calibration(plan: Plan, name: str) -> None:
                 f"experiment '{name}': calibration size {run.calibration_size} is above the "
                 f"largest one extracted, {largest}: add it to calibration.sizes"
             )
+
+
+def _check_datasets(plan: Plan) -> None:
+    """Refuse a calibration larger than the data, and a local folder that cannot be read.
+
+    A folder whose manifest exists was checked when that was made; any other is read here, so
+    that a wrong one is told before a single job runs.
+    """
+    from gapinit.data.check import require_pairs
+    from gapinit.data.dataset import read_dataset_settings, read_folder
+    from gapinit.data.manifest import read_manifest
+    from gapinit.data.scenes.settings import ScenesSettings
+
+    runs = [run for run in plan.runs() if METHODS[run.method].uses_gap]
+    wanted = {
+        plan.in_domain,
+        *(name for run in runs for name in plan.sources(run.calibration or "in-domain")),
+    }
+    count = plan.config.calibration.pairs()
+    for name in sorted(wanted):
+        settings = read_dataset_settings(plan.folder / "datasets" / f"{name}.yaml")
+        if isinstance(settings, ScenesSettings):
+            found = settings.images.train + settings.images.restval
+            if count > found:
+                raise GapinitError(
+                    f"dataset '{name}': calibration needs {count} image-caption pairs (largest "
+                    f"size and held-out sample), found {found} images in the split 'train'. "
+                    "Lower calibration.sizes, calibration.size or calibration.heldout."
+                )
+            continue
+        made = Path(plan.config.results) / "1_data" / name / "manifest.json"
+        root, annotations = plan.local_paths(name)
+        manifest = (
+            read_manifest(made) if made.is_file() else read_folder(settings, root, annotations)
+        )
+        require_pairs(manifest, "train", count)

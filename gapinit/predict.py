@@ -20,7 +20,6 @@ from gapinit.progress import track
 from gapinit.states import backbone_digest
 
 
-
 @torch.inference_mode()
 def extract_features(
     backbone: Path,
@@ -76,10 +75,10 @@ def predict_captions(
         values = torch.from_numpy(file["features"][:])
     model = load_backbone(backbone, device)
     if adapter is not None:
-        from peft import PeftModel
+        from gapinit.adapters import load_adapter
 
         # Merging changes no output beyond rounding and saves the adapters' own products.
-        PeftModel.from_pretrained(model.model, adapter).merge_and_unload()
+        load_adapter(model, adapter).merge_and_unload()
     captions: list[str] = []
     for start in track(range(0, len(values), batch_size), "captions"):
         block = values[start : start + batch_size]

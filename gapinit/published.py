@@ -94,17 +94,18 @@ def find(
 def elsewhere(numbers: Sequence[PublishedNumber], number: PublishedNumber) -> str:
     """Return, in words, what other places print for the same configuration and metric.
 
-    Empty if none differs. Places that print the same number are named together.
+    Empty if no value differs. Places that print the same value are named together.
     """
-    others: dict[str, list[str]] = {}
+    others: dict[float, list[PublishedNumber]] = {}
     for other in numbers:
         same = (other.configuration, other.metric) == (number.configuration, number.metric)
-        if same and (other.value, other.std) != (number.value, number.std):
-            others.setdefault(other.printed, []).append(other.place)
+        if same and other.value != number.value:
+            others.setdefault(other.value, []).append(other)
     if not others:
         return ""
     listed = "; ".join(
-        f"{printed} ({', '.join(dict.fromkeys(places))})" for printed, places in others.items()
+        f"{found[0].printed} ({', '.join(dict.fromkeys(other.place for other in found))})"
+        for found in others.values()
     )
     return f"printed elsewhere for the same configuration: {listed}"
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from gapinit.errors import GapinitError
 
@@ -18,7 +18,30 @@ Model = TypeVar("Model", bound=BaseModel)
 class Settings(BaseModel):
     """Base of everything that is read from YAML: unknown keys are errors, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    # Not strict: YAML 1.1 reads 2e-4, which has no point, as text.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse `yes` and `on`, which YAML reads as booleans and pydantic would take for 1."""
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
+            raise ValueError("input should not be a boolean")
+        return value
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which a key that stands twice is an error and not the loss of the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                problem = f"key '{key.value}' stands twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def read_settings(path: Path, model: type[Model]) -> Model:
@@ -29,7 +52,7 @@ def read_settings(path: Path, model: type[Model]) -> Model:
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file whose top level is a mapping."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
         raise GapinitError(f"{path}: no such file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -41,13 +64,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def check_settings(content: Mapping[str, Any], model: type[Model], origin: str) -> Model:
-    """Validate `content` as `model`; `origin` says in the error message where it came from."""
+def check_settings(
+    content: Mapping[str, Any], model: type[Model], origin: str | Callable[[Sequence[Any]], str]
+) -> Model:
+    """Validate `content` as `model`.
+
+    `origin` says in the error message where the content came from; where several files were
+    merged, a function says it for each key, given as its path from the top.
+    """
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        problems = [_describe(problem, model) for problem in error.errors()]
-        raise GapinitError("\n".join(f"{origin}: {problem}" for problem in problems)) from None
+        problems = []
+        for problem in error.errors():
+            place = origin if isinstance(origin, str) else origin(problem["loc"])
+            problems.append(f"{place}: {_describe(problem, model)}")
+        raise GapinitError("\n".join(problems)) from None
 
 
 def _describe(problem: Mapping[str, Any], model: type[BaseModel]) -> str:
@@ -58,19 +90,32 @@ def _describe(problem: Mapping[str, Any], model: type[BaseModel]) -> str:
         return f"key '{key}' is missing"
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
+    if not problem["loc"]:  # about several keys at once: the message names them
+        return message
     return f"key '{key}': {message}, found {problem['input']!r}"
 
 
 def _suggestion(key: str, location: tuple[Any, ...], model: type[BaseModel]) -> str:
     """Name the accepted keys that look most like the unknown one, at the place where it stands."""
-    fields = dict(model.model_fields)
+    at: type[BaseModel] | None = model
     for part in location[:-1]:
-        annotation = fields[part].annotation if part in fields else None
-        fields = dict(getattr(annotation, "model_fields", {}))
-    close = difflib.get_close_matches(key, fields, n=1)
-    if close:
-        return f" (did you mean '{close[0]}'?)"
-    return f" (expected one of: {', '.join(sorted(fields))})" if fields else ""
+        if isinstance(part, str) and at is not None:
+            field = {one.alias or name: one for name, one in at.model_fields.items()}.get(part)
+            at = _model_in(field.annotation) if field else None
+    if at is None:
+        return ""
+    names = sorted(field.alias or name for name, field in at.model_fields.items())
+    # Hyphen or underscore is the slip that is made most.
+    close = difflib.get_close_matches(key.replace("_", "-"), names, n=1)
+    close = close or difflib.get_close_matches(key, names, n=1)
+    return f" (did you mean '{close[0]}'?)" if close else f" (expected one of: {', '.join(names)})"
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """Return the model in an annotation such as `Model`, `Model | None` or `list[Model]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((model for one in get_args(annotation) if (model := _model_in(one))), None)
 
 
 def _one_line(text: str) -> str:

@@ -55,7 +55,9 @@ def extract_states(
     set, so sets of several sizes are nested and cost one extraction.
     """
     data = read_manifest(manifest)
-    chosen = calibration_pairs(data.split(split), pairs, seed, origin=f"{manifest}: split '{split}'")
+    chosen = calibration_pairs(
+        data.split(split), pairs, seed, origin=f"{manifest}: split '{split}'"
+    )
     model = load_backbone(backbone, device)
     shape = (model.num_layers, len(chosen), model.hidden_size)
     inputs = {
@@ -78,7 +80,11 @@ def extract_states(
             block = chosen[start : start + batch_size]
             rows = slice(start, start + len(block))
             vision_block, text_block = pooled_states(
-                model, block, pooling=pooling, context=context, max_caption_tokens=max_caption_tokens
+                model,
+                block,
+                pooling=pooling,
+                context=context,
+                max_caption_tokens=max_caption_tokens,
             )
             vision[:, rows], text[:, rows] = vision_block.numpy(), text_block.numpy()
 
@@ -130,9 +136,7 @@ def pooled_states(
             outputs.clear()
             backbone.decode(backbone.embed(features[:, :0], input_ids))
             seen = 0
-        text = torch.stack(
-            [_pool_text(states[:, seen:], lengths, pooling) for states in outputs]
-        )
+        text = torch.stack([_pool_text(states[:, seen:], lengths, pooling) for states in outputs])
     _require_finite(vision, text, pairs)
     return vision.cpu(), text.cpu()
 
@@ -162,7 +166,7 @@ def _pool(states: Tensor, pooling: Pooling) -> Tensor:
 def _pool_text(states: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
     """Pool over caption positions: position 0 is BOS, positions from `lengths` on are padding."""
     if pooling == "last":
-        return states[torch.arange(len(states)), lengths - 1].float()
+        return states[torch.arange(len(states), device=states.device), lengths - 1].float()
     position = torch.arange(states.shape[1], device=states.device)[None]
     caption = (position > 0) & (position < lengths[:, None])
     total = (states.double() * caption[..., None]).sum(dim=1)
@@ -184,6 +188,6 @@ def _require_finite(
 
 def backbone_digest(folder: Path) -> str:
     """Return the digest that tells one backbone's weights from another's."""
-    from gapinit.backbones.blip2 import fingerprint
+    from gapinit.backbones.fingerprint import fingerprint
 
     return digest(fingerprint(Path(folder)))

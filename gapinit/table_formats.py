@@ -94,14 +94,14 @@ def latex_table(
     ]
     body = [" & ".join(latex_escape(text) for text in row) + r" \\" for row in rows]
     notes = " ".join(f"{note}." for note in _notes(lines))
-    text = " ".join(part for part in (caption.scale, caption.reading, caption.note, notes) if part)
+    text = " ".join(part for part in (caption.reading, caption.note, notes) if part)
     return "\n".join(
         [
             r"\begin{table*}[t]",
             r"\centering",
             r"\footnotesize",
             r"\setlength{\tabcolsep}{4pt}",
-            rf"\caption{{\textbf{{{latex_escape(caption.title)}}} {latex_escape(text)}}}",
+            rf"\caption{{\textbf{{{latex_escape(caption.title)}}} {latex_escape(caption.scale)}}}",
             rf"\label{{{label}}}",
             rf"\begin{{tabular}}{{l{'r' * (columns - 1)}}}",
             r"\toprule",
@@ -112,6 +112,8 @@ def latex_table(
             *body,
             r"\bottomrule",
             r"\end{tabular}",
+            r"\par\smallskip",
+            rf"\parbox{{\linewidth}}{{\scriptsize {latex_escape(text)}}}",
             r"\end{table*}",
             "",
         ]

@@ -18,8 +18,6 @@ from gapinit.scores import RowScores, ScoreFolder, paired_differences, read_run_
 from gapinit.statistics import bootstrap_interval, holm, mean_and_std, permutation_p_value
 from gapinit.table_formats import Caption, latex_table, markdown_table
 
-VERSION = 1
-
 TABLE_COLUMNS = (
     "table",
     "row",
@@ -256,5 +254,7 @@ def _reading(experiment: Experiment, lines: Sequence[Mapping[str, Any]]) -> str:
     return (
         f"{text}. Versus is the difference to '{labels[experiment.reference]}' on the same seeds "
         f"and images, with its interval; p is of a paired permutation test over "
-        f"{' (CIDEr, ROUGE-L) or '.join(tests) or 'nothing'}, corrected by Holm's method."
+        f"{' (CIDEr, ROUGE-L) or '.join(tests) or 'nothing'}, corrected by Holm's method over the "
+        "rows. A test over images takes the trained models as they are: unlike the interval, it "
+        "does not speak of other seeds."
     )

@@ -6,45 +6,34 @@ gradients are those of the whole model; only the work that no run changes is lef
 
 from __future__ import annotations
 
-import json
 import resource
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
 from gapinit.adapters import alignment, module_directions, save_adapter
 from gapinit.artifacts import atomic_folder, package_versions, read_json, sha256, write_json
 from gapinit.backbones import load_backbone
 from gapinit.config import Lora, Training
 from gapinit.errors import GapinitError
-from gapinit.gap import read_gap
+from gapinit.gap_file import read_gap
 from gapinit.methods.setup import Adapted, Setup, adapt
 from gapinit.runs import Run
 from gapinit.states import backbone_digest
+from gapinit.step_log import StepLog
 from gapinit.trunk import Trunk, read_trunk
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
     from gapinit.backbones.blip2 import Blip2Backbone
-
-STEP_COLUMNS = ("step", "loss", "grad_norm", "learning_rate", "alignment")
 
 
 def train_run(
@@ -70,11 +59,16 @@ def train_run(
         raise GapinitError(f"run '{run.path}' is not one that is trained")
     chosen = read_json(layers)[run.layers]
     cached, directions = read_trunk(trunk), read_gap(gap)
-    _require_same_backbone(backbone_digest(backbone), trunk, cached)
+    own_digest = backbone_digest(backbone)
+    _require_same_backbone(own_digest, trunk, cached.inputs, "trunk")
+    _require_same_backbone(own_digest, gap, directions.inputs, "gap")
     _require_first_layer(chosen, trunk, cached)
     set_seed(run.seed)
     model = load_backbone(backbone, device)
-    model.cut_below(cached.first_layer) if cached.text is not None else model.drop_vision()
+    if cached.text is None:
+        model.drop_vision()
+    else:
+        model.cut_below(cached.first_layer)
     setup = Setup(
         backbone=model,
         layers=chosen,
@@ -96,39 +90,45 @@ def train_run(
         if adapted.changes_base:
             save_adapter(adapted.model, before)
         log = StepLog(adapted.model, own)
-        _fit(Tail(adapted.model, model), cached, recipe, run, log, Path(scratch))
-        save_adapter(
-            adapted.model, folder / "adapter", before if adapted.changes_base else None
-        )
+        _fit(Tail(adapted.model, model), cached, recipe, run, log, Path(scratch), device)
+        save_adapter(adapted.model, folder / "adapter", before if adapted.changes_base else None)
         log.write(folder / "steps.csv")
-        write_json(
-            folder / "run.json",
-            {
-                "factors": run.factors,
-                "recipe": {**recipe.model_dump(), **lora.model_dump(), "alpha": setup.alpha},
-                "layers": chosen,
-                "trainable_parameters": sum(
-                    parameter.numel()
-                    for parameter in adapted.model.parameters()
-                    if parameter.requires_grad
-                ),
-                "first_grad_norm": log.rows[0]["grad_norm"],
-                "final_loss": log.mean_of_last(0.1),
-                "alignment_at_init": at_init,
-                "noise_cosine": adapted.noise_cosine,
-                "inputs": {
-                    "backbone": backbone_digest(backbone),
-                    "trunk": cached.inputs,
-                    "layers": sha256(layers),
-                    "gap": sha256(gap),
-                },
-                "versions": package_versions(),
-                "seconds": time.monotonic() - started,
-                "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-                "threads": torch.get_num_threads(),
-                "command": sys.argv[1:],
-            },
-        )
+        inputs = {
+            "backbone": own_digest,
+            "trunk": cached.inputs,
+            "layers": sha256(layers),
+            "gap": sha256(gap),
+        }
+        recipe_used = {
+            **recipe.model_dump(),
+            **lora.model_dump(),
+            "alpha": setup.alpha,
+            "max_caption_tokens": cached.inputs["max_caption_tokens"],
+        }
+        record = _record(run, adapted, log) | {
+            "recipe": recipe_used,
+            "layers": chosen,
+            "alignment_at_init": at_init,
+            "inputs": inputs,
+            "seconds": time.monotonic() - started,
+        }
+        write_json(folder / "run.json", record)
+
+
+def _record(run: Run, adapted: Adapted, log: StepLog) -> dict[str, Any]:
+    """Return what `run.json` says of the run itself and of the process that trained it."""
+    parameters = adapted.model.parameters()
+    return {
+        "factors": run.factors,
+        "trainable_parameters": sum(value.numel() for value in parameters if value.requires_grad),
+        "first_grad_norm": log.rows[0]["grad_norm"],
+        "final_loss": log.mean_of_last(0.1),
+        "noise_cosine": adapted.noise_cosine,
+        "versions": package_versions(),
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "threads": torch.get_num_threads(),
+        "command": sys.argv[1:],
+    }
 
 
 class Tail(nn.Module):
@@ -171,68 +171,17 @@ class Tail(nn.Module):
         return {"loss": nn.functional.cross_entropy(logits.float(), labels[labelled])}
 
 
-class StepLog(TrainerCallback):
-    """Keep loss, gradient norm, learning rate and the alignment of B with the gap, step by step.
-
-    A step's row is what that step saw: loss, gradient and alignment before its update.
-    """
-
-    def __init__(self, model: PeftModel, directions: dict[str, Tensor]) -> None:
-        self.rows: list[dict[str, float]] = []
-        self._model = model
-        self._directions = directions
-        self._alignment = 0.0
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Measure the alignment before the update: the mean of |cos| over modules."""
-        cosines = alignment(self._model, self._directions)
-        self._alignment = sum(abs(cosine) for cosine in cosines) / len(cosines)
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
-        """Keep the step's row; a loss that is not finite ends the run."""
-        if not logs or "loss" not in logs:
-            return
-        loss, norm = float(logs["loss"]), float(logs["grad_norm"])
-        if not (torch.isfinite(torch.tensor([loss, norm])).all()):
-            raise GapinitError(
-                f"the loss ({loss}) or its gradient ({norm}) is not finite at step "
-                f"{state.global_step}: lower training.learning_rate"
-            )
-        self.rows.append(
-            {
-                "step": state.global_step,
-                "loss": loss,
-                "grad_norm": norm,
-                "learning_rate": float(logs["learning_rate"]),
-                "alignment": self._alignment,
-            }
-        )
-
-    def mean_of_last(self, share: float) -> float:
-        """Return the mean loss of the last part of the run."""
-        last = self.rows[-max(1, round(share * len(self.rows))) :]
-        return sum(row["loss"] for row in last) / len(last)
-
-    def write(self, path: Path) -> None:
-        """Write the log as CSV, one line a step."""
-        lines = [",".join(STEP_COLUMNS)]
-        lines += [",".join(repr(row[column]) for column in STEP_COLUMNS) for row in self.rows]
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
 def _fit(
-    tail: Tail, trunk: Trunk, recipe: Training, run: Run, log: StepLog, scratch: Path
+    tail: Tail,
+    trunk: Trunk,
+    recipe: Training,
+    run: Run,
+    log: StepLog,
+    scratch: Path,
+    device: str,
 ) -> None:
     """Run Hugging Face Trainer over the trunk with the paper's recipe (Table 14)."""
+    assert run.seed is not None, "train_run lets no run without a seed come here"
     arguments = TrainingArguments(
         output_dir=str(scratch / "trainer"),
         per_device_train_batch_size=recipe.batch_size,
@@ -243,6 +192,7 @@ def _fit(
         warmup_steps=recipe.warmup_ratio,
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
+        train_sampling_strategy="group_by_length" if recipe.group_by_length else "random",
         optim="adamw_torch",
         logging_strategy="steps",
         logging_steps=1,
@@ -254,23 +204,26 @@ def _fit(
         dataloader_drop_last=False,
         seed=run.seed,
         data_seed=run.seed,
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=device == "cpu",
     )
     trainer = Trainer(
         model=tail,
         args=arguments,
         train_dataset=trunk,
-        data_collator=trunk.batch,
+        data_collator=trunk.collate,
         callbacks=[log],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
 
 
-def _require_same_backbone(found: str, trunk: Path, cached: Trunk) -> None:
-    if cached.inputs["backbone"] != found:
+def _require_same_backbone(
+    expected: str, path: Path, inputs: Mapping[str, Any], stage: str
+) -> None:
+    if inputs.get("backbone") != expected:
         raise GapinitError(
-            f"{trunk}: made from another backbone's weights. Delete it and run `gapinit trunk` again."
+            f"{path}: made from another backbone's weights. Delete it and run `gapinit {stage}` "
+            "again."
         )
 
 

@@ -9,7 +9,7 @@ keeps the image features alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from gapinit.backbones.blip2 import Blip2Backbone
     from gapinit.data.captions import CaptionedImage
-
 
 
 def extract_trunk(
@@ -127,9 +126,14 @@ class Trunk:
     def __len__(self) -> int:
         return len(self.image_row)
 
-    def __getitem__(self, index: int) -> int:
-        """Return the caption's index; `batch` reads a whole batch at once."""
-        return index
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return a caption's index and token ids; `batch` reads a whole batch's states at once."""
+        start, end = self.offset[index], self.offset[index + 1]
+        return {"index": index, "input_ids": self.input_ids[start:end]}
+
+    def collate(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Return the batch of the captions that Trainer's sampler chose."""
+        return self.batch([item["index"] for item in items])
 
     def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
         """Return one padded batch: prefix, text states or token ids, labels (-100 in padding)."""

@@ -9,19 +9,11 @@ STATES = f"{OUT}/2_states"
 
 
 rule states:
-    message:
-        "States of {wildcards.backbone} on {wildcards.dataset}"
     input:
         backbone=rules.backbone.output.config,
         manifest=rules.dataset.output.manifest,
     output:
         f"{STATES}/{{backbone}}/{{dataset}}.h5",
-    params:
-        backbone=subpath(input.backbone, parent=True),
-        pairs=CONFIG.calibration.pairs(),
-        seed=CONFIG.calibration.seed,
-        max_caption_tokens=CONFIG.training.max_caption_tokens,
-        version=PLAN.version("states"),
     log:
         f"{LOGS}/2_states/{{backbone}}/{{dataset}}.log",
     benchmark:
@@ -29,9 +21,18 @@ rule states:
     conda:
         "../envs/gapinit.yaml"
     resources:
+        expected_s=9,
         mem_mb=3000,
         runtime=60,
         gpu=1,
+    params:
+        backbone=subpath(input.backbone, parent=True),
+        pairs=CONFIG.calibration.pairs(),
+        seed=CONFIG.calibration.seed,
+        max_caption_tokens=CONFIG.training.max_caption_tokens,
+        version=PLAN.version("states"),
+    message:
+        "States of {wildcards.backbone} on {wildcards.dataset}"
     shell:
         "python -m gapinit --log-file {log:q} states --backbone {params.backbone:q}"
         " --manifest {input.manifest:q} --output {output:q} --pairs {params.pairs}"

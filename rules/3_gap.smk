@@ -7,21 +7,21 @@
 GAPS = f"{OUT}/3_gap"
 
 
-def states_of(wildcards):
-    """The states that a calibration source draws from: one dataset's, or two for a mixture."""
-    return [
-        f"{STATES}/{wildcards.backbone}/{dataset}.h5"
-        for dataset in PLAN.sources(wildcards.calibration)
-    ]
-
-
 rule gap:
-    message:
-        "Gap of {wildcards.backbone} from {wildcards.size} pairs, {wildcards.calibration}"
     input:
         states_of,
     output:
         f"{GAPS}/{{backbone}}/{{calibration}}-{{size}}.h5",
+    log:
+        f"{LOGS}/3_gap/{{backbone}}/{{calibration}}-{{size}}.log",
+    benchmark:
+        f"{OUT}/benchmarks/3_gap/{{backbone}}/{{calibration}}-{{size}}.tsv"
+    conda:
+        "../envs/gapinit.yaml"
+    resources:
+        expected_s=2,
+        mem_mb=2000,
+        runtime=30,
     params:
         states=lambda wildcards, input: [f"--states={path}" for path in input],
         heldout=CONFIG.calibration.heldout,
@@ -30,15 +30,8 @@ rule gap:
         alpha_geometric=CONFIG.gap.alpha_geometric,
         smoothing=CONFIG.gap.smoothing,
         version=PLAN.version("gap"),
-    log:
-        f"{LOGS}/3_gap/{{backbone}}/{{calibration}}-{{size}}.log",
-    benchmark:
-        f"{OUT}/benchmarks/3_gap/{{backbone}}/{{calibration}}-{{size}}.tsv"
-    conda:
-        "../envs/gapinit.yaml"
-    resources:
-        mem_mb=2000,
-        runtime=30,
+    message:
+        "Gap of {wildcards.backbone} from {wildcards.size} pairs, {wildcards.calibration}"
     shell:
         "python -m gapinit --log-file {log:q} gap {params.states:q} --output {output:q}"
         " --size {wildcards.size} --heldout {params.heldout} --neighbours {params.neighbours}"
@@ -49,20 +42,22 @@ rule gap:
 # The choice is made once, from the default calibration, so that ablations of calibration and
 # noise change the direction alone.
 rule layers:
-    message:
-        "Layers of {wildcards.backbone}: naive, GG-Safe, all"
     input:
         f"{GAPS}/{{backbone}}/{CONFIG.calibration.source}-{CONFIG.calibration.size}.h5",
     output:
         f"{GAPS}/{{backbone}}/layers.json",
-    params:
-        num_layers=CONFIG.layers.num_layers,
-        exclude_bottom=CONFIG.layers.exclude_bottom,
-        version=PLAN.version("gap"),
     log:
         f"{LOGS}/3_gap/{{backbone}}/layers.log",
     conda:
         "../envs/gapinit.yaml"
+    resources:
+        expected_s=1,
+    params:
+        num_layers=CONFIG.layers.num_layers,
+        exclude_bottom=CONFIG.layers.exclude_bottom,
+        version=PLAN.version("gap"),
+    message:
+        "Layers of {wildcards.backbone}: naive, GG-Safe, all"
     shell:
         "python -m gapinit --log-file {log:q} layers --gap {input:q} --output {output:q}"
         " --num-layers {params.num_layers} --exclude-bottom {params.exclude_bottom}"

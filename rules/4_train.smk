@@ -6,25 +6,18 @@
 #
 # <run> spells the run's factors (gapinit/runs.py); a run that several tables ask for is made once.
 
-from gapinit.runs import Run
 
 TRUNKS = f"{OUT}/4_train/trunk"
 RUNS = f"{OUT}/4_train/runs"
 
 
 rule trunk:
-    message:
-        "Trunk of {wildcards.backbone} on {wildcards.dataset} below the {wildcards.layers} layers"
     input:
         backbone=rules.backbone.output.config,
         manifest=rules.dataset.output.manifest,
         layers=rules.layers.output,
     output:
         f"{TRUNKS}/{{backbone}}/{{dataset}}/{{layers}}.h5",
-    params:
-        backbone=subpath(input.backbone, parent=True),
-        max_caption_tokens=CONFIG.training.max_caption_tokens,
-        version=PLAN.version("trunk"),
     log:
         f"{LOGS}/4_train/trunk/{{backbone}}/{{dataset}}/{{layers}}.log",
     benchmark:
@@ -32,9 +25,16 @@ rule trunk:
     conda:
         "../envs/gapinit.yaml"
     resources:
+        expected_s=12,
         mem_mb=3000,
         runtime=240,
         gpu=1,
+    params:
+        backbone=subpath(input.backbone, parent=True),
+        max_caption_tokens=CONFIG.training.max_caption_tokens,
+        version=PLAN.version("trunk"),
+    message:
+        "Trunk of {wildcards.backbone} on {wildcards.dataset} below the {wildcards.layers} layers"
     shell:
         "python -m gapinit --log-file {log:q} trunk --backbone {params.backbone:q}"
         " --manifest {input.manifest:q} --layers {input.layers:q}"
@@ -42,31 +42,7 @@ rule trunk:
         " --max-caption-tokens {params.max_caption_tokens}"
 
 
-def trunk_of(wildcards):
-    """The trunk below the layers that a run adapts."""
-    run = Run.parse(wildcards.run)
-    return f"{TRUNKS}/{run.backbone}/{run.dataset}/{run.layers}.h5"
-
-
-def gap_of(wildcards):
-    """A run's gap: its direction, or for methods without one what B is compared with."""
-    run = Run.parse(wildcards.run)
-    return f"{GAPS}/{run.backbone}/{PLAN.gap_name(run)}.h5"
-
-
-def layers_of(wildcards):
-    """The layer choice of a run's backbone."""
-    return f"{GAPS}/{Run.parse(wildcards.run).backbone}/layers.json"
-
-
-def backbone_of(wildcards):
-    """The backbone folder's marker file."""
-    return f"{BACKBONES}/{Run.parse(wildcards.run).backbone}/config.json"
-
-
 rule train:
-    message:
-        "Train {wildcards.run}"
     input:
         backbone=backbone_of,
         trunk=trunk_of,
@@ -77,6 +53,17 @@ rule train:
         settings=f"{RUNS}/{{run}}/adapter/adapter_config.json",
         steps=f"{RUNS}/{{run}}/steps.csv",
         run=f"{RUNS}/{{run}}/run.json",
+    log:
+        f"{LOGS}/4_train/{{run}}.log",
+    benchmark:
+        f"{OUT}/benchmarks/4_train/{{run}}.tsv"
+    conda:
+        "../envs/gapinit.yaml"
+    resources:
+        expected_s=18,
+        mem_mb=3000,
+        runtime=480,
+        gpu=1,
     params:
         backbone=subpath(input.backbone, parent=True),
         folder=subpath(output.run, parent=True),
@@ -89,17 +76,10 @@ rule train:
         max_grad_norm=CONFIG.training.max_grad_norm,
         batch_size=CONFIG.training.batch_size,
         gradient_accumulation=CONFIG.training.gradient_accumulation,
+        grouping="--group-by-length" if CONFIG.training.group_by_length else "",
         version=PLAN.version("train"),
-    log:
-        f"{LOGS}/4_train/{{run}}.log",
-    benchmark:
-        f"{OUT}/benchmarks/4_train/{{run}}.tsv"
-    conda:
-        "../envs/gapinit.yaml"
-    resources:
-        mem_mb=3000,
-        runtime=480,
-        gpu=1,
+    message:
+        "Train {wildcards.run}"
     shell:
         "python -m gapinit --log-file {log:q} train --run {wildcards.run:q}"
         " --backbone {params.backbone:q} --trunk {input.trunk:q} --layers {input.layers:q}"
@@ -108,4 +88,4 @@ rule train:
         " --learning-rate {params.learning_rate} --scheduler {params.scheduler}"
         " --warmup-ratio {params.warmup_ratio} --weight-decay {params.weight_decay}"
         " --max-grad-norm {params.max_grad_norm} --batch-size {params.batch_size}"
-        " --gradient-accumulation {params.gradient_accumulation}"
+        " --gradient-accumulation {params.gradient_accumulation} {params.grouping}"

@@ -9,16 +9,11 @@ EVALUATIONS = f"{OUT}/5_evaluate/runs"
 
 
 rule features:
-    message:
-        "Image features of {wildcards.dataset}, once for all runs"
     input:
         backbone=rules.backbone.output.config,
         manifest=rules.dataset.output.manifest,
     output:
         f"{FEATURES}/{{backbone}}/{{dataset}}.h5",
-    params:
-        backbone=subpath(input.backbone, parent=True),
-        version=PLAN.version("predict"),
     log:
         f"{LOGS}/5_evaluate/features/{{backbone}}/{{dataset}}.log",
     benchmark:
@@ -26,44 +21,27 @@ rule features:
     conda:
         "../envs/gapinit.yaml"
     resources:
+        expected_s=7,
         mem_mb=3000,
         runtime=60,
         gpu=1,
+    params:
+        backbone=subpath(input.backbone, parent=True),
+        version=PLAN.version("predict"),
+    message:
+        "Image features of {wildcards.dataset}, once for all runs"
     shell:
         "python -m gapinit --log-file {log:q} features --backbone {params.backbone:q}"
         " --manifest {input.manifest:q} --output {output:q} --split test"
 
 
-def features_of(wildcards):
-    """Image features of the dataset that a run is evaluated on."""
-    return f"{FEATURES}/{Run.parse(wildcards.run).backbone}/{wildcards.dataset}.h5"
-
-
-def adapter_of(wildcards):
-    """A run's adapter; nothing for the backbone as it is."""
-    if not Run.parse(wildcards.run).trained:
-        return []
-    return f"{RUNS}/{wildcards.run}/adapter/adapter_model.safetensors"
-
-
 rule predict:
-    message:
-        "Captions for {wildcards.dataset} by {wildcards.run}"
     input:
         backbone=backbone_of,
         features=features_of,
         adapter=adapter_of,
     output:
         f"{EVALUATIONS}/{{run}}/{{dataset}}.predictions.json",
-    params:
-        backbone=subpath(input.backbone, parent=True),
-        adapter=lambda wildcards, input: [
-            f"--adapter={Path(path).parent}" for path in input.get("adapter", [])
-        ] if not isinstance(input.get("adapter"), str) else [f"--adapter={Path(input.adapter).parent}"],
-        num_beams=CONFIG.decoding.num_beams,
-        max_new_tokens=CONFIG.decoding.max_new_tokens,
-        batch_size=CONFIG.decoding.batch_size,
-        version=PLAN.version("predict"),
     log:
         f"{LOGS}/5_evaluate/{{run}}/{{dataset}}.predict.log",
     benchmark:
@@ -71,9 +49,19 @@ rule predict:
     conda:
         "../envs/gapinit.yaml"
     resources:
+        expected_s=8,
         mem_mb=3000,
         runtime=240,
         gpu=1,
+    params:
+        backbone=subpath(input.backbone, parent=True),
+        adapter=adapter_option,
+        num_beams=CONFIG.decoding.num_beams,
+        max_new_tokens=CONFIG.decoding.max_new_tokens,
+        batch_size=CONFIG.decoding.batch_size,
+        version=PLAN.version("predict"),
+    message:
+        "Captions for {wildcards.dataset} by {wildcards.run}"
     shell:
         "python -m gapinit --log-file {log:q} predict --backbone {params.backbone:q}"
         " --features {input.features:q} {params.adapter:q} --output {output:q}"
@@ -82,16 +70,11 @@ rule predict:
 
 
 rule score:
-    message:
-        "Scores on {wildcards.dataset} of {wildcards.run}"
     input:
         references=rules.dataset.output.references,
         predictions=rules.predict.output,
     output:
         f"{EVALUATIONS}/{{run}}/{{dataset}}.scores.json",
-    params:
-        metrics=lambda wildcards: PLAN.scorers(wildcards.dataset),
-        version=PLAN.version("score"),
     log:
         f"{LOGS}/5_evaluate/{{run}}/{{dataset}}.score.log",
     benchmark:
@@ -99,8 +82,14 @@ rule score:
     conda:
         "../envs/gapinit.yaml"
     resources:
+        expected_s=3,
         mem_mb=2500,
         runtime=60,
+    params:
+        metrics=lambda wildcards: PLAN.scorers(wildcards.dataset),
+        version=PLAN.version("score"),
+    message:
+        "Scores on {wildcards.dataset} of {wildcards.run}"
     shell:
         "python -m gapinit --log-file {log:q} score captions --references {input.references:q}"
         " --predictions {input.predictions:q} --output {output:q} --metrics {params.metrics}"

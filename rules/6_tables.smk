@@ -9,50 +9,24 @@ TABLES = f"{OUT}/6_tables"
 # Tables multiply the same experiment files out as the Snakefile does, so they read the same
 # configuration.
 rule configuration:
-    message:
-        "Configuration, as checked"
     output:
         f"{OUT}/configuration.json",
-    params:
-        content=PLAN.as_json(),
     log:
         f"{LOGS}/configuration.log",
     conda:
         "../envs/gapinit.yaml"
+    resources:
+        expected_s=1,
+    params:
+        content=PLAN.as_json(),
+    message:
+        "Configuration, as checked"
     shell:
         "python -m gapinit --log-file {log:q} configuration --content {params.content:q}"
         " --output {output:q}"
 
 
-def scores_of(wildcards):
-    """Every score that a table stands on."""
-    return [f"{EVALUATIONS}/{path}" for path in PLAN.scores(wildcards.table)]
-
-
-def records_of(wildcards):
-    """The record of every trained run in a table."""
-    return [f"{RUNS}/{run.path}/run.json" for run in PLAN.trained(wildcards.table)]
-
-
-def all_scores(wildcards):
-    """Every score of the configuration."""
-    paths = [f"{EVALUATIONS}/{path}" for table in PLAN.rows for path in PLAN.scores(table)]
-    return list(dict.fromkeys(paths))
-
-
-def all_records(wildcards):
-    """The record of every trained run of the configuration."""
-    return [f"{RUNS}/{run.path}/run.json" for run in PLAN.trained()]
-
-
-def experiment_files(wildcards):
-    """The experiment files of the configuration, in its order."""
-    return [str(FOLDER / f"config/experiments/{name}.yaml") for name in PLAN.experiments]
-
-
 rule table:
-    message:
-        "{wildcards.table}"
     input:
         experiment=FOLDER / "config/experiments/{table}.yaml",
         configuration=rules.configuration.output,
@@ -68,17 +42,21 @@ rule table:
         ),
         markdown=f"{TABLES}/{{table}}.md",
         latex=f"{TABLES}/{{table}}.tex",
+    log:
+        f"{LOGS}/6_tables/{{table}}.log",
+    wildcard_constraints:
+        table="|".join(PLAN.experiments),
+    conda:
+        "../envs/gapinit.yaml"
+    resources:
+        expected_s=3,
     params:
         evaluations=EVALUATIONS,
         runs=RUNS,
         published=subpath(input.published, parent=True),
         version=PLAN.version("tables"),
-    log:
-        f"{LOGS}/6_tables/{{table}}.log",
-    conda:
-        "../envs/gapinit.yaml"
-    wildcard_constraints:
-        table="|".join(PLAN.experiments),
+    message:
+        "{wildcards.table}"
     shell:
         "python -m gapinit --log-file {log:q} table --experiment {input.experiment:q}"
         " --configuration {input.configuration:q} --evaluations {params.evaluations:q}"
@@ -86,8 +64,6 @@ rule table:
 
 
 rule runs:
-    message:
-        "All runs, one line for each metric"
     input:
         experiments=experiment_files,
         configuration=rules.configuration.output,
@@ -95,15 +71,19 @@ rule runs:
         records=all_records,
     output:
         f"{TABLES}/runs.csv",
+    log:
+        f"{LOGS}/6_tables/runs.log",
+    conda:
+        "../envs/gapinit.yaml"
+    resources:
+        expected_s=2,
     params:
         experiments=lambda wildcards, input: [f"--experiment={path}" for path in input.experiments],
         evaluations=EVALUATIONS,
         runs=RUNS,
         version=PLAN.version("tables"),
-    log:
-        f"{LOGS}/6_tables/runs.log",
-    conda:
-        "../envs/gapinit.yaml"
+    message:
+        "All runs, one line for each metric"
     shell:
         "python -m gapinit --log-file {log:q} runs {params.experiments:q}"
         " --configuration {input.configuration:q} --evaluations {params.evaluations:q}"
@@ -111,8 +91,6 @@ rule runs:
 
 
 rule claims:
-    message:
-        "Verdicts on the paper's claims"
     input:
         experiments=experiment_files,
         configuration=rules.configuration.output,
@@ -120,18 +98,22 @@ rule claims:
     output:
         report(
             f"{TABLES}/claims.csv",
-            caption="../workflow/report/table.rst",
+            caption="../workflow/report/claims.rst",
             category="Tables",
             labels={"table": "claims"},
         ),
-    params:
-        experiments=lambda wildcards, input: [f"--experiment={path}" for path in input.experiments],
-        evaluations=EVALUATIONS,
-        version=PLAN.version("tables"),
     log:
         f"{LOGS}/6_tables/claims.log",
     conda:
         "../envs/gapinit.yaml"
+    resources:
+        expected_s=2,
+    params:
+        experiments=lambda wildcards, input: [f"--experiment={path}" for path in input.experiments],
+        evaluations=EVALUATIONS,
+        version=PLAN.version("tables"),
+    message:
+        "Verdicts on the paper's claims"
     shell:
         "python -m gapinit --log-file {log:q} claims {params.experiments:q}"
         " --configuration {input.configuration:q} --evaluations {params.evaluations:q}"

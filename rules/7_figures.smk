@@ -10,39 +10,7 @@ DEFAULT_GAP = f"{GAPS}/{CONFIG.backbone}/{CONFIG.calibration.source}-{CONFIG.cal
 DEFAULT_STATES = f"{STATES}/{CONFIG.backbone}/{PLAN.in_domain}.h5"
 
 
-def figure_inputs(wildcards):
-    """The files that a figure draws, by the name of its command's option."""
-    first = next(iter(PLAN.experiments))
-    return {
-        "figure1a": {"table": f"{TABLES}/{first}.csv"},
-        "figure1c": {"states": DEFAULT_STATES, "gap": DEFAULT_GAP},
-        "figure2": {
-            "gap": DEFAULT_GAP,
-            "run": [
-                f"{RUNS}/{run.path}/run.json"
-                for run in PLAN.trained()
-                if run.method in ("gap-init", "random-b") and PLAN.uses_default_gap(run)
-            ],
-        },
-        "figure3": {"gap": DEFAULT_GAP},
-        "figure4": {"gap": DEFAULT_GAP},
-        "figure5": {},
-        "curves": {"run": [f"{RUNS}/{run.path}/run.json" for run in PLAN.trained(first)]},
-    }[wildcards.figure]
-
-
-def figure_options(wildcards, input):
-    """The same files as options of the command, a list as an option repeated."""
-    options = []
-    for name, paths in figure_inputs(wildcards).items():
-        paths = [paths] if isinstance(paths, str) else paths
-        options += [f"--{name}={path}" for path in paths]
-    return options
-
-
 rule figure:
-    message:
-        "{wildcards.figure}"
     input:
         unpack(figure_inputs),
     output:
@@ -60,24 +28,26 @@ rule figure:
         ),
         f"{FIGURES}/{{figure}}.svg",
         f"{FIGURES}/{{figure}}.csv",
+    log:
+        f"{LOGS}/7_figures/{{figure}}.log",
+    wildcard_constraints:
+        figure="figure1a|figure1c|figure2|figure3|figure4|figure5|curves",
+    conda:
+        "../envs/gapinit.yaml"
+    resources:
+        expected_s=4,
     params:
         options=figure_options,
         stem=f"{FIGURES}/{{figure}}",
         version=PLAN.version("figures"),
-    log:
-        f"{LOGS}/7_figures/{{figure}}.log",
-    conda:
-        "../envs/gapinit.yaml"
-    wildcard_constraints:
-        figure="figure1a|figure1c|figure2|figure3|figure4|figure5|curves",
+    message:
+        "{wildcards.figure}"
     shell:
         "python -m gapinit --log-file {log:q} figure {wildcards.figure} {params.options:q}"
         " --output {params.stem:q}"
 
 
 rule report:
-    message:
-        "Report"
     input:
         tables=expand(f"{TABLES}/{{table}}.csv", table=PLAN.experiments),
         experiments=experiment_files,
@@ -90,6 +60,12 @@ rule report:
         layers=f"{GAPS}/{CONFIG.backbone}/layers.json",
     output:
         f"{OUT}/report.html",
+    log:
+        f"{LOGS}/7_figures/report.log",
+    conda:
+        "../envs/gapinit.yaml"
+    resources:
+        expected_s=3,
     params:
         tables=lambda wildcards, input: [f"--table={path}" for path in input.tables],
         experiments=lambda wildcards, input: [f"--experiment={path}" for path in input.experiments],
@@ -97,10 +73,8 @@ rule report:
         evaluations=EVALUATIONS,
         runs=RUNS,
         version=PLAN.version("report"),
-    log:
-        f"{LOGS}/7_figures/report.log",
-    conda:
-        "../envs/gapinit.yaml"
+    message:
+        "Report"
     shell:
         "python -m gapinit --log-file {log:q} report {params.tables:q} {params.experiments:q}"
         " {params.figures:q} --configuration {input.configuration:q} --claims {input.claims:q}"

@@ -12,7 +12,7 @@ import pytest
 from gapinit.artifacts import create_hdf5
 from gapinit.errors import GapinitError
 from gapinit.figures import figure2, figure3, figure4, figure5
-from gapinit.gap import estimate_gap_file, read_gap
+from gapinit.gap_file import estimate_gap_file, read_gap
 from gapinit.toy import mean_alignment
 
 LAYERS, PAIRS, WIDTH = 5, 60, 24
@@ -31,7 +31,7 @@ def gap(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file["image_id"] = np.arange(PAIRS)
     for heldout in (0, 20):
         estimate_gap_file(
-            folder / "states.h5",
+            [folder / "states.h5"],
             folder / f"gap{heldout}.h5",
             size=40,
             heldout=heldout,
@@ -39,8 +39,6 @@ def gap(tmp_path_factory: pytest.TempPathFactory) -> Path:
             alpha_semantic=1.0,
             alpha_geometric=1.0,
             smoothing="spot",
-            exclude_bottom=0,
-            num_layers=2,
         )
     return folder / "gap20.h5"
 

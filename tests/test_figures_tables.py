@@ -13,7 +13,7 @@ import pytest
 from gapinit.artifacts import create_hdf5, write_json
 from gapinit.errors import GapinitError
 from gapinit.figures import curves, figure1a, figure1c
-from gapinit.gap import estimate_gap_file
+from gapinit.gap_file import estimate_gap_file
 from gapinit.results import read_table
 from gapinit.runs import Run
 
@@ -81,8 +81,8 @@ def artifacts(tmp_path: Path) -> tuple[Path, Path]:
     states, gap = tmp_path / "states.h5", tmp_path / "gap.h5"
     write_states(states)
     estimate_gap_file(
-        states, gap, size=60, heldout=20, neighbours=5, alpha_semantic=1.0, alpha_geometric=1.0,
-        smoothing="mean", exclude_bottom=0, num_layers=2,
+        [states], gap, size=60, heldout=20, neighbours=5, alpha_semantic=1.0, alpha_geometric=1.0,
+        smoothing="mean",
     )  # fmt: skip
     return states, gap
 
@@ -114,6 +114,9 @@ def test_projection_is_one_of_the_states_themselves() -> None:
     centred = vision - vision.mean(axis=0)
     assert (np.linalg.norm(plane.vision, axis=1) <= np.linalg.norm(centred, axis=1) + 1e-9).all()
     assert plane.vision[:, 0] == pytest.approx(centred @ gap / np.linalg.norm(gap))
+    # The vertical axis knows nothing of the gap: states moved along it keep their height.
+    moved = figure1c.project(vision, text + np.outer(draw.uniform(3, 9, 30), gap), gap)
+    assert moved.text[:, 1] == pytest.approx(plane.text[:, 1])
     # Rotating the whole space turns nothing in the picture but the arbitrary sign of the axis.
     rotation = np.linalg.qr(draw.standard_normal((12, 12)))[0]
     turned = figure1c.project(vision @ rotation, text @ rotation, gap @ rotation)

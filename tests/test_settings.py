@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,11 @@ class Table(Settings):
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Return a `config/` folder with one backbone, three datasets and one experiment."""
+    """Return a `config/` folder with one backbone, two datasets and one experiment."""
     for kind, name, text in (
         ("backbones", "mini", "name: mini"),
         ("datasets", "scenes", "generator: scenes"),
         ("datasets", "notes", "generator: scenes"),
-        ("datasets", "local", "layout: coco"),
         ("experiments", "table2", "title: Table 2"),
     ):
         path = tmp_path / "config" / kind / f"{name}.yaml"
@@ -112,11 +112,10 @@ def test_a_number_without_a_point_is_text_to_yaml_and_still_a_number_here(folder
         ("backbone", "blip3", ["key 'backbone'", "unknown name 'blip3'", "mini"]),
         ("backbone", "../mini", ["key 'backbone'", "found '../mini'"]),
         ("backbone", "a b; rm -r .", ["key 'backbone'", "found 'a b; rm -r .'"]),
-        ("datasets.in-domain", "coco", ["'datasets.in-domain'", "'coco'", "local, notes, scenes"]),
+        ("datasets.in-domain", "coco", ["'datasets.in-domain'", "'coco'", "notes, scenes"]),
         ("datasets.ood", "flickr", ["'datasets.ood'", "unknown name 'flickr'", "notes"]),
         ("experiments", ["table2", "table99"], ["'experiments'", "'table99'", "table2"]),
         ("calibration.sizes", [4, 64], ["4 pairs", "10 neighbours", "calibration.sizes"]),
-        ("datasets.in-domain", "local", ["'local'", "--config data_root="]),
     ],
 )
 def test_a_mistake_is_named_with_what_was_expected_and_found(folder, path, value, said):
@@ -150,9 +149,17 @@ def test_a_part_that_is_not_configured_is_an_error_when_asked_for(folder):
         load_config(content, folder, ORIGIN).datasets.of("ood")
 
 
-def test_a_local_dataset_is_accepted_once_its_folder_is_named(folder):
-    content = changed("datasets.in-domain", "local") | {"data_root": "photos"}
-    assert load_config(content, folder, ORIGIN).data_root == "photos"
+def test_a_merged_configuration_names_the_file_of_each_key(folder):
+    content = changed("layers.num_layers", 0) | {"backbone": "blip3"}
+
+    def origin(key: Sequence[Any]) -> str:
+        return "base.yaml" if key[0] == "layers" else "mine.yaml"
+
+    with pytest.raises(GapinitError, match=r"^base\.yaml: key 'layers\.num_layers'"):
+        load_config(content, folder, origin)
+    content["layers"]["num_layers"] = 6
+    with pytest.raises(GapinitError, match=r"^mine\.yaml: key 'backbone'"):
+        load_config(content, folder, origin)
 
 
 def test_a_configuration_cannot_be_changed_after_it_was_checked(folder):

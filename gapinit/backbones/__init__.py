@@ -38,7 +38,9 @@ def make_backbone(settings: Path, data: Path, output: Path, threads: int) -> Non
     """Make the `save_pretrained` folder of the backbone described in `settings`."""
     family = read_yaml(settings).get("family")
     if family != "mini-blip2":
-        raise GapinitError(f"{settings}: key 'family': unknown family '{family}', expected: mini-blip2")
+        raise GapinitError(
+            f"{settings}: key 'family': unknown family '{family}', expected: mini-blip2"
+        )
     from gapinit.backbones.mini_blip2 import MiniBlip2Settings, pretrain
 
     pretrain(read_settings(settings, MiniBlip2Settings), data, output, threads)

@@ -6,16 +6,19 @@ processor). Nothing outside `gapinit.backbones` knows a module's name.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import Blip2ForConditionalGeneration, Blip2Processor
+from transformers.utils import logging as transformers_logging
 
+from gapinit.artifacts import read_json
 from gapinit.errors import GapinitError
 
 if TYPE_CHECKING:
@@ -38,20 +41,42 @@ class Blip2Backbone:
                 "this BLIP-2 has an encoder-decoder language model (T5); gapinit adapts BLIP-2 "
                 "with a decoder-only one (OPT)"
             )
-        self.model = model
+        # Any: the type stubs know submodules and nested configurations as unions only.
+        self.model: Any = model
         self.processor = processor
         self.tokenizer = processor.tokenizer
+        text_config: Any = model.config.text_config
         self.num_image_tokens: int = model.config.num_query_tokens
-        self.hidden_size: int = model.config.text_config.hidden_size
-        self.num_layers: int = model.config.text_config.num_hidden_layers
+        self.hidden_size: int = text_config.hidden_size
+        self.num_layers: int = text_config.num_hidden_layers
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> Blip2Backbone:
-        """Load weights (safetensors only) and processor from a `save_pretrained` folder."""
-        model = Blip2ForConditionalGeneration.from_pretrained(folder, use_safetensors=True)
+        """Load weights (safetensors only) and processor from a `save_pretrained` folder.
+
+        Raises GapinitError, before any weight is read, for another kind of language model and for
+        a folder without safetensors; and for weights that are damaged or do not fill the model.
+        """
+        _require_decoder_only(folder)
+        try:
+            with no_progress_bars():
+                loaded: Any = Blip2ForConditionalGeneration.from_pretrained(
+                    folder, use_safetensors=True, local_files_only=True, output_loading_info=True
+                )
+            model, report = loaded
+            processor = Blip2Processor.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            reason = " ".join(str(error).split())
+            raise GapinitError(f"{folder}: this backbone cannot be loaded ({reason})") from None
+        if report["missing_keys"]:
+            # Hugging Face would fill them with random numbers and go on.
+            raise GapinitError(
+                f"{folder}: the weights lack {len(report['missing_keys'])} tensors of this model, "
+                f"for example '{min(report['missing_keys'])}'. Make or download the folder again."
+            )
         # ASSUME: frozen layers run without dropout, in training too (design, Section 4).
         model.eval().requires_grad_(False).to(device)
-        return cls(model, Blip2Processor.from_pretrained(folder))
+        return cls(model, processor)
 
     @property
     def device(self) -> torch.device:
@@ -59,7 +84,7 @@ class Blip2Backbone:
         return self.model.query_tokens.device
 
     @property
-    def decoder(self) -> nn.Module:
+    def decoder(self) -> Any:
         """Return the language model's stack of decoder layers, embeddings included."""
         return self.model.language_model.model.decoder
 
@@ -88,11 +113,21 @@ class Blip2Backbone:
 
     def encode(self, captions: Sequence[str], max_tokens: int) -> list[list[int]]:
         """Return token ids of each caption, BOS first and no EOS, at most `max_tokens` long."""
+        self._require_positions(max_tokens, "max_caption_tokens")
         encoded = self.tokenizer(
             list(captions), add_special_tokens=False, truncation=True, max_length=max_tokens - 1
         )
         bos = self.model.config.text_config.bos_token_id
         return [[bos, *ids] for ids in encoded["input_ids"]]
+
+    def _require_positions(self, text_tokens: int, option: str) -> None:
+        positions = self.model.config.text_config.max_position_embeddings
+        room = positions - self.num_image_tokens
+        if text_tokens > room:
+            raise GapinitError(
+                f"{option}: {text_tokens} text tokens do not fit: the backbone has {positions} "
+                f"positions, {self.num_image_tokens} of them for the image. Use at most {room}."
+            )
 
     @property
     def eos_token_id(self) -> int:
@@ -123,7 +158,8 @@ class Blip2Backbone:
         Padding stands on the right and attention is causal, so no valid position ever sees it and
         no mask is needed: positions count from 0 without gaps.
         """
-        return self.decoder(inputs_embeds=inputs_embeds, use_cache=False).last_hidden_state
+        inputs = inputs_embeds.to(self.model.dtype)  # cached states are float32
+        return self.decoder(inputs_embeds=inputs, use_cache=False).last_hidden_state
 
     def cut_below(self, first: int) -> None:
         """Make `decode` start at layer `first`, fed with that layer's input states.
@@ -152,19 +188,22 @@ class Blip2Backbone:
     @torch.inference_mode()
     def generate(self, image_features: Tensor, max_new_tokens: int, num_beams: int) -> list[str]:
         """Caption images from their features by greedy (1 beam) or beam search."""
+        self._require_positions(max_new_tokens, "max_new_tokens")
         bos = self.model.config.text_config.bos_token_id
         start = torch.full((len(image_features), 1), bos, device=self.device)
         inputs_embeds = self.embed(image_features.to(self.device), start)
         tokens = self.model.language_model.generate(
             inputs_embeds=inputs_embeds,
-            attention_mask=torch.ones(inputs_embeds.shape[:2], dtype=torch.long),
+            attention_mask=torch.ones_like(inputs_embeds[..., 0], dtype=torch.long),
             max_new_tokens=max_new_tokens,
             num_beams=num_beams,
             do_sample=False,
             pad_token_id=self.pad_token_id,
             eos_token_id=self.eos_token_id,
         )
-        return [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+        return [
+            text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        ]
 
 
 class _PassThrough(nn.Module):
@@ -181,24 +220,29 @@ class _NoPositions(nn.Module):
         return torch.zeros((), device=attention_mask.device)
 
 
-def fingerprint(folder: Path) -> str:
-    """Return a digest of a backbone's configuration and weights, to tell models apart.
+def _require_decoder_only(folder: Path) -> None:
+    config = read_json(Path(folder) / "config.json")
+    language_model = (config.get("text_config") or {}).get("model_type", "opt")
+    if language_model != "opt":
+        raise GapinitError(
+            f"{folder}: the language model of this BLIP-2 is '{language_model}', expected 'opt': "
+            "gapinit adapts decoder-only BLIP-2 (for example blip2-opt-2.7b)"
+        )
+    if not any(Path(folder).glob("*.safetensors")):
+        raise GapinitError(
+            f"{folder}: no *.safetensors here (pickled weights are never loaded). Get the "
+            "safetensors files of this model."
+        )
 
-    Each safetensors file counts with its header, its size and its first and last MiB, so that
-    a folder of many gigabytes is told apart in a moment.
-    """
-    state = hashlib.sha256()
-    weights = sorted(folder.glob("*.safetensors"))
-    if not (folder / "config.json").is_file() or not weights:
-        raise GapinitError(f"{folder}: no backbone here (expected config.json and *.safetensors)")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    state.update(json.dumps(config, sort_keys=True).encode())
-    window = 1 << 20
-    for path in weights:
-        size = path.stat().st_size
-        with open(path, "rb") as handle:
-            header = handle.read(8 + int.from_bytes(handle.read(8), "little"))
-            state.update(f"{path.name} {size}".encode() + header)
-            handle.seek(max(0, size - window))
-            state.update(handle.read(window))
-    return state.hexdigest()
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Silence Hugging Face's own bars during the block, unless someone watches a terminal."""
+    silence = transformers_logging.is_progress_bar_enabled() and not sys.stderr.isatty()
+    if silence:
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if silence:
+            transformers_logging.enable_progress_bar()

@@ -31,7 +31,6 @@ from gapinit.data.scenes.settings import ScenesSettings
 from gapinit.errors import GapinitError
 from gapinit.settings import Settings, check_settings, read_yaml
 
-VERSION = 1
 SCORED_SPLITS = ("val", "test")
 REQUIRED_SPLITS = ("train", *SCORED_SPLITS)
 TRAIN_SHARE = 0.8  # ASSUME: of a single captions file, which carries no split of its own
@@ -99,11 +98,23 @@ def load_folder(
     *,
     progress: bool = False,
 ) -> Manifest:
-    """Load and check a dataset folder; arguments go before what the settings say.
+    """Read a dataset folder and decode every image; arguments go before what the settings say.
 
     What is cheap to find (annotations, names of files, splits) is told before any image is
     decoded.
     """
+    manifest = read_folder(settings, data_root, annotations)
+    defects = Defects()
+    paths = [image.path for images in manifest.splits.values() for image in images]
+    checked = check_images(paths, defects, progress=progress)
+    defects.raise_if_any()
+    return replace(manifest, images_digest=images_digest(checked, manifest.root))
+
+
+def read_folder(
+    settings: FolderSettings, data_root: Path | None = None, annotations: Path | None = None
+) -> Manifest:
+    """Read a dataset folder's annotations and find its images, without decoding them."""
     root = data_root or settings.root
     if root is None:
         raise GapinitError(
@@ -121,10 +132,7 @@ def load_folder(
     if not len(defects):
         check_splits(manifest, REQUIRED_SPLITS, defects)
     defects.raise_if_any()
-    paths = [image.path for images in splits.values() for image in images]
-    checked = check_images(paths, defects, progress=progress)
-    defects.raise_if_any()
-    return replace(manifest, images_digest=images_digest(checked, Path(root)))
+    return manifest
 
 
 def _train_and_val(

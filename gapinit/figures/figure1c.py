@@ -12,7 +12,7 @@ from gapinit.artifacts import open_hdf5
 from gapinit.errors import GapinitError
 from gapinit.figures import style
 from gapinit.figures.figure3 import chosen_layers
-from gapinit.gap import read_gap
+from gapinit.gap_file import read_gap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ import numpy as np
 from gapinit.artifacts import read_json
 from gapinit.errors import GapinitError
 from gapinit.figures import style
-from gapinit.gap import read_gap
+from gapinit.gap_file import read_gap
 from gapinit.toy import alignment_probability, random_alignments
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ GAP_TO_NOISE = 1.0
 BAND = (5, 95)
 
 
-def draw(output: Path, seed: int) -> None:
+def draw(output: Path, seed: int = 0) -> None:
     """Draw |<b, ĝ>| of random directions and of Gap-Init for d = 64 ... 4096, both axes log.
 
     Random directions: mean over 500 draws with the band from the 5th to the 95th percentile,

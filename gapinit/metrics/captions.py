@@ -26,8 +26,8 @@ from gapinit.metrics.meteor import (
     meteor_scores,
 )
 from gapinit.metrics.tokenize import tokenize_captions
+from gapinit.plan import VERSIONS
 
-VERSION = 1
 CAPTION_METRICS: Mapping[str, Sequence[str]] = {
     "cider": ("CIDEr",),
     "bleu": ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4"),
@@ -84,8 +84,8 @@ def score_captions(
         "metrics": {score.name: 100 * score.corpus for score in scores},
         "images": len(pairs),
         "images_without_prediction": count_without_prediction(read, pairs),
-        "references": sum(len(pair.references) for pair in pairs),
-        "version": VERSION,
+        "reference_captions": sum(len(pair.references) for pair in pairs),
+        "version": VERSIONS["score"],
         "inputs": {
             "references": {"file": references.name, "sha256": sha256(references)},
             "predictions": {"file": predictions.name, "sha256": sha256(predictions)},

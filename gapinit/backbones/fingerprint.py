@@ -1,0 +1,61 @@
+"""A digest that tells one backbone's weights from another's, without loading them. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import BinaryIO
+
+from gapinit.artifacts import read_json
+from gapinit.errors import GapinitError
+
+READ_WHOLE = 1 << 28
+"""Files up to this size (256 MiB) count with every byte."""
+TENSOR_WINDOW = 1 << 16
+"""Of larger files, this many bytes from the beginning and from the end of each tensor count."""
+
+MAX_HEADER = 100_000_000
+"""The safetensors format's own limit."""
+
+
+def fingerprint(folder: Path) -> str:
+    """Return a SHA-256 of a backbone's configuration and weights, in hexadecimal.
+
+    A file above `READ_WHOLE` counts with its header, its size and both ends of every tensor: any
+    training changes all of a tensor, and many gigabytes are told apart in a moment.
+    """
+    folder = Path(folder)
+    state = hashlib.sha256()
+    weights = sorted(folder.glob("*.safetensors"))
+    if not (folder / "config.json").is_file() or not weights:
+        raise GapinitError(f"{folder}: no backbone here (expected config.json and *.safetensors)")
+    config = read_json(folder / "config.json")
+    state.update(json.dumps(config, sort_keys=True).encode())
+    for path in weights:
+        size = path.stat().st_size
+        state.update(f"{path.name} {size}".encode())
+        with open(path, "rb") as handle:
+            if size <= READ_WHOLE:
+                state.update(hashlib.file_digest(handle, "sha256").digest())
+            else:
+                _add_tensor_ends(handle, path, state)
+    return state.hexdigest()
+
+
+def _add_tensor_ends(handle: BinaryIO, path: Path, state: hashlib._Hash) -> None:
+    length = int.from_bytes(handle.read(8), "little")
+    header = handle.read(min(length, MAX_HEADER))
+    try:
+        entries = json.loads(header)
+        places = sorted(
+            tuple(entry["data_offsets"]) for name, entry in entries.items() if name[:2] != "__"
+        )
+    except (ValueError, TypeError, KeyError):
+        raise GapinitError(f"{path}: not a safetensors file. Download it again.") from None
+    state.update(header)
+    for begin, end in places:
+        window = min(TENSOR_WINDOW, end - begin)
+        for start in (begin, end - window):
+            handle.seek(8 + length + start)
+            state.update(handle.read(window))

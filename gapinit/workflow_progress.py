@@ -1,0 +1,281 @@
+"""How far a workflow is and how long the rest will take, shown under Snakemake's own output.
+
+Counting jobs would mislead: pretraining takes minutes and scoring a second. So every rule states
+what a job of it takes (`resources: expected_s`), what the finished ones really took corrects
+that, and the rest of the graph is played through on the cores there are. No torch, no Snakemake
+import: the Snakefile calls `follow` when a run starts.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import shutil
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+EXPECTED = "expected_s"
+UNSTATED_SECONDS = 5.0
+PRIOR_SECONDS = 30.0  # how much measured time outweighs the stated one
+REDRAW_SECONDS = 1.0
+LOG_EVERY_SECONDS = 15.0
+BAR_WIDTH = 20
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as the estimate sees it: what it takes, and what it waits for."""
+
+    rule: str
+    expected: float
+    cores: int = 1
+    needs: frozenset[int] = frozenset()
+
+
+@dataclass
+class Estimate:
+    """Remaining wall time of a graph of jobs on a number of cores.
+
+    A job of rule r with stated time e is expected to take e · s_r, where s_r is the ratio of
+    measured to stated time over the finished jobs of r, drawn towards the ratio over all rules,
+    which is itself drawn towards 1. The jobs left are then scheduled one after the other as
+    soon as their inputs and enough cores are there.
+    """
+
+    jobs: Mapping[int, Job]
+    cores: int
+    started: dict[int, float] = field(default_factory=dict)
+    finished: dict[int, float] = field(default_factory=dict)
+
+    def start(self, job: int, now: float) -> None:
+        """Record that a job started at `now` seconds."""
+        self.started.setdefault(job, now)
+
+    def finish(self, job: int, now: float) -> None:
+        """Record that a job ended at `now` seconds."""
+        self.finished.setdefault(job, now - self.started.get(job, now))
+
+    def running(self) -> list[int]:
+        """Return the jobs that have started and not ended, oldest first."""
+        return [job for job in self.started if job not in self.finished]
+
+    def done_fraction(self, now: float) -> float:
+        """Return the share of the work, in core-seconds, that is done at `now`."""
+        speeds = self._speeds(now)
+        total = done = 0.0
+        for id_, job in self.jobs.items():
+            work = job.expected * speeds[job.rule] * job.cores
+            total += work
+            if id_ in self.finished:
+                done += work
+            elif id_ in self.started:
+                done += min(work, (now - self.started[id_]) * job.cores)
+        return done / total if total else 1.0
+
+    def remaining(self, now: float) -> float:
+        """Return the seconds that the jobs not yet finished should take from `now`."""
+        speeds = self._speeds(now)
+        left = {id_: job for id_, job in self.jobs.items() if id_ not in self.finished}
+        waiting = {id_: set(job.needs & left.keys()) for id_, job in left.items()}
+        followers: dict[int, list[int]] = defaultdict(list)
+        for id_, needs in waiting.items():
+            for need in needs:
+                followers[need].append(id_)
+        ends: list[tuple[float, int]] = []
+        free = self.cores
+        for id_ in self.running():
+            if id_ in left:
+                seconds = left[id_].expected * speeds[left[id_].rule]
+                elapsed = now - self.started[id_]
+                # A job that outlasts its estimate is taken to be nearly, never quite, done.
+                heapq.heappush(ends, (max(seconds - elapsed, 0.1 * seconds), id_))
+                free -= self._cores(left[id_])
+        ready = [id_ for id_ in left if not waiting[id_] and id_ not in self.started]
+        clock = 0.0
+        while ends or ready:
+            for id_ in list(ready):
+                if self._cores(left[id_]) <= free:
+                    ready.remove(id_)
+                    free -= self._cores(left[id_])
+                    seconds = left[id_].expected * speeds[left[id_].rule]
+                    heapq.heappush(ends, (clock + seconds, id_))
+            clock, ended = heapq.heappop(ends)
+            free += self._cores(left[ended])
+            for id_ in followers[ended]:
+                waiting[id_].discard(ended)
+                if not waiting[id_] and id_ not in self.started:
+                    ready.append(id_)
+        return clock
+
+    def _cores(self, job: Job) -> int:
+        return min(max(job.cores, 0), self.cores)
+
+    def _speeds(self, now: float) -> dict[str, float]:
+        """Return measured over stated time for each rule."""
+        stated: defaultdict[str, float] = defaultdict(float)
+        measured: defaultdict[str, float] = defaultdict(float)
+        for id_, job in self.jobs.items():
+            seconds = self.finished.get(id_)
+            if seconds is None and id_ in self.started:
+                # A running job only tells something once it has taken longer than stated.
+                seconds = now - self.started[id_]
+                seconds = seconds if seconds > job.expected else None
+            if seconds is not None:
+                stated[job.rule] += job.expected
+                measured[job.rule] += seconds
+        overall = (sum(measured.values()) + PRIOR_SECONDS) / (sum(stated.values()) + PRIOR_SECONDS)
+        speeds = {}
+        for job in self.jobs.values():
+            # One more job of the rule, at the overall ratio: the first measurement counts half.
+            weight = max(job.expected, 1e-3)
+            speeds[job.rule] = (measured[job.rule] + weight * overall) / (stated[job.rule] + weight)
+        return speeds
+
+
+class Status(logging.Handler):
+    """Follows Snakemake's log events and keeps a status line below what it prints.
+
+    On a terminal the line is redrawn in place; elsewhere a line is added now and then.
+    """
+
+    def __init__(self, estimate: Estimate, stream: TextIO, clock: Callable[[], float]) -> None:
+        super().__init__()
+        self.estimate = estimate
+        self.stream = stream
+        self.clock = clock
+        self.began = clock()
+        self.live = stream.isatty()
+        self._shown = False
+        self._line_open = False
+        self._last_line = self.began
+        self._ended = threading.Event()
+        # Re-entrant: writing goes through `write`, which holds it too.
+        self._mutex = threading.RLock()
+        threading.Thread(target=self._tick, daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take note of the jobs that start and end."""
+        event = str(getattr(record, "event", "") or "")
+        with self._mutex:
+            if event == "job_started":
+                for job in record.__dict__["jobs"]:
+                    self.estimate.start(job, self.clock())
+            elif event == "job_finished":
+                self.estimate.finish(record.__dict__["job_id"], self.clock())
+
+    def line(self) -> str:
+        """Return the status in one line."""
+        now = self.clock()
+        jobs, done = self.estimate.jobs, len(self.estimate.finished)
+        fraction = self.estimate.done_fraction(now)
+        filled = int(BAR_WIDTH * fraction)
+        rules = Counter(jobs[job].rule for job in self.estimate.running() if job in jobs)
+        names = ", ".join(rule if n == 1 else f"{n} {rule}" for rule, n in rules.items())
+        return (
+            f"[{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {fraction:4.0%}  "
+            f"{done} of {len(jobs)} jobs, {duration(now - self.began)} so far, "
+            f"about {duration(self.estimate.remaining(now))} left"
+            + (f"; running: {names}" if names else "")
+        )
+
+    def write(self, text: str) -> int:
+        """Write Snakemake's text above the status line."""
+        with self._mutex:
+            self._clear()
+            self._line_open = not text.endswith("\n")
+            return self.stream.write(text)
+
+    def flush(self) -> None:
+        """Flush the stream."""
+        self.stream.flush()
+
+    def isatty(self) -> bool:
+        """Return whether the stream is a terminal."""
+        return self.live
+
+    def close(self) -> None:
+        """Take the status line away; Snakemake calls this when it is done."""
+        self._ended.set()
+        with self._mutex:
+            self._clear()
+            self.stream.flush()
+        super().close()
+
+    def _tick(self) -> None:
+        while not self._ended.wait(REDRAW_SECONDS):
+            with self._mutex:
+                if self._ended.is_set() or self._line_open:
+                    continue
+                if self.live:
+                    self._clear()
+                    columns = shutil.get_terminal_size().columns
+                    self.stream.write(self.line()[: columns - 1])
+                    self._shown = True
+                    self.stream.flush()
+                elif self.clock() - self._last_line >= LOG_EVERY_SECONDS:
+                    self._last_line = self.clock()
+                    self.stream.write(self.line() + "\n")
+                    self.stream.flush()
+
+    def _clear(self) -> None:
+        if self._shown:
+            self.stream.write("\r\x1b[K")
+            self._shown = False
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in words, no finer than is worth reading: '45 s', '4 min 50 s', '2 h 5 min'.
+
+    Above a minute it is rounded to ten seconds, above an hour to a minute.
+    """
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    tens = round(seconds / 10)
+    if tens < 360:
+        minutes, rest = divmod(tens * 10, 60)
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min"
+
+
+def follow(workflow: Any) -> None:
+    """Show the progress of the run that `workflow` (Snakemake's) is about to start.
+
+    To be called from `onstart`. Does nothing under `--quiet all` or another logger plugin.
+    """
+    logger = logging.getLogger("snakemake.logging")
+    streams = [one for one in logger.handlers if one.name == "DefaultStreamHandler"]
+    quiet = {str(one).rpartition(".")[2].lower() for one in workflow.output_settings.quiet or ()}
+    if not streams or quiet & {"all", "progress"}:
+        return
+    try:
+        dag = workflow.persistence.dag
+        jobs = graph(dag.needrun_jobs(), dag)
+        cores = workflow.resource_settings.cores or len(jobs)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        # These are Snakemake's internals: another version's are no reason not to run.
+        logger.warning(f"No progress display with this version of Snakemake ({error}).")
+        return
+    handler = streams[0]
+    status = Status(Estimate(jobs, cores), handler.stream, time.monotonic)  # type: ignore[attr-defined]
+    handler.setStream(status)  # type: ignore[attr-defined]
+    logger.addHandler(status)
+
+
+def graph(needed: Iterable[Any], dag: Any) -> dict[int, Job]:
+    """Return Snakemake's jobs that have to run, by their number."""
+    needed = list(needed)
+    ids = {job: dag.jobid(job) for job in needed}
+    return {
+        ids[job]: Job(
+            rule=job.rule.name,
+            expected=float(job.resources.get(EXPECTED, UNSTATED_SECONDS if job.output else 0.0)),
+            cores=int(job.threads),
+            needs=frozenset(ids[need] for need in dag.dependencies[job] if need in ids),
+        )
+        for job in needed
+    }

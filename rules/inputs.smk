@@ -1,0 +1,127 @@
+# Which files a job reads: the functions that the rules of all stages take as inputs and options.
+#
+# A run's factors stand in its path (gapinit/runs.py); the plan (gapinit/plan.py) knows the rest.
+
+from gapinit.runs import Run
+
+
+def local_annotations(wildcards):
+    """The annotation files of a local folder, so that an edit of them reruns what follows."""
+    if PLAN.dataset_setting(wildcards.dataset, "generator"):
+        return []
+    return PLAN.annotation_files(wildcards.dataset)
+
+
+def local_options(wildcards):
+    """Where a local folder is, as options of the command; nothing for generated datasets."""
+    return PLAN.local_options(wildcards.dataset)
+
+
+def pretraining_manifest(wildcards):
+    """What a backbone is pretrained on."""
+    dataset = PLAN.backbone_setting(wildcards.backbone, "pretraining")
+    return f"{DATA}/{dataset}/manifest.json"
+
+
+def states_of(wildcards):
+    """The states that a calibration source draws from: one dataset's, or two for a mixture."""
+    return [
+        f"{STATES}/{wildcards.backbone}/{dataset}.h5"
+        for dataset in PLAN.sources(wildcards.calibration)
+    ]
+
+
+def trunk_of(wildcards):
+    """The trunk below the layers that a run adapts."""
+    run = Run.parse(wildcards.run)
+    return f"{TRUNKS}/{run.backbone}/{run.dataset}/{run.layers}.h5"
+
+
+def gap_of(wildcards):
+    """A run's gap: its direction, or for methods without one what B is compared with."""
+    run = Run.parse(wildcards.run)
+    return f"{GAPS}/{run.backbone}/{PLAN.gap_name(run)}.h5"
+
+
+def layers_of(wildcards):
+    """The layer choice of a run's backbone."""
+    return f"{GAPS}/{Run.parse(wildcards.run).backbone}/layers.json"
+
+
+def backbone_of(wildcards):
+    """The backbone folder's marker file."""
+    return f"{BACKBONES}/{Run.parse(wildcards.run).backbone}/config.json"
+
+
+def features_of(wildcards):
+    """Image features of the dataset that a run is evaluated on."""
+    return f"{FEATURES}/{Run.parse(wildcards.run).backbone}/{wildcards.dataset}.h5"
+
+
+def adapter_of(wildcards):
+    """A run's adapter; nothing for the backbone as it is."""
+    if not Run.parse(wildcards.run).trained:
+        return []
+    return f"{RUNS}/{wildcards.run}/adapter/adapter_model.safetensors"
+
+
+def adapter_option(wildcards):
+    """The folder of a run's adapter as an option; nothing for the backbone as it is."""
+    adapter = adapter_of(wildcards)
+    return f"--adapter={Path(adapter).parent}" if adapter else []
+
+
+def scores_of(wildcards):
+    """Every score that a table stands on."""
+    return [f"{EVALUATIONS}/{path}" for path in PLAN.scores(wildcards.table)]
+
+
+def records_of(wildcards):
+    """The record of every trained run in a table."""
+    return [f"{RUNS}/{run.path}/run.json" for run in PLAN.trained(wildcards.table)]
+
+
+def all_scores(wildcards):
+    """Every score of the configuration."""
+    paths = [f"{EVALUATIONS}/{path}" for table in PLAN.rows for path in PLAN.scores(table)]
+    return list(dict.fromkeys(paths))
+
+
+def all_records(wildcards):
+    """The record of every trained run of the configuration."""
+    return [f"{RUNS}/{run.path}/run.json" for run in PLAN.trained()]
+
+
+def experiment_files(wildcards):
+    """The experiment files of the configuration, in its order."""
+    return [str(FOLDER / f"config/experiments/{name}.yaml") for name in PLAN.experiments]
+
+
+def figure_inputs(wildcards):
+    """The files that a figure draws, by the name of its command's option."""
+    first = next(iter(PLAN.experiments))
+    return {
+        "figure1a": {"table": f"{TABLES}/{first}.csv"},
+        "figure1c": {"states": DEFAULT_STATES, "gap": DEFAULT_GAP},
+        "figure2": {
+            "gap": DEFAULT_GAP,
+            "run": [
+                f"{RUNS}/{run.path}/run.json"
+                for run in PLAN.trained()
+                if run.method in ("gap-init", "random-b") and PLAN.uses_default_gap(run)
+            ],
+        },
+        "figure3": {"gap": DEFAULT_GAP},
+        "figure4": {"gap": DEFAULT_GAP},
+        "figure5": {},
+        "curves": {"run": [f"{RUNS}/{run.path}/run.json" for run in PLAN.trained(first)]},
+    }[wildcards.figure]
+
+
+def figure_options(wildcards, input):
+    """The same files as options of the command, a list as an option repeated."""
+    options = []
+    for name, paths in figure_inputs(wildcards).items():
+        paths = [paths] if isinstance(paths, str) else paths
+        options += [f"--{name}={path}" for path in paths]
+    return options

@@ -1,0 +1,142 @@
+"""A small world of score files and run records with known means, for tests of tables."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from gapinit.claims import check_claims
+from gapinit.config import Config
+from gapinit.runs import Run, load_experiment, table_rows
+from gapinit.tables import make_table
+
+SEEDS = [42, 123, 2024]
+NUM_IMAGES = 60
+OFFSETS = dict(zip(SEEDS, [-1.0, 0.0, 1.0], strict=True))
+
+
+class World:
+    """A folder of synthetic score files and run records for one experiment."""
+
+    def __init__(self, folder: Path, config: Config, content: dict[str, Any]) -> None:
+        self.config = config
+        self.num_images = NUM_IMAGES
+        self.experiment = folder / "config" / "mine.yaml"
+        self.evaluations, self.runs = folder / "5_evaluate", folder / "4_train"
+        self.published = folder / "published"
+        self.output = folder / "6_tables" / "mine.csv"
+        self.experiment.parent.mkdir(parents=True)
+        self.experiment.write_text(yaml.safe_dump(content))
+        self.published.mkdir()
+        (self.published / "gap-init.csv").write_text(
+            "place,row,metric,value,std,printed,configuration\n"
+            "Table 2,lora,CIDEr,98.08,,98.08,c/lora\n"
+            "Table 2,gap,CIDEr,140.59,1.5,140.59 ± 1.5,c/gap\n"
+            "Table 7,lora,CIDEr,135.37,7.1,135.37 ± 7.10,c/lora\n"
+        )
+        self.rows = {
+            row.id: row.runs for row in table_rows(load_experiment(self.experiment), config, "test")
+        }
+
+    def score(self, row: str, run: Run, mean: float, dataset: str = "scenes") -> Path:
+        """Write scores whose CIDEr is exactly `mean`, with the same image effects in every run."""
+        rng = np.random.default_rng([run.seed or 0, *row.encode()])
+        images = np.random.default_rng(0).normal(0, 10, self.num_images)
+        cider = images + rng.normal(0, 4, self.num_images)
+        cider += mean - cider.mean()
+        samples = [
+            {"image_id": i, "caption": "a \\ caption", "CIDEr": value, "Bleu_4": 1.0}
+            for i, value in enumerate(cider)
+        ]
+        # The order of a file means nothing: pairs are found by image.
+        order = rng.permutation(self.num_images)
+        path = self.evaluations / run.path / f"{dataset}.scores.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        metrics = {"CIDEr": float(cider.mean()), "Bleu_4": mean / 4}
+        content = {"metrics": metrics, "per_sample": [samples[i] for i in order]}
+        path.write_text(json.dumps(content))
+        return path
+
+    def train(self, run: Run) -> None:
+        """Write the record of a trained run."""
+        if not run.trained:
+            return
+        path = self.runs / run.path / "run.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        record = {"factors": run.factors, "first_grad_norm": 0.5, "final_loss": 1.25}
+        record |= {"noise_cosine": None, "seconds": 12.5, "peak_memory_mb": 800}
+        path.write_text(json.dumps(record | {"trainable_parameters": 1234}))
+
+    def fill(self, means: dict[str, float], dataset: str = "scenes") -> None:
+        """Write everything: a row's seeds score its mean plus their offsets."""
+        for row, runs in self.rows.items():
+            for run in runs:
+                offset = 0.0 if run.seed is None else OFFSETS[run.seed]
+                self.score(row, run, means[row] + offset, dataset)
+                self.train(run)
+
+    def table(self, **changes: Any) -> dict[tuple[str, str], dict[str, str]]:
+        """Make the table; return its lines by row and metric."""
+        make_table(
+            self.experiment,
+            self.config,
+            self.evaluations,
+            self.runs,
+            self.published,
+            self.output,
+            **changes,
+        )
+        return {(line["row"], line["metric"]): line for line in read(self.output)}
+
+    def claims(self) -> list[dict[str, str]]:
+        """Check the claims; return the lines."""
+        output = self.output.with_name("claims.csv")
+        check_claims([self.experiment], self.config, self.evaluations, output)
+        return read(output)
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as handle:
+        return list(csv.DictReader(handle))
+
+
+def claim(better: str, worse: str, **changes: Any) -> dict[str, Any]:
+    return {"text": "better", "metric": "CIDEr", "better": better, "worse": worse} | changes
+
+
+CONTENT: dict[str, Any] = {
+    "title": "Scores & costs at 100% of a_table",
+    "paper": "gap-init",
+    "place": "Table 2",
+    "metrics": ["CIDEr", "Bleu_4"],
+    "reference": "gap",
+    "rows": [
+        {"id": "lora", "label": "[LoRA] {rank}", "method": "lora-gaussian", "published": "lora"},
+        {"id": "gap", "label": "Gap_Init #1 | ~best", "method": "gap-init", "published": "gap"},
+        {"id": "random-b", "label": "Random B", "method": "random-b"},
+        {"id": "zero-shot", "label": "Zero-shot", "method": "zero-shot"},
+    ],
+    "note": "A note of 5 % & more.",
+}
+MEANS = {"lora": 120.0, "gap": 130.0, "random-b": 129.9, "zero-shot": 40.0}
+
+
+def make_world(folder: Path, seeds: list[int] = SEEDS, **changes: Any) -> World:
+    """Return an empty world; keyword arguments change the experiment."""
+    config = Config.model_validate(
+        {
+            "name": "test",
+            "backbone": "mini-blip2",
+            "datasets": {"in-domain": "scenes", "ood": "scenes-ood"},
+            "seeds": seeds,
+            "calibration": {},
+            "layers": {"num_layers": 2},
+            "experiments": ["mine"],
+        }
+    )
+    return World(folder / "a world", config, CONTENT | changes)

@@ -1,0 +1,242 @@
+"""Backbones: text encoding, adapted modules, fingerprints, what is refused, pretraining."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hypothesis import example, given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2Processor
+
+from gapinit.backbones import fingerprint as fingerprints
+from gapinit.backbones import load_backbone, make_backbone
+from gapinit.backbones.blip2 import Blip2Backbone
+from gapinit.backbones.fingerprint import fingerprint
+from gapinit.data.dataset import prepare_dataset
+from gapinit.data.images import load_image
+from gapinit.errors import GapinitError
+
+from .small_backbone import BACKBONE, SmallWorld, reference_inputs, small_world
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+MODULES = (*(f"self_attn.{name}" for name in ATTENTION), "fc1", "fc2")
+SPECIAL = ("<s>", "</s>", "<pad>", "<unk>", "<image>")
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> SmallWorld:
+    return small_world(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="module")
+def backbone(world: SmallWorld) -> Blip2Backbone:
+    return load_backbone(world.backbone)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(world: SmallWorld) -> Any:
+    return world.stock_processor().tokenizer
+
+
+@pytest.fixture
+def copy(world: SmallWorld, tmp_path: Path) -> Path:
+    """A copy of the backbone's folder, to be damaged."""
+    return Path(shutil.copytree(world.backbone, tmp_path / "copy"))
+
+
+@given(text=st.text(max_size=40).filter(lambda text: not any(s in text for s in SPECIAL)))
+@example(text="a dog 's ball , it is n't red .")
+@example(text="Zürich 東京 \U0001f600 \x00 \u202e ")
+def test_any_text_survives_its_encoding(text: str, tokenizer: Any) -> None:
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert tokenizer.unk_token_id not in ids
+    assert tokenizer.decode(ids) in (text, " " + text)  # byte-level BPE may begin with a space
+
+
+def test_encoding_is_the_real_processors(world: SmallWorld, backbone: Blip2Backbone) -> None:
+    processor = world.stock_processor()
+    image = world.images("train")[0]
+    for caption in image.captions:
+        expected = reference_inputs(processor, image, caption)["input_ids"][0].tolist()
+        assert expected[: backbone.num_image_tokens] == [340] * backbone.num_image_tokens
+        text = expected[backbone.num_image_tokens :]
+        assert backbone.encode([caption], 50) == [text]
+        assert backbone.encode([caption], 7) == [text[:7]]
+
+
+def test_stock_processor_reads_the_folder(world: SmallWorld, backbone: Blip2Backbone) -> None:
+    processor = world.stock_processor()
+    assert isinstance(processor, Blip2Processor)
+    assert processor.num_query_tokens == backbone.num_image_tokens
+    images = [load_image(image.path) for image in world.images("test")]
+    expected = processor(images=images, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(backbone.pixel_values(images), expected, rtol=0, atol=0)
+    assert not list(world.backbone.glob("*.bin")) and not list(world.backbone.glob("*.pt"))
+
+
+def test_no_room_for_the_text(backbone: Blip2Backbone) -> None:
+    assert backbone.encode(["a"], 56)
+    with pytest.raises(GapinitError, match="max_caption_tokens: 57 .* 60 positions.*at most 56"):
+        backbone.encode(["a"], 57)
+    features = torch.zeros(1, 4, 32)
+    with pytest.raises(GapinitError, match="max_new_tokens: 57 "):
+        backbone.generate(features, max_new_tokens=57, num_beams=1)
+
+
+def test_pattern_matches_six_modules_a_layer_and_nothing_else(world: SmallWorld) -> None:
+    config = json.loads((world.backbone / "config.json").read_text())
+    config["text_config"]["num_hidden_layers"] = 12  # layer 1 is not layer 10 or 11
+    with torch.device("meta"):
+        model = Blip2ForConditionalGeneration(Blip2Config.from_dict(config))
+    backbone = Blip2Backbone(model, world.stock_processor())
+    names = [name for name, _ in model.named_modules()]
+    assert sum(name.endswith((*ATTENTION, "fc1", "fc2")) for name in names) > 12 * 6, (
+        "no other module to confuse"
+    )
+    for layers in ([0], [1], [1, 11], list(range(12))):
+        pattern = backbone.target_modules(layers)
+        hit = {name for name in names if re.fullmatch(pattern, name)}
+        assert hit == {
+            f"language_model.model.decoder.layers.{layer}.{module}"
+            for layer in layers
+            for module in MODULES
+        }
+
+
+def test_fingerprint_sees_every_weight(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = copy / "model.safetensors"
+    weights = load_file(file)
+    for whole in (True, False):
+        if not whole:
+            monkeypatch.setattr(fingerprints, "READ_WHOLE", 1000)
+        save_file(weights, file, metadata={"format": "pt"})
+        original = fingerprint(copy)
+        assert fingerprint(copy) == original
+        seen = {original}
+        for name, weight in weights.items():
+            for place in (0, -1):
+                changed = weight.clone()
+                changed.view(-1)[place] += 1e-3
+                save_file(weights | {name: changed}, file, metadata={"format": "pt"})
+                seen.add(fingerprint(copy))
+        sizes = sum(1 if weight.numel() == 1 else 2 for weight in weights.values())
+        assert len(seen) == 1 + sizes
+
+
+def test_fingerprint_of_config_and_folder(copy: Path, world: SmallWorld) -> None:
+    assert fingerprint(copy) == fingerprint(world.backbone), "the folder's place does not count"
+    config = json.loads((copy / "config.json").read_text())
+    config["text_config"]["activation_function"] = "gelu"
+    (copy / "config.json").write_text(json.dumps(config))
+    assert fingerprint(copy) != fingerprint(world.backbone)
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(GapinitError, match="no backbone here"):
+        fingerprint(copy)
+
+
+def test_fingerprint_of_a_large_file_that_is_no_safetensors(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fingerprints, "READ_WHOLE", 1000)
+    (copy / "model.safetensors").write_bytes(b"\xff" * 5000)
+    with pytest.raises(GapinitError, match="model.safetensors: not a safetensors file"):
+        fingerprint(copy)
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def test_refused_models(copy: Path, tmp_path: Path) -> None:
+    with pytest.raises(GapinitError, match=r"nowhere.config.json: no such file"):
+        load_backbone(tmp_path / "nowhere")
+    change_config(copy, model_type="llava")
+    with pytest.raises(GapinitError, match="'llava' is not supported, expected one of: blip-2"):
+        load_backbone(copy)
+
+
+def test_t5_is_refused_before_its_weights_are_read(copy: Path) -> None:
+    (copy / "model.safetensors").write_bytes(b"not weights")
+    change_config(copy, model_type="blip-2", text_config={"model_type": "t5"})
+    with pytest.raises(GapinitError, match="'t5', expected 'opt'"):
+        load_backbone(copy)
+
+
+def test_damaged_weights(copy: Path) -> None:
+    file = copy / "model.safetensors"
+    weights = load_file(file)
+    del weights["language_projection.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(GapinitError, match="lack 1 tensors.*'language_projection.weight'"):
+        load_backbone(copy)
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(GapinitError, match="cannot be loaded"):
+        load_backbone(copy)
+    file.rename(copy / "pytorch_model.bin")
+    with pytest.raises(GapinitError, match="pickled weights are never loaded"):
+        load_backbone(copy)
+
+
+def test_loading_prints_nothing(world: SmallWorld) -> None:
+    program = f"from gapinit.backbones import load_backbone; load_backbone({str(world.backbone)!r})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.fixture(scope="module")
+def pretraining(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny pretraining folder, with the settings of a tiny backbone beside it."""
+    folder = tmp_path_factory.mktemp("pretraining")
+    content = {
+        "name": "tiny-pretraining",
+        "generator": "scenes",
+        "layout": "pretraining",
+        "domain": "mixed",
+        "seed": 3,
+        "images": {"train": 10},
+        "corpus_lines": 40,
+    }
+    (folder / "data.yaml").write_text(yaml.safe_dump(content))
+    prepare_dataset(folder / "data.yaml", folder / "data", progress=False)
+    (folder / "backbone.yaml").write_text(yaml.safe_dump(BACKBONE))
+    return folder
+
+
+def test_pretraining_is_deterministic(pretraining: Path, tmp_path: Path) -> None:
+    settings, data = pretraining / "backbone.yaml", pretraining / "data"
+    make_backbone(settings, data, tmp_path / "one", threads=1)
+    torch.manual_seed(99)  # whatever ran before
+    make_backbone(settings, data, tmp_path / "two", threads=1)
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(BACKBONE | {"seed": 1}))
+    make_backbone(tmp_path / "other.yaml", data, tmp_path / "three", threads=1)
+    for file in sorted(path.name for path in (tmp_path / "one").iterdir()):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+    assert fingerprint(tmp_path / "one") == fingerprint(tmp_path / "two")
+    assert fingerprint(tmp_path / "one") != fingerprint(tmp_path / "three")
+    backbone = load_backbone(tmp_path / "one")
+    assert all(torch.isfinite(weight).all() for weight in backbone.model.parameters())
+    assert not any(weight.requires_grad for weight in backbone.model.parameters())
+    assert not backbone.model.training
+
+
+def test_pretraining_names_what_is_wrong(pretraining: Path, tmp_path: Path) -> None:
+    settings = tmp_path / "backbone.yaml"
+    settings.write_text(yaml.safe_dump(BACKBONE | {"family": "mega-blip2"}))
+    with pytest.raises(GapinitError, match="key 'family': unknown family 'mega-blip2'"):
+        make_backbone(settings, pretraining / "data", tmp_path / "out", threads=1)
+    high = {"steps": 3, "batch_size": 4, "learning_rate": 1e30, "warmup_steps": 1}
+    settings.write_text(yaml.safe_dump(BACKBONE | {"language": high}))
+    with pytest.raises(GapinitError, match="language modelling: the loss is not finite at step"):
+        make_backbone(settings, pretraining / "data", tmp_path / "out", threads=1)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,74 @@
+"""Verdicts on claims, from score files with known means and spreads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gapinit.statistics import std_ratio_interval
+
+from .score_world import MEANS, OFFSETS, World, claim, make_world
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    """Return a world in which everything was scored."""
+    made = make_world(tmp_path)
+    made.fill(MEANS)
+    return made
+
+
+def test_claims_have_three_verdicts(tmp_path: Path) -> None:
+    claims = [
+        claim("gap", "lora"),
+        claim("lora", "gap"),
+        claim("gap", "random-b"),
+        claim("gap", "lora", metric="Bleu_4"),
+        claim("random-b", "gap", margin=5),
+        claim("lora", "gap", margin=5),
+    ]
+    world = make_world(tmp_path, claims=claims)
+    world.fill(MEANS)
+    lines = world.claims()
+    assert [line["verdict"] for line in lines] == [
+        "holds",
+        "does not hold",
+        "undecided",
+        "holds",
+        "holds",
+        "does not hold",
+    ]
+    assert float(lines[0]["difference"]) == pytest.approx(10)
+    assert float(lines[0]["low"]) < 10 < float(lines[0]["high"])
+    assert lines[0]["n"] == "3 seeds, 60 images"
+    assert lines[0]["interval_over"] == "seeds and images"
+    assert lines[3]["interval_over"] == "seeds"
+
+
+def test_a_claim_about_stability_is_tested_on_the_ratio(tmp_path: Path) -> None:
+    claims = [
+        claim("gap", "lora", statistic="std"),
+        claim("lora", "gap", statistic="std"),
+        claim("random-b", "lora", statistic="std"),
+        claim("zero-shot", "lora", statistic="std"),
+    ]
+    world = make_world(tmp_path, claims=claims)
+    world.fill(MEANS)
+    spread = {"gap": 0.01, "lora": 5.0, "random-b": 4.0}
+    for row, size in spread.items():
+        for run in world.rows[row]:
+            assert run.seed is not None
+            world.score(row, run, MEANS[row] + size * OFFSETS[run.seed])
+    lines = world.claims()
+    verdicts = [line["verdict"] for line in lines]
+    assert verdicts == ["holds", "does not hold", "undecided", "undecided"]
+    assert float(lines[0]["difference"]) == pytest.approx(0.01 / 5)
+    expected = std_ratio_interval([-0.01, 0, 0.01], [-5, 0, 5])
+    assert expected is not None
+    assert float(lines[0]["high"]) == pytest.approx(expected[1].high)
+    assert lines[3]["difference"] == lines[3]["low"] == ""
+
+
+def test_no_claims_is_a_legal_answer(world: World) -> None:
+    assert world.claims() == []

@@ -1,0 +1,163 @@
+"""Predictions: those of the whole model on pixels, token for token, from cached features."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import h5py
+import pytest
+import torch
+from peft import PeftModel
+
+from gapinit.backbones import load_backbone
+from gapinit.data.images import load_image
+from gapinit.errors import GapinitError
+from gapinit.predict import extract_features, predict_captions
+
+from .small_backbone import SmallWorld, make_backbone, small_world
+
+# The tests call plain PEFT, which asks transformers for a property under its old name.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+
+NEW_TOKENS = 14
+DECODING: dict[str, Any] = {"num_beams": 1, "max_new_tokens": NEW_TOKENS, "batch_size": 3}
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> SmallWorld:
+    return small_world(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="module")
+def features(world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("features") / "test.h5"
+    extract_features(world.backbone, world.manifest, output, batch_size=2)
+    return output
+
+
+@pytest.fixture(scope="module")
+def adapter(world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = world.train(tmp_path_factory.mktemp("run") / "run", learning_rate=2e-2, batch_size=8)
+    return folder / "adapter"
+
+
+def tokens_from_pixels(world: SmallWorld, model: Any, num_beams: int) -> list[list[int]]:
+    """Return what stock `generate` writes behind the prompt, one image at a time."""
+    processor = world.stock_processor()
+    found = []
+    for image in world.images("test"):
+        inputs = processor(images=load_image(image.path), return_tensors="pt")
+        tokens = model.generate(
+            **inputs, max_new_tokens=NEW_TOKENS, num_beams=num_beams, do_sample=False
+        )
+        prompt = [340] * 4 + [processor.tokenizer.bos_token_id]
+        assert tokens[0, :5].tolist() == prompt
+        found.append(tokens[0, 5:].tolist())
+    return found
+
+
+def without_padding(tokens: list[int], pad: int) -> list[int]:
+    return tokens[: tokens.index(pad)] if pad in tokens else tokens
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_tokens_are_those_of_generate_on_pixels(
+    world: SmallWorld,
+    features: Path,
+    num_beams: int,
+    batch_size: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected = tokens_from_pixels(world, world.stock_model(), num_beams)
+    backbone = load_backbone(world.backbone)
+    assert len({tuple(tokens) for tokens in expected}) == len(expected), "images tell apart"
+    ended = [tokens[-1] == backbone.eos_token_id for tokens in expected]
+    assert any(ended) and not all(ended), "some sentences end early, so that batches are padded"
+    found: list[list[int]] = []
+    decode = backbone.tokenizer.batch_decode
+
+    def keep(tokens: torch.Tensor, **options: Any) -> list[str]:
+        found.extend(without_padding(row, backbone.pad_token_id) for row in tokens.tolist())
+        return decode(tokens, **options)
+
+    monkeypatch.setattr(backbone.tokenizer, "batch_decode", keep)
+    with h5py.File(features) as file:
+        values = torch.from_numpy(file["features"][:])
+    texts = []
+    for block in values.split(batch_size):
+        texts += backbone.generate(block, max_new_tokens=NEW_TOKENS, num_beams=num_beams)
+    assert found == expected
+    assert texts == [
+        text.strip()
+        for text in world.stock_processor().batch_decode(expected, skip_special_tokens=True)
+    ]
+
+
+def test_features_are_those_of_the_whole_model(world: SmallWorld, features: Path) -> None:
+    images = world.images("test")
+    pixels = world.stock_processor()(
+        images=[load_image(image.path) for image in images], return_tensors="pt"
+    )["pixel_values"]
+    with torch.no_grad():
+        expected = world.stock_model().get_image_features(pixels).pooler_output
+    with h5py.File(features) as file:
+        found = torch.from_numpy(file["features"][:])
+        assert file["image_id"][:].tolist() == [image.image_id for image in images]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def predict(world: SmallWorld, features: Path, adapter: Path | None, output: Path) -> Any:
+    predict_captions(world.backbone, features, adapter, output, **DECODING)
+    return json.loads(output.read_text(encoding="utf-8"))
+
+
+def test_results_are_in_cocos_format(world: SmallWorld, features: Path, tmp_path: Path) -> None:
+    found = predict(world, features, None, tmp_path / "p.json")
+    assert [set(entry) for entry in found] == [{"image_id", "caption"}] * 7
+    assert [entry["image_id"] for entry in found] == [
+        image.image_id for image in world.images("test")
+    ]
+    expected = world.stock_processor().batch_decode(
+        tokens_from_pixels(world, world.stock_model(), 1), skip_special_tokens=True
+    )
+    assert [entry["caption"] for entry in found] == [text.strip() for text in expected]
+    again = predict(world, features, None, tmp_path / "again.json")
+    assert again == found
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_an_adapter_captions_as_stock_peft_does(
+    world: SmallWorld, features: Path, adapter: Path, num_beams: int, tmp_path: Path
+) -> None:
+    output = tmp_path / "p.json"
+    options = DECODING | {"num_beams": num_beams}
+    predict_captions(world.backbone, features, adapter, output, **options)
+    found = [entry["caption"] for entry in json.loads(output.read_text(encoding="utf-8"))]
+    model = PeftModel.from_pretrained(world.stock_model(), adapter)
+    expected = world.stock_processor().batch_decode(
+        tokens_from_pixels(world, model, num_beams), skip_special_tokens=True
+    )
+    assert found == [text.strip() for text in expected]
+    zero_shot = predict(world, features, None, tmp_path / "zero-shot.json")
+    assert found != [entry["caption"] for entry in zero_shot]
+
+
+def test_what_is_refused(world: SmallWorld, features: Path, adapter: Path, tmp_path: Path) -> None:
+    captions = [text for image in world.images("train") for text in image.captions]
+    make_backbone(tmp_path / "other", captions, seed=77)
+    output = tmp_path / "p.json"
+    with pytest.raises(GapinitError, match=r"test.h5: made from another backbone"):
+        predict_captions(tmp_path / "other", features, None, output, **DECODING)
+    with pytest.raises(GapinitError, match="expected an HDF5 file of kind 'features'"):
+        predict_captions(world.backbone, world.states, None, output, **DECODING)
+    shutil.copytree(adapter, tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{")
+    with pytest.raises(GapinitError, match=r"adapter_config.json: not valid JSON"):
+        predict_captions(world.backbone, features, tmp_path / "adapter", output, **DECODING)
+    with pytest.raises(GapinitError, match="no split 'dev'"):
+        extract_features(world.backbone, world.manifest, tmp_path / "f.h5", split="dev")
+    assert not output.exists() and not (tmp_path / "f.h5").exists()

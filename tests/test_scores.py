@@ -1,0 +1,112 @@
+"""Score files and run records: lined up by image and seed, and checked as they are read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gapinit.errors import GapinitError
+from gapinit.runs import Run, TableRow
+from gapinit.scores import RowScores, Scores, paired_differences
+
+from .score_world import MEANS, World, make_world
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    """Return a world in which everything was scored."""
+    made = make_world(tmp_path)
+    made.fill(MEANS)
+    return made
+
+
+def test_a_missing_score_names_the_file_the_row_and_what_makes_it(world: World) -> None:
+    path = world.evaluations / world.rows["gap"][1].path / "scenes.scores.json"
+    path.unlink()
+    with pytest.raises(GapinitError) as error:
+        world.table()
+    for part in (str(path), "table 'mine', row 'gap'", "5_evaluate.smk", "snakemake"):
+        assert part in str(error.value)
+    assert not world.output.exists()
+
+
+def damage_images(content: dict[str, Any]) -> None:
+    content["per_sample"][0]["image_id"] = 999
+
+
+def damage_twice(content: dict[str, Any]) -> None:
+    content["per_sample"][0]["image_id"] = content["per_sample"][1]["image_id"]
+
+
+def damage_mean(content: dict[str, Any]) -> None:
+    content["metrics"]["CIDEr"] += 0.01
+
+
+def damage_metric(content: dict[str, Any]) -> None:
+    del content["metrics"]["Bleu_4"]
+
+
+def damage_shape(content: dict[str, Any]) -> None:
+    content["per_sample"] = {"CIDEr": 1}
+
+
+def damage_finite(content: dict[str, Any]) -> None:
+    content["metrics"]["Bleu_4"] = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (damage_images, "expected the 60 images of"),
+        (damage_twice, "60 entries for 59 images"),
+        (damage_mean, "but the mean over 'per_sample' is"),
+        (damage_metric, "metric 'Bleu_4' is missing, found: CIDEr"),
+        (damage_shape, "not a score file"),
+        (damage_finite, "expected a finite number"),
+    ],
+)
+def test_a_damaged_score_file_is_an_error_that_names_it(
+    world: World, damage: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    path = world.evaluations / world.rows["gap"][1].path / "scenes.scores.json"
+    content = json.loads(path.read_text())
+    damage(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(GapinitError) as error:
+        world.table()
+    assert str(error.value).startswith(f"{path}: ") and message in str(error.value)
+
+
+def test_the_record_of_another_run_is_refused(world: World) -> None:
+    one, two = (world.runs / run.path / "run.json" for run in world.rows["gap"][:2])
+    one.write_text(two.read_text())
+    with pytest.raises(GapinitError, match="expected the record of the run") as error:
+        world.table()
+    assert str(error.value).startswith(str(one))
+    one.unlink()
+    with pytest.raises(GapinitError, match=r"4_train\.smk"):
+        world.table()
+
+
+def test_pairs_are_found_by_seed_and_only_shared_seeds_count() -> None:
+    def row(seeds: list[int | None], values: list[float]) -> RowScores:
+        runs = tuple(Run("b", "d", "lora-kaiming", 1, "naive", 1, seed=seed) for seed in seeds)
+        scores = tuple(
+            Scores(Path(), {"CIDEr": value}, (1, 2), {"CIDEr": np.array([value - 1, value + 1])})
+            for value in values
+        )
+        return RowScores(TableRow(f"row{seeds}", "", None, runs), scores)
+
+    first, second = row([1, 2, 3], [10, 20, 30]), row([4, 3, 1], [400, 3, 1])
+    np.testing.assert_array_equal(paired_differences(first, second, "CIDEr"), [[9, 9], [27, 27]])
+    untrained = row([None], [5])
+    np.testing.assert_array_equal(
+        paired_differences(first, untrained, "CIDEr"), [[5, 5], [15, 15], [25, 25]]
+    )
+    with pytest.raises(GapinitError, match="no seed in common"):
+        paired_differences(first, row([8], [0]), "CIDEr")

@@ -1,0 +1,219 @@
+"""Trunk: training on cached states gives the whole model's loss and gradients."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import Blip2ForConditionalGeneration
+
+from gapinit.adapters import add_lora, save_adapter
+from gapinit.artifacts import write_json
+from gapinit.backbones import load_backbone
+from gapinit.data.images import load_image
+from gapinit.errors import GapinitError
+from gapinit.train import Tail
+from gapinit.trunk import Trunk, extract_trunk, read_trunk
+
+from .small_backbone import (
+    LAYERS,
+    TOKENS,
+    SmallWorld,
+    randomise,
+    reference_batch,
+    reference_inputs,
+    small_world,
+    trainable,
+)
+
+MODULES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj")
+
+# The tests call plain PEFT, which asks transformers for a property under its old name.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> SmallWorld:
+    return small_world(tmp_path_factory.getbasetemp())
+
+
+def stock_lora(model: Blip2ForConditionalGeneration, layers: list[int], rank: int) -> PeftModel:
+    """Put LoRA on the same modules by their names, spelt out here, with plain PEFT."""
+    names = [
+        f"language_model.model.decoder.layers.{layer}.{module}"
+        for layer in layers
+        for module in (*MODULES, "fc1", "fc2")
+    ]
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names, lora_dropout=0.0)
+    return get_peft_model(model, config)
+
+
+def cached_tail(world: SmallWorld, strategy: str, rank: int) -> tuple[Tail, Trunk]:
+    trunk = read_trunk(world.trunk(strategy))
+    backbone = load_backbone(world.backbone)
+    if trunk.text is None:
+        backbone.drop_vision()
+    else:
+        backbone.cut_below(trunk.first_layer)
+    model = add_lora(
+        backbone, LAYERS[strategy], rank=rank, alpha=2 * rank, dropout=0.0, init_lora_weights=True
+    )
+    return Tail(model, backbone).train(), trunk
+
+
+@pytest.mark.parametrize("rank", [1, 4])
+@pytest.mark.parametrize("strategy", list(LAYERS))
+def test_loss_and_gradients_are_the_whole_models(
+    world: SmallWorld, strategy: str, rank: int
+) -> None:
+    chosen = [0, 3, 17, 40, 41, 119]
+    tail, trunk = cached_tail(world, strategy, rank)
+    whole = stock_lora(world.stock_model(), LAYERS[strategy], rank)
+    randomise(tail.model)
+    randomise(whole)
+    assert list(trainable(tail.model)) == list(trainable(whole)), "the full model's names"
+    loss = tail(**trunk.batch(chosen))["loss"]
+    expected = whole(**reference_batch(world, chosen)).loss
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    loss.backward()
+    expected.backward()
+    for name, value in trainable(whole).items():
+        gradient = trainable(tail.model)[name].grad
+        assert gradient is not None and value.grad is not None
+        difference = torch.linalg.vector_norm(gradient - value.grad)
+        assert difference <= 1e-5 * torch.linalg.vector_norm(value.grad), name
+
+
+def test_frozen_weights_have_no_gradient(world: SmallWorld) -> None:
+    tail, trunk = cached_tail(world, "naive", 1)
+    tail(**trunk.batch([0, 1]))["loss"].backward()
+    with_gradient = {name for name, value in tail.named_parameters() if value.grad is not None}
+    assert with_gradient == {f"model.{name}" for name in trainable(tail.model)}
+    assert len(with_gradient) == 2 * 6 * 2
+
+
+def test_a_saved_adapter_has_the_whole_models_names(world: SmallWorld, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    tail, _ = cached_tail(world, "naive", 1)
+    save_adapter(tail.model, tmp_path / "ours")
+    stock_lora(world.stock_model(), LAYERS["naive"], 1).save_pretrained(str(tmp_path / "stock"))
+    ours, stock = (
+        load_file(tmp_path / name / "adapter_model.safetensors") for name in ("ours", "stock")
+    )
+    assert {name: value.shape for name, value in ours.items()} == {
+        name: value.shape for name, value in stock.items()
+    }
+
+
+@pytest.mark.parametrize("strategy", list(LAYERS))
+def test_contents(world: SmallWorld, strategy: str) -> None:
+    """The file holds the states of a plain forward pass, an image's once, and the next tokens."""
+    first = min(LAYERS[strategy])
+    model, processor = world.stock_model(), world.stock_processor()
+    images = world.images("train")
+    with h5py.File(world.trunk(strategy)) as file:
+        content = {name: file[name][:] for name in file}
+        assert file.attrs["first_layer"] == first
+    assert set(content) == {"prefix", "offset", "image_row", "input_ids", "labels"} | (
+        {"text"} if first else set()
+    )
+    captions = [(row, text) for row, image in enumerate(images) for text in image.captions]
+    assert content["prefix"].shape == (len(images), 4, 32)
+    assert content["image_row"].tolist() == [row for row, _ in captions]
+    assert content["offset"][0] == 0 and len(content["offset"]) == len(captions) + 1
+    assert content["offset"][-1] == len(content["input_ids"]) == len(content["labels"])
+    for index in (0, 1, 4, 5, 63, len(captions) - 1):
+        row, text = captions[index]
+        inputs = reference_inputs(processor, images[row], text)
+        ids = inputs["input_ids"][0, 4 : 4 + TOKENS].tolist()
+        span = slice(*content["offset"][index : index + 2])
+        assert content["input_ids"][span].tolist() == ids
+        assert content["labels"][span].tolist() == [*ids[1:], processor.tokenizer.eos_token_id]
+        with torch.no_grad():
+            outputs = model(**inputs, output_hidden_states=True)
+        hidden = outputs.language_model_outputs.hidden_states[first][0].numpy()
+        if first:
+            np.testing.assert_allclose(content["prefix"][row], hidden[:4], rtol=1e-4, atol=2e-5)
+            np.testing.assert_allclose(
+                content["text"][span], hidden[4 : 4 + len(ids)], rtol=1e-4, atol=2e-5
+            )
+        else:
+            with torch.no_grad():
+                features = model.get_image_features(inputs["pixel_values"]).pooler_output[0]
+            np.testing.assert_allclose(content["prefix"][row], features, rtol=1e-4, atol=2e-5)
+
+
+def test_block_size_changes_nothing(world: SmallWorld, tmp_path: Path) -> None:
+    output = tmp_path / "trunk.h5"
+    extract_trunk(world.backbone, world.manifest, world.layers, "naive", output, images_per_batch=5)
+    with h5py.File(output) as small, h5py.File(world.trunk("naive")) as large:
+        for name in large:
+            np.testing.assert_allclose(small[name][:], large[name][:], rtol=1e-4, atol=2e-5)
+
+
+def test_reading_through_the_memory_map(world: SmallWorld) -> None:
+    for strategy in LAYERS:
+        trunk = read_trunk(world.trunk(strategy))
+        with h5py.File(world.trunk(strategy)) as file:
+            for name in ("prefix", "text", "input_ids", "labels", "offset", "image_row"):
+                values: Any = getattr(trunk, name)
+                if name not in file:
+                    assert values is None
+                    continue
+                np.testing.assert_array_equal(values, file[name][:])
+        assert isinstance(trunk.prefix, np.memmap) and len(trunk) == 120
+
+
+def test_a_batch_is_padded_behind_the_captions(world: SmallWorld) -> None:
+    trunk = read_trunk(world.trunk("naive"))
+    lengths = np.diff(trunk.offset)
+    chosen = [int(lengths.argmax()), int(lengths.argmin())]
+    batch = trunk.batch(chosen)
+    longest, shortest = lengths[chosen]
+    assert longest > shortest and batch["labels"].shape == (2, longest)
+    assert (batch["labels"][1, shortest:] == -100).all()
+    assert (batch["labels"][0] != -100).all() and (batch["labels"][1, :shortest] != -100).all()
+    assert trunk.text is not None
+    start = trunk.offset[chosen[1]]
+    np.testing.assert_array_equal(batch["text"][1, :shortest], trunk.text[start : start + shortest])
+    alone = trunk.batch(chosen[1:])
+    assert alone["labels"].shape == (1, shortest)
+    # What fills a row up changes no loss.
+    tail, _ = cached_tail(world, "naive", 1)
+    noisy = copy.deepcopy(trunk.batch(chosen))
+    noisy["text"][1, shortest:] = 100.0
+    assert tail(**noisy)["loss"].item() == pytest.approx(tail(**batch)["loss"].item(), rel=1e-6)
+
+
+def test_damaged_and_foreign_files_are_refused(world: SmallWorld, tmp_path: Path) -> None:
+    whole = world.trunk("naive").read_bytes()
+    cut = tmp_path / "cut.h5"
+    cut.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(GapinitError, match=r"cut.h5: not a readable HDF5 file"):
+        read_trunk(cut)
+    with pytest.raises(GapinitError, match="expected an HDF5 file of kind 'trunk', found 'states'"):
+        read_trunk(world.states)
+    with pytest.raises(GapinitError, match=r"none.h5: no such file"):
+        read_trunk(tmp_path / "none.h5")
+
+
+def test_nothing_is_left_of_a_trunk_that_fails(world: SmallWorld, tmp_path: Path) -> None:
+    layers = tmp_path / "layers.json"
+    write_json(layers, LAYERS)
+    image = world.images("train")[20].path
+    kept = image.read_bytes()
+    image.write_bytes(kept[:50])
+    try:
+        with pytest.raises(GapinitError, match=image.name):
+            extract_trunk(world.backbone, world.manifest, layers, "naive", tmp_path / "t.h5")
+    finally:
+        image.write_bytes(kept)
+    load_image(image)
+    assert list(tmp_path.iterdir()) == [layers]

@@ -1,0 +1,223 @@
+"""The workflow end to end on `config/test.yaml`, and what it says to a wrong configuration."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gapinit.data.scenes.settings import ScenesSettings
+from gapinit.data.scenes.write import make_scenes
+
+ROOT = Path(__file__).parent.parent
+SNAKEMAKE = Path(sys.executable).parent / "snakemake"
+
+
+def snakemake(folder: Path, *arguments: str, expect: int = 0) -> str:
+    """Run the workflow from `folder`, which holds its results and Snakemake's own records."""
+    command = [str(SNAKEMAKE), "--snakefile", str(ROOT / "Snakefile"), "--cores", "2", *arguments]
+    environment = {**os.environ, "NO_COLOR": "1"}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode == expect, output[-6000:]
+    return output
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    """Read a CSV file."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run every rule once, in a folder whose name holds a space."""
+    folder = tmp_path_factory.mktemp("a workflow")
+    snakemake(folder, "--configfile", str(ROOT / "config/test.yaml"))
+    return folder
+
+
+@pytest.mark.slow
+class TestWholeWorkflow:
+    def test_every_table_and_figure_is_there(self, finished: Path) -> None:
+        results = finished / "results/test"
+        for table in ("test-captioning", "test-transfer"):
+            for suffix in ("csv", "md", "tex"):
+                assert (results / f"6_tables/{table}.{suffix}").stat().st_size > 0
+        for figure in ("figure1a", "figure1c", "figure2", "figure3", "figure4", "figure5"):
+            for suffix in ("pdf", "png", "svg", "csv"):
+                assert (results / f"7_figures/{figure}.{suffix}").stat().st_size > 0
+        assert "<html" in (results / "report.html").read_text(encoding="utf-8")
+
+    def test_a_cell_is_the_score_of_its_run(self, finished: Path) -> None:
+        results = finished / "results/test"
+        table = rows(results / "6_tables/test-captioning.csv")
+        assert {line["row"] for line in table} >= {"gap-init", "pissa", "all-layers", "zero-shot"}
+        for line in table:
+            scores = results / "5_evaluate/runs" / line["runs"] / "scenes-test.scores.json"
+            measured = json.loads(scores.read_text(encoding="utf-8"))["metrics"][line["metric"]]
+            assert float(line["measured"]) == pytest.approx(measured, abs=1e-9)
+
+    def test_published_numbers_stand_beside(self, finished: Path) -> None:
+        table = rows(finished / "results/test/6_tables/test-captioning.csv")
+        published = {line["row"]: line["published"] for line in table if line["metric"] == "CIDEr"}
+        assert float(published["gap-init"]) == 140.59
+        assert published["zero-shot"] == ""
+
+    def test_meteor_only_where_a_table_asks_for_it(self, finished: Path) -> None:
+        runs = finished / "results/test/5_evaluate/runs"
+        transfer = json.loads(next(runs.rglob("scenes-test-ood.scores.json")).read_text())
+        captioning = json.loads(next(runs.rglob("scenes-test.scores.json")).read_text())
+        assert "METEOR" in transfer["metrics"]
+        assert "METEOR" not in captioning["metrics"]
+
+    def test_a_second_call_has_nothing_to_do(self, finished: Path) -> None:
+        output = snakemake(finished, "--configfile", str(ROOT / "config/test.yaml"))
+        assert "Nothing to be done" in output
+
+    def test_training_is_the_same_again(self, finished: Path) -> None:
+        run = "mini-blip2-test/scenes-test/gap-init/rank1_naive_epochs1/in-domain-24/seed42"
+        folder = finished / "results/test/4_train/runs" / run
+        before = (folder / "adapter/adapter_model.safetensors").read_bytes()
+        steps = (folder / "steps.csv").read_bytes()
+        shutil.rmtree(folder)
+        target = f"results/test/4_train/runs/{run}/run.json"
+        snakemake(finished, "--configfile", str(ROOT / "config/test.yaml"), "--", target)
+        assert (folder / "adapter/adapter_model.safetensors").read_bytes() == before
+        assert (folder / "steps.csv").read_bytes() == steps
+
+    def test_summary_names_the_report(self, finished: Path) -> None:
+        command = [sys.executable, "-m", "gapinit", "summary", "results/test"]
+        with pytest.raises(subprocess.CalledProcessError) as wrong:
+            subprocess.run([*command[:-1], "nowhere"], check=True, capture_output=True, text=True)
+        assert wrong.value.stderr.startswith("error: nowhere/6_tables: no table here")
+
+    def test_a_local_folder_goes_through_the_same_chain(self, finished: Path) -> None:
+        data = finished / "my photographs"
+        make_scenes(
+            ScenesSettings.model_validate(
+                {
+                    "name": "photographs",
+                    "generator": "scenes",
+                    "layout": "coco",
+                    "domain": "outdoor",
+                    "seed": 5,
+                    "images": {"train": 52, "val": 2, "test": 8},
+                }
+            ),
+            data,
+        )
+        options = [f"data_root={data}", "backbone=mini-blip2-test", "gap={'neighbours': 5}"]
+        snakemake(
+            finished,
+            "--configfile",
+            str(ROOT / "config/local.yaml"),
+            "--config",
+            *options,
+            "training={'batch_size': 16}",
+        )
+        table = rows(finished / "results/local/6_tables/local.csv")
+        assert {line["row"] for line in table} == {"gap-init", "zero-shot"}
+        assert (finished / "results/local/report.html").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("nmae=x", "error: --config: unknown key 'nmae' (did you mean 'name'?)"),
+        ("seeds=first", "error: --config: key 'seeds': input should be a valid list"),
+        ("training={'epochs': 'many'}", "error: --config: key 'training.epochs'"),
+        ("backbone=blip9", "error: --config: key 'backbone': unknown name 'blip9'"),
+        ("datasets={'in-domain': 'koko'}", "key 'datasets.in-domain': unknown name 'koko'"),
+        ("experiments=['table99']", "key 'experiments': unknown name 'table99'"),
+        ("calibration={'sizes': [99999]}", "found 1200 images in the split 'train'"),
+        ("calibration={'size': 4}", "4 pairs has fewer than 10 neighbours"),
+    ],
+)
+def test_a_wrong_option_is_one_message(tmp_path: Path, option: str, message: str) -> None:
+    output = snakemake(tmp_path, "--dry-run", "--config", option, expect=1)
+    assert message in output
+    assert "Traceback" not in output
+    assert 'File "' not in output
+
+
+def test_an_unknown_method_names_file_and_row(tmp_path: Path) -> None:
+    """Experiments are read from the workflow's own folder, so this one is a copy of it."""
+    copy = tmp_path / "copy"
+    for name in ("config", "gapinit", "rules", "workflow", "envs"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "Snakefile", copy)
+    table = copy / "config/experiments/table2.yaml"
+    table.write_text(table.read_text().replace("method: pissa", "method: pizza"))
+    done = subprocess.run(
+        [str(SNAKEMAKE), "--cores", "2", "--dry-run"],
+        cwd=copy,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode == 1
+    assert "table2.yaml: row 'pissa': key 'method': unknown method 'pizza', expected one of" in output
+    assert "Traceback" not in output
+
+
+def make_photographs(folder: Path) -> Path:
+    """Write a small folder in the COCO layout."""
+    make_scenes(
+        ScenesSettings.model_validate(
+            {
+                "name": "photographs",
+                "generator": "scenes",
+                "layout": "coco",
+                "domain": "studio",
+                "seed": 6,
+                "images": {"train": 52, "val": 2, "test": 4},
+            }
+        ),
+        folder,
+    )
+    return folder
+
+
+def test_a_local_folder_has_to_be_named(tmp_path: Path) -> None:
+    configuration = ["--configfile", str(ROOT / "config/local.yaml")]
+    output = snakemake(tmp_path, "--dry-run", *configuration, expect=1)
+    assert "say where with --config data_root=FOLDER" in output
+    output = snakemake(
+        tmp_path, "--dry-run", *configuration, "--config", f"data_root={tmp_path}", expect=1
+    )
+    assert "no annotation file" in output
+    assert "Traceback" not in output
+
+
+def test_a_missing_image_stops_before_any_job(tmp_path: Path) -> None:
+    data = make_photographs(tmp_path / "photographs")
+    image = next((data / "images/train2014").iterdir())
+    image.unlink()
+    configuration = ["--configfile", str(ROOT / "config/local.yaml")]
+    output = snakemake(tmp_path, *configuration, "--config", f"data_root={data}", expect=1)
+    assert image.name in output
+    assert "steps (" not in output
+    assert "Traceback" not in output
+
+
+def test_a_damaged_image_stops_before_anything_expensive(tmp_path: Path) -> None:
+    data = make_photographs(tmp_path / "photographs")
+    image = next((data / "images/train2014").iterdir())
+    image.write_bytes(image.read_bytes()[:200])
+    configuration = ["--configfile", str(ROOT / "config/local.yaml"), "--show-failed-logs"]
+    output = snakemake(tmp_path, *configuration, "--config", f"data_root={data}", expect=1)
+    assert image.name in output
+    assert "damaged image" in output
+    assert "rule backbone:" not in output
+    assert "Pretrain" not in output.replace("Pretraining", "").split("Error in rule")[0]
+    assert "Traceback" not in output
