@@ -113,14 +113,21 @@ def point(model: PeftModel, directions: Mapping[str, Tensor], generator: torch.G
         weight_b.copy_(columns.to(weight_b))
 
 
-@torch.no_grad()
 def alignment(model: PeftModel, directions: Mapping[str, Tensor]) -> list[float]:
     """Return the cosine of B's first column to each module's direction, in the model's order.
 
     A zero column (standard LoRA at step 0) has no direction: its cosine is given as 0.
     """
+    return column_cosines(lora_layers(model), directions)
+
+
+@torch.no_grad()
+def column_cosines(
+    layers: Mapping[str, LoraLayer], directions: Mapping[str, Tensor]
+) -> list[float]:
+    """Return what `alignment` returns, for modules that are already looked up."""
     cosines = []
-    for name, module in lora_layers(model).items():
+    for name, module in layers.items():
         column = module.lora_B[ADAPTER].weight[:, 0].to("cpu", torch.float64)
         norm = torch.linalg.vector_norm(column)
         cosines.append((column @ directions[name] / norm).item() if norm > 0 else 0.0)

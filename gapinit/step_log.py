@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from gapinit.adapters import alignment
+from gapinit.adapters import column_cosines, lora_layers
 from gapinit.errors import GapinitError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class StepLog(TrainerCallback):
 
     def __init__(self, model: PeftModel, directions: dict[str, Tensor]) -> None:
         self.rows: list[dict[str, float]] = []
-        self._model = model
+        self._layers = lora_layers(model)
         self._directions = directions
         self._alignment = 0.0
 
@@ -34,7 +34,7 @@ class StepLog(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Measure the alignment before the update: the mean of |cos| over modules."""
-        cosines = alignment(self._model, self._directions)
+        cosines = column_cosines(self._layers, self._directions)
         self._alignment = sum(abs(cosine) for cosine in cosines) / len(cosines)
 
     def on_log(

@@ -137,14 +137,20 @@ class Tail(nn.Module):
     def __init__(self, model: PeftModel, backbone: Blip2Backbone) -> None:
         super().__init__()
         self.model = model
-        self._backbone = (backbone,)  # in a tuple: not a second owner of the parameters
+        # In tuples: not a second owner of the parameters.
+        self._backbone = (backbone,)
+        self._dropouts = tuple(
+            module for name, module in model.named_modules() if "lora_dropout" in name
+        )
+        super().train(False)
 
     def train(self, mode: bool = True) -> Tail:
-        """Switch the adapters' dropout only: frozen layers always run without."""
-        super().train(False)
-        for name, module in self.model.named_modules():
-            if "lora_dropout" in name:
-                module.train(mode)
+        """Switch the adapters' dropout only: frozen layers always run without.
+
+        Trainer calls this at every step, so the modules are looked up once.
+        """
+        for module in self._dropouts:
+            module.train(mode)
         return self
 
     def forward(
