@@ -28,7 +28,7 @@ rule dataset:
     priority: 100
     conda:
         "../envs/gapinit.yaml"
-    threads: workflow.cores or 1
+    threads: workflow.resource_settings.cores or 1
     resources:
         expected_s=8,
         mem_mb=2000,

@@ -1,0 +1,82 @@
+"""The command line: a stage a command, and one message for a user's mistake."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def gapinit(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run one command."""
+    return subprocess.run(
+        [sys.executable, "-m", "gapinit", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def test_help_lists_every_stage_in_order() -> None:
+    text = gapinit("--help").stdout
+    stages = ["states", "gap", "layers", "trunk", "train", "features", "predict", "report"]
+    places = [text.index(f"│ {stage} ") for stage in stages]
+    assert places == sorted(places)
+
+
+def test_captions_are_scored(tmp_path: Path) -> None:
+    references = {
+        "images": [{"id": 1}, {"id": 2}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "caption": "a red circle above a blue square"},
+            {"id": 2, "image_id": 2, "caption": "a green star on a white ground"},
+        ],
+    }
+    predictions = [
+        {"image_id": 1, "caption": "a red circle above a blue square"},
+        {"image_id": 2, "caption": "a green star on a white ground"},
+    ]
+    (tmp_path / "r.json").write_text(json.dumps(references))
+    (tmp_path / "p.json").write_text(json.dumps(predictions))
+    files = [f"--{name}={tmp_path / name[0]}.json" for name in ("references", "predictions")]
+    done = gapinit("score", "captions", *files, f"--output={tmp_path / 's.json'}", "--metrics=bleu")
+    assert done.returncode == 0, done.stderr
+    scores = json.loads((tmp_path / "s.json").read_text())
+    assert scores["metrics"]["Bleu_4"] == pytest.approx(100.0, abs=1e-4)
+    assert len(scores["per_sample"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["score", "captions", "--references=no.json", "--predictions=no.json"], "no.json"),
+        (["gap", "--states=no.h5", "--size=16"], "no.h5"),
+        (["gap", "--states=no.h5", "--size=16", "--smoothing=much"], "unknown value 'much'"),
+        (["layers", "--gap=no.h5", "--num-layers=2"], "no.h5"),
+        (["data", "prepare", "--dataset=no.yaml"], "no.yaml: no such file"),
+        (["figure", "figure9"], "unknown value 'figure9'"),
+    ],
+)
+def test_a_mistake_is_one_message(tmp_path: Path, arguments: list[str], message: str) -> None:
+    done = gapinit(*arguments, f"--output={tmp_path / 'out'}")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_wrong_run_path_is_named(tmp_path: Path) -> None:
+    inputs = [f"--{name}=no" for name in ("backbone", "trunk", "layers", "gap")]
+    done = gapinit("train", "--run=somewhere/else", *inputs, f"--output={tmp_path / 'out'}")
+    assert done.returncode == 1
+    assert "error: 'somewhere/else' is not the path of a run" in done.stderr
+
+
+def test_the_log_file_holds_what_the_terminal_showed(tmp_path: Path) -> None:
+    log = tmp_path / "logs/gap.log"
+    done = gapinit(
+        f"--log-file={log}", "gap", "--states=no.h5", "--size=16", f"--output={tmp_path / 'out'}"
+    )
+    assert done.returncode == 1
+    assert log.read_text(encoding="utf-8") == done.stderr
