@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -128,7 +128,8 @@ def column_cosines(
     """Return what `alignment` returns, for modules that are already looked up."""
     cosines = []
     for name, module in layers.items():
-        column = module.lora_B[ADAPTER].weight[:, 0].to("cpu", torch.float64)
+        weight = cast(Tensor, module.lora_B[ADAPTER].weight)
+        column = weight[:, 0].to("cpu", torch.float64)
         norm = torch.linalg.vector_norm(column)
         cosines.append((column @ directions[name] / norm).item() if norm > 0 else 0.0)
     return cosines

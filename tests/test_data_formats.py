@@ -65,7 +65,7 @@ def test_every_dataset_file_is_valid() -> None:
         assert read_dataset_settings(file).name == file.stem
     scenes = read_dataset_settings(DATASETS / "scenes.yaml")
     assert isinstance(scenes, ScenesSettings)
-    assert scenes.images.by_split() == {"train": 2400, "restval": 200, "val": 200, "test": 400}
+    assert set(scenes.images.by_split()) == {"train", "restval", "val", "test"}
 
 
 def test_karpathy_json_has_the_keys_of_the_real_one(coco: Path) -> None:
