@@ -281,7 +281,7 @@ def test_titles_notes_and_layer_scores_are_taken_where_given(
     )
     visible = Page((tmp_path / "report.html").read_text(encoding="utf-8")).visible
     assert "The paper contradicts itself on standard LoRA at rank 1" in visible
-    assert "1 3.500 – adapted 2 1.250 adapted – 3 2.000 adapted adapted" in visible
+    assert "0 3.500 – adapted 1 1.250 adapted – 2 2.000 adapted adapted" in visible
 
 
 def test_thumbnail_is_upright_and_without_metadata(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def draw(runs: Sequence[Path], output: Path, *, window: int | None = None) -> No
         # Gradient norms of methods differ by orders of magnitude; the other two do not.
         panels[1].set_yscale("log")
         panels[2].set_ylim(0, 1.02)
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
         style.save(figure, output)
     style.write_numbers(output, _numbers(curves))
 

@@ -138,7 +138,7 @@ def _draw_states(axes: Axes, plane: Plane, layer: int) -> None:
     _arrow(axes, (plane.random[0], plane.random[1]), style.RANDOM, 5)
     axes.plot([], [], color=style.BLACK, label="gap, which Gap-Init takes")
     axes.plot([], [], color=style.RANDOM, label="random direction of the same length")
-    axes.set_title(f"Layer {layer + 1}, d = {plane.width}: {len(plane.vision)} pairs")
+    axes.set_title(f"Layer {layer}, d = {plane.width}: {len(plane.vision)} pairs")
     axes.set_xlabel("along the gap")
     axes.set_ylabel("across: first principal component")
 
@@ -162,7 +162,7 @@ def _draw_random(axes: Axes, plane: Plane) -> None:
     )
     axes.set_xlim(-0.7 * half, 1.3 * half)
     axes.set_ylim(-half, half)
-    axes.set_title(f"The random direction, enlarged (median |cos| {plane.typical_cosine:.3f})")
+    axes.set_title(f"Enlarged: a random direction (|cos| {plane.typical_cosine:.3f})")
     axes.set_xlabel("along the gap")
 
 
