@@ -79,7 +79,7 @@ class Lora(Settings):
 class Training(Settings):
     """The recipe, the same for every method (paper, Table 14)."""
 
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    learning_rate: Annotated[float, Field(gt=0, lt=1e30)] = 2e-4
     scheduler: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0

@@ -168,8 +168,21 @@ def make_plan(content: Mapping[str, Any], folder: Path, sources: Sequence[Path] 
     plan = Plan(config, folder, experiments, rows)
     for name in experiments:
         _check_calibration(plan, name)
+    _check_layers(plan, _origin(sources, content))
     _check_datasets(plan)
     return plan
+
+
+def _check_layers(plan: Plan, origin: Callable[[Sequence[Any]], str]) -> None:
+    """Refuse more layers than a backbone has, where its file says how many those are."""
+    name, layers = plan.config.backbone, plan.config.layers
+    available = plan.backbone_setting(name, "decoder_layers")
+    if available is not None and layers.num_layers + layers.exclude_bottom > available:
+        raise GapinitError(
+            f"{origin(('layers', 'num_layers'))}: key 'layers.num_layers': {layers.num_layers} "
+            f"layers, but backbone '{name}' has {available}, of which exclude_bottom takes away "
+            f"{layers.exclude_bottom}"
+        )
 
 
 def _origin(sources: Sequence[Path], content: Mapping[str, Any]) -> Callable[[Sequence[Any]], str]:

@@ -75,6 +75,7 @@ def extract_trunk(
         file["offset"] = offset
         file["image_row"] = np.repeat(np.arange(len(images)), [len(ids) for ids in encoded])
         file["input_ids"] = np.concatenate([ids for captions in encoded for ids in captions])
+        # ASSUME: a caption that was cut at max_caption_tokens ends with EOS like any other.
         file["labels"] = np.concatenate(
             [[*ids[1:], model.eos_token_id] for captions in encoded for ids in captions]
         )

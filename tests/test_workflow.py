@@ -122,7 +122,7 @@ class TestWholeWorkflow:
             str(ROOT / "config/local.yaml"),
             "--config",
             *options,
-            "training={'batch_size': 16}",
+            "layers={'num_layers': 1}",
         )
         table = rows(finished / "results/local/6_tables/local.csv")
         assert {line["row"] for line in table} == {"gap-init", "zero-shot"}
@@ -140,6 +140,7 @@ class TestWholeWorkflow:
         ("experiments=['table99']", "key 'experiments': unknown name 'table99'"),
         ("calibration={'sizes': [99999]}", "found 1200 images in the split 'train'"),
         ("calibration={'size': 4}", "4 pairs has fewer than 10 neighbours"),
+        ("layers={'num_layers': 7}", "key 'layers.num_layers': 7 layers, but"),
     ],
 )
 def test_a_wrong_option_is_one_message(tmp_path: Path, option: str, message: str) -> None:

@@ -18,12 +18,12 @@ from transformers import (
     Blip2Config,
     Blip2ForConditionalGeneration,
     Blip2Processor,
-    BlipImageProcessor,
     PreTrainedTokenizerFast,
 )
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from gapinit.artifacts import atomic_folder
-from gapinit.backbones.blip2 import Blip2Backbone
+from gapinit.backbones.blip2 import Blip2Backbone, no_progress_bars
 from gapinit.backbones.pretraining import (
     Phase,
     load_alt_texts,
@@ -84,7 +84,7 @@ def pretrain(settings: MiniBlip2Settings, data: Path, output: Path, threads: int
     examples = examples.seen_by(backbone)
     pretrain_qformer(backbone, examples, settings.qformer, seed + 2)
     pretrain_alignment(backbone, examples, settings.alignment, seed + 3)
-    with atomic_folder(output) as folder:
+    with atomic_folder(output) as folder, no_progress_bars():
         model.eval().save_pretrained(folder)
         backbone.processor.save_pretrained(folder)
 
@@ -119,7 +119,7 @@ def train_tokenizer(corpus: Sequence[str], vocabulary: int) -> PreTrainedTokeniz
 
 def build(settings: MiniBlip2Settings, tokenizer: PreTrainedTokenizerFast) -> Blip2Backbone:
     """Return an untrained BLIP-2 of the given sizes with its processor."""
-    image_processor = BlipImageProcessor(
+    image_processor = BlipImageProcessorPil(
         size={"height": settings.image_size, "width": settings.image_size},
         image_mean=[0.5, 0.5, 0.5],
         image_std=[0.25, 0.25, 0.25],
