@@ -159,7 +159,8 @@ def make_plan(content: Mapping[str, Any], folder: Path, sources: Sequence[Path] 
     `folder` is `config/`. `sources` are the files that `content` was merged from, the last one
     first in rank; what stands in none of them came from the command line.
     """
-    config = load_config(content, folder, _origin(sources, content))
+    origin = _origin(sources, content)
+    config = load_config(content, folder, origin)
     experiments, rows = {}, {}
     for name in config.experiments:
         path = folder / "experiments" / f"{name}.yaml"
@@ -168,7 +169,7 @@ def make_plan(content: Mapping[str, Any], folder: Path, sources: Sequence[Path] 
     plan = Plan(config, folder, experiments, rows)
     for name in experiments:
         _check_calibration(plan, name)
-    _check_layers(plan, _origin(sources, content))
+    _check_layers(plan, origin)
     _check_datasets(plan)
     return plan
 
@@ -226,8 +227,8 @@ def _check_calibration(plan: Plan, name: str) -> None:
 def _check_datasets(plan: Plan) -> None:
     """Refuse a calibration larger than the data, and a local folder that cannot be read.
 
-    A folder whose manifest exists was checked when that was made; any other is read here, so
-    that a wrong one is told before a single job runs.
+    A folder whose own manifest exists was checked when that was made; any other is read here,
+    so that a wrong one is told before a single job runs.
     """
     from gapinit.data.check import require_pairs
     from gapinit.data.dataset import read_dataset_settings, read_folder
@@ -253,7 +254,8 @@ def _check_datasets(plan: Plan) -> None:
             continue
         made = Path(plan.config.results) / "1_data" / name / "manifest.json"
         root, annotations = plan.local_paths(name)
-        manifest = (
-            read_manifest(made) if made.is_file() else read_folder(settings, root, annotations)
-        )
+        plan.annotation_files(name)  # a missing one is told here, not from inside a rule
+        manifest = read_manifest(made) if made.is_file() else None
+        if manifest is None or manifest.root.resolve() != root.resolve():
+            manifest = read_folder(settings, root, annotations)
         require_pairs(manifest, "train", count)

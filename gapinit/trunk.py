@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from gapinit.artifacts import create_hdf5, open_hdf5, read_json, sha256
+from gapinit.artifacts import create_hdf5, hdf5_inputs, open_hdf5, read_json, sha256
 from gapinit.backbones import load_backbone
 from gapinit.data.images import load_image
 from gapinit.data.manifest import read_manifest
@@ -164,8 +164,6 @@ class Trunk:
 
 def read_trunk(path: Path) -> Trunk:
     """Open a trunk file; states are mapped from disk, token ids are read."""
-    from gapinit.artifacts import hdf5_inputs
-
     with open_hdf5(path, "trunk") as file:
         return Trunk(
             first_layer=int(file.attrs["first_layer"]),
