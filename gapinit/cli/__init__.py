@@ -1,0 +1,69 @@
+"""The command line: a command a stage, in the order in which data flows.
+
+Each command is a thin layer over one typed function; the function is imported when its command
+runs, so that `gapinit --help` and scoring never pay for torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, TextIO
+
+import typer
+
+from gapinit.cli import data, evaluate, results, stages
+from gapinit.errors import GapinitError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Gap-Init: at rank 1, which direction should LoRA start from?",
+)
+app.add_typer(data.app, name="data")
+app.add_typer(stages.app)
+app.add_typer(evaluate.app)
+app.add_typer(evaluate.score_app, name="score")
+app.add_typer(results.app)
+
+
+@app.callback()
+def _options(
+    log_file: Annotated[
+        Path | None, typer.Option(help="Also write everything that goes to standard error here.")
+    ] = None,
+) -> None:
+    if log_file is not None:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        sys.stderr = _Tee(sys.stderr, log_file.open("w", encoding="utf-8", buffering=1))
+
+
+class _Tee:
+    """A standard error that is kept in a file as well."""
+
+    def __init__(self, terminal: TextIO, file: TextIO) -> None:
+        self._terminal, self._file = terminal, file
+
+    def write(self, text: str) -> int:
+        self._file.write(text)
+        return self._terminal.write(text)
+
+    def isatty(self) -> bool:
+        """No terminal: a bar's control codes would fill the file, and jobs run side by side."""
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._terminal, name)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one message and exit status 1."""
+    try:
+        app()
+    except GapinitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,144 @@
+"""From scores to tables, verdicts, figures and the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gapinit.cli.options import Manifest, Output, choice
+
+app = typer.Typer()
+FIGURES = ("figure1a", "figure1c", "figure2", "figure3", "figure4", "figure5", "curves")
+
+Configuration = Annotated[Path, typer.Option(help="Checked configuration, JSON.")]
+Evaluations = Annotated[Path, typer.Option(help="Folder of all runs' scores.")]
+Runs = Annotated[Path, typer.Option(help="Folder of all runs.")]
+Experiments = Annotated[list[Path], typer.Option(help="Experiment file; may be repeated.")]
+
+
+@app.command()
+def configuration(
+    content: Annotated[str, typer.Option(help="The configuration as JSON.")], output: Output
+) -> None:
+    """Check a configuration and write it for the commands that multiply out experiments."""
+    import json
+
+    from gapinit.artifacts import write_json
+    from gapinit.config import Config
+    from gapinit.settings import check_settings
+
+    checked = check_settings(json.loads(content), Config, "--content")
+    write_json(output, checked.model_dump(mode="json", by_alias=True))
+
+
+@app.command()
+def table(
+    experiment: Annotated[Path, typer.Option(help="Experiment file, config/experiments/*.yaml.")],
+    configuration: Configuration,
+    evaluations: Evaluations,
+    runs: Runs,
+    published: Annotated[Path, typer.Option(help="Folder of published numbers.")],
+    output: Output,
+) -> None:
+    """Write one table: published and measured numbers side by side (CSV, Markdown, LaTeX)."""
+    from gapinit.tables import make_table
+
+    make_table(experiment, _config(configuration), evaluations, runs, published, output)
+
+
+@app.command()
+def runs(
+    experiment: Experiments,
+    configuration: Configuration,
+    evaluations: Evaluations,
+    runs: Runs,
+    output: Output,
+) -> None:
+    """Write every run, dataset and metric as one tidy table (CSV)."""
+    from gapinit.tables import tidy_runs
+
+    tidy_runs(experiment, _config(configuration), evaluations, runs, output)
+
+
+@app.command()
+def claims(
+    experiment: Experiments, configuration: Configuration, evaluations: Evaluations, output: Output
+) -> None:
+    """Write a verdict on every claim of the experiments (CSV)."""
+    from gapinit.claims import check_claims
+
+    check_claims(experiment, _config(configuration), evaluations, output)
+
+
+@app.command()
+def figure(
+    name: Annotated[str, typer.Argument(help="Module of gapinit.figures.")],
+    output: Annotated[Path, typer.Option(help="Stem of the PDF, PNG, SVG and CSV written.")],
+    table: Annotated[Path | None, typer.Option(help="Table, CSV.")] = None,
+    states: Annotated[Path | None, typer.Option(help="States file.")] = None,
+    gap: Annotated[Path | None, typer.Option(help="Gap file.")] = None,
+    run: Annotated[list[Path] | None, typer.Option(help="A run's run.json; may repeat.")] = None,
+) -> None:
+    """Draw one figure (PDF, PNG, SVG) and write the numbers drawn (CSV)."""
+    from importlib import import_module
+
+    choice(name, "figure", FIGURES)
+    draw = import_module(f"gapinit.figures.{name}").draw
+    given = {"table": table, "states": states, "gap": gap, "runs": run}
+    draw(**{key: value for key, value in given.items() if value is not None}, output=output)
+
+
+@app.command()
+def report(
+    table: Annotated[list[Path], typer.Option(help="Table, CSV; may repeat.")],
+    experiment: Experiments,
+    configuration: Configuration,
+    claims: Annotated[Path, typer.Option(help="Verdicts, CSV.")],
+    runs_table: Annotated[Path, typer.Option(help="Tidy table of all runs, CSV.")],
+    evaluations: Evaluations,
+    runs: Runs,
+    manifest: Manifest,
+    output: Output,
+    layers: Annotated[Path | None, typer.Option(help="Layer choice.")] = None,
+    figure: Annotated[list[Path] | None, typer.Option(help="Figure, SVG; may repeat.")] = None,
+) -> None:
+    """Write the report, one self-contained HTML page."""
+    from gapinit.report import make_report
+
+    config = _config(configuration)
+    make_report(
+        title=f"gapinit: {config.name}",
+        config=config,
+        tables=table,
+        claims=claims,
+        runs_table=runs_table,
+        figures=figure or [],
+        evaluations=evaluations,
+        runs=runs,
+        manifest=manifest,
+        predictions_dataset=config.datasets.in_domain,
+        output=output,
+        commit=None,
+        experiments=experiment,
+        layers=layers,
+    )
+
+
+@app.command()
+def summary(
+    results: Annotated[Path, typer.Argument(help="Folder of one configuration's results.")],
+) -> None:
+    """Print where the report is, the headline table and the verdicts."""
+    from gapinit.summary import print_summary
+
+    print_summary(results)
+
+
+def _config(path: Path) -> Any:
+    from gapinit.artifacts import read_json
+    from gapinit.config import Config
+    from gapinit.settings import check_settings
+
+    return check_settings(read_json(path), Config, str(path))
