@@ -57,10 +57,10 @@ def check_claims(
     for path in experiments:
         table = Path(path).stem
         experiment = load_experiment(path)
-        dataset = config.datasets.of(experiment.evaluate)
         rows = {row.id: row for row in table_rows(experiment, config, str(path))}
         for claim in experiment.claims:
             origin = f"a claim of table '{table}'"
+            dataset = config.datasets.of(experiment.part(claim.metric))
             better, worse = (
                 folder.row(rows[id_], dataset, origin) for id_ in (claim.better, claim.worse)
             )
@@ -86,7 +86,8 @@ def _test(claim: Claim, better: RowScores, worse: RowScores) -> Mapping[str, Any
         seeds = min(len(better.scores), len(worse.scores))
     else:
         differences = paired_differences(better, worse, claim.metric)
-        value, interval = float(differences.mean()), bootstrap_interval(differences)
+        value = float(differences.mean())
+        interval = bootstrap_interval(differences, samples=better.samples)
         threshold, above = -claim.margin, True
         seeds = differences.shape[0]
     low, high = (interval.low, interval.high) if interval else (None, None)
@@ -96,5 +97,5 @@ def _test(claim: Claim, better: RowScores, worse: RowScores) -> Mapping[str, Any
         "high": high,
         "interval_over": interval.over if interval else "",
         "verdict": verdict(low, high, threshold, above),
-        "n": f"{seeds} seed{'s' * (seeds != 1)}, {better.num_images} images",
+        "n": f"{seeds} seed{'s' * (seeds != 1)}, {better.num_samples} {better.samples}",
     }

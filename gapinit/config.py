@@ -25,18 +25,40 @@ NoiseScale = Literal["unit", "raw"]
 Positive = Annotated[int, Field(gt=0)]
 
 
+Part = Literal["in-domain", "calibration", "ood", "vqa", "okvqa", "pope", "instruct"]
+
+
 class Datasets(Settings):
     """Which dataset plays which part."""
 
     in_domain: Name = Field(alias="in-domain")
+    """Captions: fine-tuned on and scored on."""
+    calibration: Name | None = None
+    """Captions that gaps are estimated from, if not those of `in-domain`."""
     ood: Name | None = None
+    """Captions of another kind: transfer and out-of-domain calibration."""
+    vqa: Name | None = None
+    """Questions: fine-tuned on and scored on."""
+    okvqa: Name | None = None
+    """Questions that need outside knowledge: scored on."""
+    pope: Name | None = None
+    """Questions after objects that are or are not there: scored on."""
+    instruct: Name | None = None
+    """Conversations about images: fine-tuned on."""
 
     def of(self, part: str) -> str:
-        """Return the dataset that plays the part 'in-domain' or 'ood'."""
-        name = self.in_domain if part == "in-domain" else self.ood
+        """Return the dataset that plays a part; an error says if none does."""
+        if part == "calibration":
+            return self.calibration or self.in_domain
+        name = getattr(self, part.replace("-", "_"))
         if name is None:
             raise GapinitError(f"datasets.{part}: no dataset is configured for this part")
-        return name
+        return str(name)
+
+    def named(self) -> dict[str, str]:
+        """Return the datasets that are configured, by part."""
+        given = self.model_dump(by_alias=True)
+        return {part: name for part, name in given.items() if name is not None}
 
 
 class Calibration(Settings):
@@ -90,13 +112,16 @@ class Training(Settings):
     group_by_length: bool = False
     """Batches of captions of like length: less padding is computed, order is less random."""
     max_caption_tokens: Positive = 32
+    max_sequence_tokens: Positive = 256
+    """Prompt and answer together, of questions and conversations."""
 
 
 class Decoding(Settings):
-    """How captions are decoded for scoring."""
+    """How captions and answers are decoded for scoring."""
 
     num_beams: Positive = 1
     max_new_tokens: Positive = 32
+    max_answer_tokens: Positive = 10
     batch_size: Positive = 64
 
 
@@ -109,6 +134,12 @@ class Config(Settings):
     datasets: Datasets
     data_root: str | None = None
     annotations: str | None = None
+    folders: dict[Name, str] = {}
+    """Folders of datasets that the user has already, by dataset: these are not retrieved."""
+    data: str = "data"
+    """Folder of retrieved datasets."""
+    mirror: str | None = None
+    """Base URL from which downloads come instead of their publishers."""
     seeds: Annotated[list[int], Field(min_length=1)]
     calibration: Calibration
     gap: Gap = Gap()
@@ -139,16 +170,14 @@ def load_config(
     Raises GapinitError that names the key, what was expected and what was found.
     """
     config = check_settings(content, Config, origin)
-    names: list[tuple[str, tuple[str, ...], str | None]] = [
+    names: list[tuple[str, tuple[str, ...], str]] = [
         ("backbones", ("backbone",), config.backbone),
-        ("datasets", ("datasets", "in-domain"), config.datasets.in_domain),
-        ("datasets", ("datasets", "ood"), config.datasets.ood),
+        *(("datasets", ("datasets", part), name) for part, name in config.datasets.named().items()),
         *(("experiments", ("experiments",), name) for name in config.experiments),
     ]
     for kind, key, name in names:
-        if name is not None:
-            place = origin if isinstance(origin, str) else origin(key)
-            _known(name, folder / kind, ".".join(key), place)
+        place = origin if isinstance(origin, str) else origin(key)
+        _known(name, folder / kind, ".".join(key), place)
     return config
 
 

@@ -13,23 +13,28 @@ from pathlib import Path
 from typing import Any
 
 from gapinit.config import Config, load_config
+from gapinit.data.dataset import dataset_kind, read_dataset_settings
+from gapinit.data.folder import FolderSettings
+from gapinit.data.manifest import Kind
+from gapinit.data.references import reference_options
+from gapinit.data.scenes.settings import ScenesSettings
 from gapinit.errors import GapinitError
 from gapinit.methods import METHODS
-from gapinit.runs import Experiment, Run, TableRow, load_experiment, table_rows
+from gapinit.runs import METRICS, Experiment, Run, TableRow, load_experiment, table_rows
 from gapinit.settings import read_yaml
 
 VERSIONS = {
-    "data": 1,
+    "data": 2,
     "backbone": 1,
     "states": 1,
     "gap": 1,
-    "trunk": 1,
+    "trunk": 2,
     "train": 1,
-    "predict": 1,
-    "score": 1,
-    "tables": 1,
+    "predict": 2,
+    "score": 2,
+    "tables": 2,
     "figures": 1,
-    "report": 1,
+    "report": 2,
 }
 SCORERS = {"CIDEr": "cider", "Bleu": "bleu", "METEOR": "meteor", "ROUGE_L": "rouge"}
 
@@ -40,6 +45,8 @@ class Plan:
 
     config: Config
     folder: Path
+    datasets: dict[str, ScenesSettings | FolderSettings]
+    """The settings of every dataset that the configuration names."""
     experiments: dict[str, Experiment]
     rows: dict[str, list[TableRow]]
 
@@ -57,25 +64,54 @@ class Plan:
         """Return those runs that have an adapter."""
         return [run for run in self.runs(*tables) if run.trained]
 
-    def evaluated_on(self, table: str) -> str:
-        """Return the dataset that a table's runs are scored on."""
-        return self.config.datasets.of(self.experiments[table].evaluate)
+    def evaluated_on(self, table: str) -> list[str]:
+        """Return the datasets that a table's runs are scored on."""
+        experiment = self.experiments[table]
+        parts = dict.fromkeys(experiment.part(metric) for metric in experiment.metrics)
+        return [self.config.datasets.of(part) for part in parts]
 
     def scores(self, table: str) -> list[str]:
         """Return the score files of a table, below the folder of the evaluate stage."""
-        dataset = self.evaluated_on(table)
-        return [f"{run.path}/{dataset}.scores.json" for run in self.runs(table)]
+        return [
+            f"{run.path}/{dataset}.scores.json"
+            for dataset in self.evaluated_on(table)
+            for run in self.runs(table)
+        ]
+
+    def kind(self, dataset: str) -> Kind:
+        """Return what a dataset holds: captions, questions or conversations."""
+        return dataset_kind(self.datasets[dataset])
+
+    def score_options(self, dataset: str, references: str) -> list[str]:
+        """Return what predictions for a dataset are scored against, as options."""
+        options = reference_options(self.kind(dataset), references)
+        if self.kind(dataset) == "captions":
+            options.append(f"--metrics={self.scorers(dataset)}")
+        return options
 
     def scorers(self, dataset: str) -> str:
         """Return what `gapinit score captions --metrics` takes for this dataset's tables."""
         wanted = {
             SCORERS[metric.split("_")[0] if metric.startswith("Bleu") else metric]
-            for table, experiment in self.experiments.items()
-            if self.evaluated_on(table) == dataset
+            for experiment in self.experiments.values()
             for metric in experiment.metrics
+            if METRICS[metric].part is None
+            and self.config.datasets.of(experiment.part(metric)) == dataset
         }
         # CIDEr, BLEU and ROUGE-L share one tokenisation and cost a second; METEOR costs far more.
         return ",".join(sorted(wanted | {"cider", "bleu", "rouge"}))
+
+    def max_tokens(self, dataset: str) -> int:
+        """Return the length to which a dataset's training texts are cut."""
+        training = self.config.training
+        captions = self.kind(dataset) == "captions"
+        return training.max_caption_tokens if captions else training.max_sequence_tokens
+
+    def max_new_tokens(self, dataset: str) -> int:
+        """Return how long a prediction for a dataset may become."""
+        decoding = self.config.decoding
+        captions = self.kind(dataset) == "captions"
+        return decoding.max_new_tokens if captions else decoding.max_answer_tokens
 
     def gap_name(self, run: Run) -> str:
         """Return the gap file of a run: its own, or the default one that B is compared with."""
@@ -84,7 +120,11 @@ class Plan:
 
     def sources(self, calibration: str) -> list[str]:
         """Return the datasets that a calibration source draws from."""
-        parts = ["in-domain", "ood"] if calibration == "mixed" else [calibration]
+        parts = {
+            "in-domain": ["calibration"],
+            "ood": ["ood"],
+            "mixed": ["calibration", "ood"],
+        }[calibration]
         return [self.config.datasets.of(part) for part in parts]
 
     def uses_default_gap(self, run: Run) -> bool:
@@ -104,26 +144,55 @@ class Plan:
         """Return the checked configuration as JSON, to be read back by commands."""
         return self.config.model_dump_json(by_alias=True)
 
+    def first_with(self, metric: str) -> str | None:
+        """Return the first table that has a metric; None: no table has it."""
+        return next((name for name, it in self.experiments.items() if metric in it.metrics), None)
+
+    def generated(self, dataset: str) -> bool:
+        """Return whether the workflow makes a dataset itself."""
+        return isinstance(self.datasets[dataset], ScenesSettings)
+
+    def retrieved(self, dataset: str) -> list[str]:
+        """Return the downloads that a dataset is made of; none if it lies in a folder already."""
+        settings = self.datasets[dataset]
+        if isinstance(settings, ScenesSettings) or dataset in self.config.folders:
+            return []
+        return settings.retrieve
+
     def annotation_files(self, dataset: str) -> list[str]:
-        """Return the annotation files of a local dataset."""
+        """Return the annotation files of a dataset in a folder of the user's own.
+
+        Of other formats than captions the folder is searched by the job itself.
+        """
         from gapinit.data.locate import find_annotations
 
+        if self.kind(dataset) != "captions":
+            return []
         root, annotations = self.local_paths(dataset)
         return [str(path) for path in find_annotations(root, annotations).files]
 
     def local_options(self, dataset: str) -> str:
-        """Return where a local dataset is, as quoted options of `gapinit data prepare`."""
-        if self.dataset_setting(dataset, "generator"):
+        """Return where a dataset's folder is, as quoted options of `gapinit data prepare`."""
+        if isinstance(self.datasets[dataset], ScenesSettings):
             return ""
         root, annotations = self.local_paths(dataset)
         text = f"--data-root {shlex.quote(str(root))}"
-        return (
-            text if annotations is None else f"{text} --annotations {shlex.quote(str(annotations))}"
-        )
+        if annotations is not None:
+            text += f" --annotations {shlex.quote(str(annotations))}"
+        return text
 
     def local_paths(self, dataset: str) -> tuple[Path, Path | None]:
-        """Return a local dataset's folder and its annotations, if they lie elsewhere."""
-        root, annotations = self.config.data_root, self.config.annotations
+        """Return a dataset's folder, and its annotations if the user says where they are.
+
+        A folder of the user's own goes before what would be retrieved.
+        """
+        settings = self.datasets[dataset]
+        assert isinstance(settings, FolderSettings)
+        if dataset in self.config.folders:
+            return Path(self.config.folders[dataset]), None
+        if settings.retrieve:
+            return Path(self.config.data) / (settings.root or dataset), None
+        root, annotations = self.config.data_root or settings.root, self.config.annotations
         if root is None:
             raise GapinitError(
                 f"dataset '{dataset}' is a local folder: say where with --config "
@@ -135,10 +204,6 @@ class Plan:
     def backbone_setting(self, backbone: str, key: str) -> Any:
         """Return one key of a backbone's file."""
         return read_yaml(self.folder / "backbones" / f"{backbone}.yaml").get(key)
-
-    def dataset_setting(self, dataset: str, key: str) -> Any:
-        """Return one key of a dataset's file."""
-        return read_yaml(self.folder / "datasets" / f"{dataset}.yaml").get(key)
 
     def python_path(self, executable: str, conda: bool) -> str:
         """Return shell text that makes rules import gapinit from the workflow's own folder.
@@ -161,14 +226,23 @@ def make_plan(content: Mapping[str, Any], folder: Path, sources: Sequence[Path] 
     """
     origin = _origin(sources, content)
     config = load_config(content, folder, origin)
+    datasets = {
+        name: read_dataset_settings(folder / "datasets" / f"{name}.yaml")
+        for name in config.datasets.named().values()
+    }
     experiments, rows = {}, {}
     for name in config.experiments:
         path = folder / "experiments" / f"{name}.yaml"
         experiments[name] = load_experiment(path)
         rows[name] = table_rows(experiments[name], config, str(path))
-    plan = Plan(config, folder, experiments, rows)
+    plan = Plan(config, folder, datasets, experiments, rows)
     for name in experiments:
         _check_calibration(plan, name)
+    if "figure1b" in config.figures and plan.first_with("VQAv2_accuracy") is None:
+        raise GapinitError(
+            f"{origin(('figures',))}: key 'figures': 'figure1b' draws a table with VQAv2_accuracy, "
+            "which no experiment of this configuration has. Add table4 or leave the figure out."
+        )
     _check_layers(plan, origin)
     _check_datasets(plan)
     return plan
@@ -228,21 +302,18 @@ def _check_datasets(plan: Plan) -> None:
     """Refuse a calibration larger than the data, and a local folder that cannot be read.
 
     A folder whose own manifest exists was checked when that was made; any other is read here,
-    so that a wrong one is told before a single job runs.
+    so that a wrong one is told before a single job runs. What is yet to be retrieved is not there
+    to be read.
     """
     from gapinit.data.check import require_pairs
-    from gapinit.data.dataset import read_dataset_settings, read_folder
+    from gapinit.data.folder import read_folder
     from gapinit.data.manifest import read_manifest
-    from gapinit.data.scenes.settings import ScenesSettings
 
     runs = [run for run in plan.runs() if METHODS[run.method].uses_gap]
-    wanted = {
-        plan.in_domain,
-        *(name for run in runs for name in plan.sources(run.calibration or "in-domain")),
-    }
+    sources = {name for run in runs for name in plan.sources(run.calibration or "in-domain")}
     count = plan.config.calibration.pairs()
-    for name in sorted(wanted):
-        settings = read_dataset_settings(plan.folder / "datasets" / f"{name}.yaml")
+    for name in sorted({plan.in_domain, *sources}):
+        settings = plan.datasets[name]
         if isinstance(settings, ScenesSettings):
             found = settings.images.train + settings.images.restval
             if count > found:
@@ -254,8 +325,10 @@ def _check_datasets(plan: Plan) -> None:
             continue
         made = Path(plan.config.results) / "1_data" / name / "manifest.json"
         root, annotations = plan.local_paths(name)
-        plan.annotation_files(name)  # a missing one is told here, not from inside a rule
         manifest = read_manifest(made) if made.is_file() else None
-        if manifest is None or manifest.root.resolve() != root.resolve():
-            manifest = read_folder(settings, root, annotations)
-        require_pairs(manifest, "train", count)
+        if not plan.retrieved(name):
+            plan.annotation_files(name)  # a missing one is told here, not from inside a rule
+            if manifest is None or manifest.root.resolve() != root.resolve():
+                manifest = read_folder(settings, root, annotations)
+        if manifest is not None:
+            require_pairs(manifest, "train", count)

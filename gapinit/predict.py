@@ -1,4 +1,4 @@
-"""Stage `predict`: captions for an evaluation split, decoded from cached image features.
+"""Stage `predict`: captions and answers for an evaluation split, from cached image features.
 
 The vision part is frozen, so an image's features are the same for every run: they are computed
 once for each backbone and split.
@@ -6,18 +6,26 @@ once for each backbone and split.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from gapinit.artifacts import create_hdf5, hdf5_inputs, open_hdf5, sha256, write_json
 from gapinit.backbones import load_backbone
+from gapinit.backbones.prompts import sample_prompt
 from gapinit.data.images import load_image
-from gapinit.data.manifest import read_manifest
+from gapinit.data.manifest import Manifest, read_manifest
+from gapinit.data.references import write_lines
 from gapinit.errors import GapinitError
 from gapinit.plan import VERSIONS
 from gapinit.progress import track
 from gapinit.states import backbone_digest
+
+if TYPE_CHECKING:
+    from gapinit.backbones.blip2 import Blip2Backbone
+    from gapinit.data.manifest import Sample
 
 
 @torch.inference_mode()
@@ -30,8 +38,12 @@ def extract_features(
     batch_size: int = 64,
     device: str = "cpu",
 ) -> None:
-    """Write the image tokens of a split in the language model's space (kind "features")."""
-    images = read_manifest(manifest).split(split)
+    """Write the image tokens of a split in the language model's space (kind "features").
+
+    An image about which several questions are asked has one row.
+    """
+    data = read_manifest(manifest)
+    images = data.images(split)
     model = load_backbone(backbone, device)
     inputs = {
         "backbone": backbone_digest(backbone),
@@ -42,16 +54,17 @@ def extract_features(
     shape = (len(images), model.num_image_tokens, model.hidden_size)
     with create_hdf5(output, "features", inputs) as file:
         features = file.create_dataset("features", shape, dtype="f4")
-        file["image_id"] = [image.image_id for image in images]
+        file["image"] = [data.file(path) for path in images]
         for start in track(range(0, len(images), batch_size), "image features"):
             block = images[start : start + batch_size]
-            pixels = model.pixel_values([load_image(image.path) for image in block])
+            pixels = model.pixel_values([load_image(path) for path in block])
             values = model.image_features(pixels).float().cpu().numpy()
             features[start : start + len(block)] = values
 
 
-def predict_captions(
+def predict(
     backbone: Path,
+    manifest: Path,
     features: Path,
     adapter: Path | None,
     output: Path,
@@ -61,32 +74,71 @@ def predict_captions(
     batch_size: int,
     device: str = "cpu",
 ) -> None:
-    """Caption every image of a feature file and write COCO's result format.
+    """Answer every sample of the split that a feature file holds, in the benchmark's own format.
+
+    Captions: COCO's result format. VQAv2 and OK-VQA: a list of {question_id, answer}. POPE: JSON
+    lines of {question_id, category, question, answer}.
 
     `adapter`: a PEFT adapter folder, or None for the backbone as it is (zero-shot).
     """
+    data = read_manifest(manifest)
     with open_hdf5(features, "features") as file:
-        if hdf5_inputs(file)["backbone"] != backbone_digest(backbone):
-            raise GapinitError(
-                f"{features}: made from another backbone's weights. Delete it and run "
-                "`gapinit features` again."
-            )
-        image_ids = file["image_id"][:].tolist()
+        inputs = hdf5_inputs(file)
+        expected = {"backbone": backbone_digest(backbone), "manifest": sha256(manifest)}
+        for name, value in expected.items():
+            if inputs[name] != value:
+                raise GapinitError(
+                    f"{features}: made from another {name}. Delete it and run `gapinit features` "
+                    "again."
+                )
+        row_of = {name: row for row, name in enumerate(file["image"].asstr()[:])}
         values = torch.from_numpy(file["features"][:])
+    samples = data.split(inputs["split"])
+    rows = torch.tensor([row_of[data.file(sample.path)] for sample in samples])
     model = load_backbone(backbone, device)
     if adapter is not None:
         from gapinit.adapters import load_adapter
 
         # Merging changes no output beyond rounding and saves the adapters' own products.
         load_adapter(model, adapter).merge_and_unload()
-    captions: list[str] = []
-    for start in track(range(0, len(values), batch_size), "captions"):
-        block = values[start : start + batch_size]
-        captions += model.generate(block, max_new_tokens=max_new_tokens, num_beams=num_beams)
-    write_json(
-        output,
-        [
-            {"image_id": image_id, "caption": caption}
-            for image_id, caption in zip(image_ids, captions, strict=True)
-        ],
-    )
+    answers = [""] * len(samples)
+    for block in track(_batches(model, samples, batch_size), data.kind):
+        said = model.generate(
+            values[rows[block]],
+            max_new_tokens=max_new_tokens,
+            num_beams=num_beams,
+            prompts=[sample_prompt(model.prompts, samples[index]) for index in block],
+        )
+        for index, answer in zip(block, said, strict=True):
+            answers[index] = answer
+    _write(output, data, samples, answers)
+
+
+def _batches(model: Blip2Backbone, samples: Sequence[Sample], batch_size: int) -> list[list[int]]:
+    """Return batches of samples with prompts of like length, so that little padding is computed."""
+    lengths = [len(sample_prompt(model.prompts, sample)) for sample in samples]
+    order = sorted(range(len(samples)), key=lambda index: lengths[index])
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def _write(output: Path, data: Manifest, samples: Sequence[Any], answers: Sequence[str]) -> None:
+    pairs = list(zip(samples, answers, strict=True))
+    if data.kind == "captions":
+        write_json(output, [{"image_id": item.image_id, "caption": said} for item, said in pairs])
+    elif data.kind == "vqa":
+        write_json(
+            output, [{"question_id": item.question_id, "answer": said} for item, said in pairs]
+        )
+    else:
+        write_lines(
+            output,
+            [
+                {
+                    "question_id": item.question_id,
+                    "category": item.category,
+                    "question": item.text,
+                    "answer": said,
+                }
+                for item, said in pairs
+            ],
+        )

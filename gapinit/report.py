@@ -182,7 +182,8 @@ def _figure(path: Path) -> Figure:
 
 def _scale(config: Config, manifest: Path, dataset: str) -> dict[str, Any]:
     """Say at which scale the numbers were measured."""
-    splits = read_manifest(manifest).splits
+    data = read_manifest(manifest)
+    splits = {split: data.captions(split) for split in data.splits}
     return {
         "backbone": config.backbone,
         "train": config.datasets.in_domain,

@@ -95,7 +95,7 @@ def browse_predictions(
     else:
         only = scores[trained[0]]
         chosen = _spaced(sorted(common, key=lambda image: (-only[image][1], image)), count)
-    images = {image.image_id: image for image in read_manifest(manifest).splits["test"]}
+    images = {image.image_id: image for image in read_manifest(manifest).captions("test")}
     predictions = tuple(
         _prediction(_known(images, image, manifest), shown, scores, spread[image])
         for image in chosen

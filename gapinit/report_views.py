@@ -17,10 +17,10 @@ from gapinit.errors import GapinitError
 from gapinit.methods import METHODS
 from gapinit.results import ClaimResult, Interval, Measurement, RunResult
 from gapinit.runs import Experiment, Run
+from gapinit.table_formats import NAMES
 
 HEADLINE_METRIC = "CIDEr"
 VERDICTS = ("holds", "does not hold", "undecided")
-METRIC_NAMES = {"ROUGE_L": "ROUGE-L", **{f"Bleu_{n}": f"BLEU-{n}" for n in range(1, 5)}}
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def arrange_layers(layers: Path | None, runs: Sequence[RunLine]) -> LayerChoice:
 
 def metric_name(metric: str) -> str:
     """Return a metric's usual spelling in print."""
-    return METRIC_NAMES.get(metric, metric)
+    return NAMES.get(metric, metric)
 
 
 def _metric_table(metric: str, rows: Sequence[Measurement]) -> MetricTable:
@@ -236,7 +236,12 @@ def _run_line(
         label=METHODS[run.method].label,
         calibration=calibration,
         tables=tuple(dict.fromkeys(table for result in group for table in result.tables)),
-        scores={result.dataset: result.value for result in group if result.metric == metric},
+        # Questions have their accuracy in the place of a caption metric.
+        scores={
+            result.dataset: result.value
+            for result in group
+            if result.metric in (metric, "accuracy")
+        },
         result=group[0],
         layers=tuple(record.get("layers", ())),
     )

@@ -94,8 +94,30 @@ class Run:
         return run
 
 
-METRICS = ("CIDEr", "Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L")
-"""Names of the metrics that an experiment may ask for, as they stand in score files (percent)."""
+@dataclass(frozen=True)
+class Metric:
+    """A column of a table: where its score comes from."""
+
+    score: str
+    """Its name in score files (percent)."""
+    part: str | None = None
+    """The dataset it is measured on; None: the one that the experiment evaluates on."""
+
+
+METRICS = {
+    **{
+        name: Metric(name)
+        for name in ("CIDEr", "Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L")
+    },
+    "VQAv2_accuracy": Metric("accuracy", "vqa"),
+    "OKVQA_accuracy": Metric("accuracy", "okvqa"),
+    # ASSUME: the paper prints one F1 without saying how the three files of POPE make it one; the
+    # mean over files is what others print.
+    "POPE_F1": Metric("mean_f1", "pope"),
+    "POPE_accuracy": Metric("mean_accuracy", "pope"),
+    "POPE_yes_rate": Metric("mean_yes_rate", "pope"),
+}
+"""Metrics that an experiment may ask for, by the names of the published numbers."""
 
 FACTORS = (
     "method",
@@ -170,7 +192,10 @@ class Experiment(Settings):
     title: str
     paper: Name
     place: str
+    train: Literal["in-domain", "vqa", "instruct"] = "in-domain"
+    """Part of the dataset that runs are fine-tuned on."""
     evaluate: Literal["in-domain", "ood"] = "in-domain"
+    """Part of the dataset that captions are scored on; other metrics have theirs."""
     metrics: Annotated[list[str], Field(min_length=1)]
     seeds: Annotated[list[int], Field(min_length=1)] | None = None
     reference: str | None = None
@@ -193,6 +218,10 @@ class Experiment(Settings):
                     f"{', '.join(self.metrics)}"
                 )
         return self
+
+    def part(self, metric: str) -> str:
+        """Return the part of the dataset that a metric is measured on."""
+        return METRICS[metric].part or self.evaluate
 
 
 @dataclass(frozen=True)
@@ -217,7 +246,9 @@ def load_experiment(path: Path) -> Experiment:
 def table_rows(experiment: Experiment, config: Config, origin: str) -> list[TableRow]:
     """Multiply out an experiment's rows into runs, with the configuration's defaults filled in."""
     seeds = experiment.seeds if experiment.seeds is not None else config.seeds
-    rows = [row for given in experiment.rows for row in _expand(given, seeds, config)]
+    rows = [
+        row for given in experiment.rows for row in _expand(given, seeds, config, experiment.train)
+    ]
     ids = [row.id for row in rows]
     for id_ in ids:
         if ids.count(id_) > 1:
@@ -236,7 +267,7 @@ def table_rows(experiment: Experiment, config: Config, origin: str) -> list[Tabl
     return rows
 
 
-def _expand(row: Row, seeds: list[int], config: Config) -> list[TableRow]:
+def _expand(row: Row, seeds: list[int], config: Config, train: str) -> list[TableRow]:
     factors = {
         "method": row.method,
         "rank": row.rank,
@@ -252,7 +283,7 @@ def _expand(row: Row, seeds: list[int], config: Config) -> list[TableRow]:
         point = dict(zip(factors, values, strict=True))
         # A template names factors only; format_map keeps "0.6" and "256" as they are written.
         named = {key: f"{value:g}" if key == "noise" else value for key, value in point.items()}
-        runs = [_run(point, seed, config) for seed in seeds]
+        runs = [_run(point, seed, config, train) for seed in seeds]
         rows.append(
             TableRow(
                 id=row.id.format_map(named),
@@ -264,10 +295,10 @@ def _expand(row: Row, seeds: list[int], config: Config) -> list[TableRow]:
     return rows
 
 
-def _run(point: dict[str, Any], seed: int, config: Config) -> Run:
+def _run(point: dict[str, Any], seed: int, config: Config, train: str) -> Run:
     """Keep of a row's factors those that the method depends on: equal runs get equal paths."""
     method = METHODS[point["method"]]
-    head: dict[str, Any] = {"backbone": config.backbone, "dataset": config.datasets.in_domain}
+    head: dict[str, Any] = {"backbone": config.backbone, "dataset": config.datasets.of(train)}
     if not method.module:
         return Run(**head, method=method.name)
     run = {key: point[key] for key in ("method", "rank", "layers", "epochs")}

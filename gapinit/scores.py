@@ -1,12 +1,13 @@
 """Read score files and run records, each once, and line up what is compared.
 
-A row of a table becomes a matrix of scores, seeds x images. Files are checked as they are read:
-all score files of a dataset must hold the same images, and per-image values must average to the
-corpus value that stands beside them.
+A row of a table becomes a matrix of scores, seeds x samples: images with captions, or questions.
+Files are checked as they are read: all score files of a dataset must hold the same samples, and
+per-sample values must average to the corpus value that stands beside them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +16,13 @@ import numpy as np
 
 from gapinit.artifacts import read_json
 from gapinit.errors import GapinitError
-from gapinit.runs import Run, TableRow
+from gapinit.runs import METRICS, Run, TableRow
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-MEANS_OVER_IMAGES = ("CIDEr", "ROUGE_L")
-"""Metrics whose corpus value is the mean of per-image values; BLEU and METEOR are not."""
+MEANS_OVER_SAMPLES = ("CIDEr", "ROUGE_L", "accuracy")
+"""Scores whose corpus value is the mean of per-sample values; BLEU, METEOR and F1 are not."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,11 @@ class Scores:
 
     path: Path
     metrics: dict[str, float]
-    image_ids: tuple[Any, ...]
-    per_image: dict[str, NDArray[np.float64]]
-    """By metric of `MEANS_OVER_IMAGES`, in the order of `image_ids`."""
+    samples: str
+    """What was scored: `images` or `questions`."""
+    sample_ids: tuple[Any, ...]
+    per_sample: dict[str, NDArray[np.float64]]
+    """By metric of `MEANS_OVER_SAMPLES`, in the order of `sample_ids`."""
 
     def metric(self, name: str) -> float:
         """Return a corpus value; an error that names the file if it was not scored."""
@@ -78,12 +81,13 @@ class ScoreFolder:
         return RowScores(row, tuple(self.scores(run, dataset, wanted_by) for run in row.runs))
 
     def _checked(self, scores: Scores, dataset: str) -> Scores:
-        """Refuse a file whose images are not those of the files before it."""
+        """Refuse a file whose samples are not those of the files before it."""
         first = self._first.setdefault(dataset, scores)
-        if scores.image_ids != first.image_ids:
+        if scores.sample_ids != first.sample_ids:
             raise GapinitError(
-                f"{scores.path}: expected the {len(first.image_ids)} images of {first.path}, found "
-                f"{len(scores.image_ids)} images that differ. Delete the older file and score again"
+                f"{scores.path}: expected the {len(first.sample_ids)} {first.samples} of "
+                f"{first.path}, found {len(scores.sample_ids)} {scores.samples} that differ. "
+                "Delete the older file and score again"
             )
         return scores
 
@@ -96,24 +100,30 @@ class RowScores:
     scores: tuple[Scores, ...]
 
     @property
-    def num_images(self) -> int:
-        """Number of images that every run was scored on."""
-        return len(self.scores[0].image_ids)
+    def num_samples(self) -> int:
+        """Number of images or questions that every run was scored on."""
+        return len(self.scores[0].sample_ids)
+
+    @property
+    def samples(self) -> str:
+        """What every run was scored on: `images` or `questions`."""
+        return self.scores[0].samples
 
     def corpus(self, metric: str) -> NDArray[np.float64]:
-        """Return the corpus values, shape (seeds,), in percent."""
-        return np.array([scores.metric(metric) for scores in self.scores])
+        """Return the corpus values of a table's metric, shape (seeds,), in percent."""
+        return np.array([scores.metric(METRICS[metric].score) for scores in self.scores])
 
     def matrix(self, metric: str) -> NDArray[np.float64]:
-        """Return scores (seeds, images), or (seeds, 1) if the metric is no mean over images."""
-        if metric in MEANS_OVER_IMAGES:
+        """Return scores (seeds, samples), or (seeds, 1) if the metric is no mean over samples."""
+        name = METRICS[metric].score
+        if name in MEANS_OVER_SAMPLES:
             self.corpus(metric)
-            return np.stack([scores.per_image[metric] for scores in self.scores])
+            return np.stack([scores.per_sample[name] for scores in self.scores])
         return self.corpus(metric)[:, None]
 
 
 def paired_differences(first: RowScores, second: RowScores, metric: str) -> NDArray[np.float64]:
-    """Return first minus second on shared seeds and images: (seeds, images) or (seeds, 1).
+    """Return first minus second on shared seeds and samples: (seeds, samples) or (seeds, 1).
 
     A run without a seed (the untrained backbone) is paired with every seed of the other row.
     """
@@ -155,26 +165,27 @@ def _read_scores(path: Path) -> Scores:
     content = read_json(path)
     try:
         metrics = {str(name): float(value) for name, value in content["metrics"].items()}
-        samples = sorted(content["per_sample"], key=lambda sample: str(sample["image_id"]))
-        image_ids = tuple(sample["image_id"] for sample in samples)
-        num_distinct = len(set(image_ids))
-        per_image = {
+        samples = sorted(content["per_sample"], key=lambda sample: str(_sample_id(sample)))
+        sample_ids = tuple(_sample_id(sample) for sample in samples)
+        num_distinct = len(set(sample_ids))
+        what = "questions" if "question_id" in samples[0] else "images"
+        per_sample = {
             name: np.array([float(sample[name]) for sample in samples])
-            for name in MEANS_OVER_IMAGES
+            for name in MEANS_OVER_SAMPLES
             if name in metrics
         }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise GapinitError(
-            f"{path}: not a score file, expected 'metrics' and 'per_sample' with an 'image_id' and "
-            f"the scores of each image ({type(error).__name__}: {error}). "
+            f"{path}: not a score file, expected 'metrics' and 'per_sample' with an 'image_id' or "
+            f"'question_id' and the scores of each ({type(error).__name__}: {error}). "
             "Delete it and score again."
         ) from None
-    if not image_ids or num_distinct != len(image_ids):
+    if not sample_ids or num_distinct != len(sample_ids):
         raise GapinitError(
-            f"{path}: expected each image once in 'per_sample', found {len(image_ids)} entries for "
-            f"{num_distinct} images. Delete it and score again."
+            f"{path}: expected each sample once in 'per_sample', found {len(sample_ids)} entries "
+            f"for {num_distinct} {what}. Delete it and score again."
         )
-    for name, values in per_image.items():
+    for name, values in per_sample.items():
         if not abs(values.mean() - metrics[name]) <= 1e-4:
             raise GapinitError(
                 f"{path}: '{name}' is {metrics[name]} in 'metrics', but the mean over 'per_sample' "
@@ -183,4 +194,12 @@ def _read_scores(path: Path) -> Scores:
     for name, value in metrics.items():
         if not np.isfinite(value):
             raise GapinitError(f"{path}: '{name}' is {value}, expected a finite number")
-    return Scores(path, metrics, image_ids, per_image)
+    return Scores(path, metrics, what, sample_ids, per_sample)
+
+
+def _sample_id(sample: Mapping[str, Any]) -> Any:
+    """Return what tells a sample apart: POPE numbers its questions in each category anew."""
+    if "question_id" not in sample:
+        return sample["image_id"]
+    number = sample["question_id"]
+    return f"{sample['category']}/{number}" if sample.get("category") else number

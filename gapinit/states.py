@@ -56,7 +56,7 @@ def extract_states(
     """
     data = read_manifest(manifest)
     chosen = calibration_pairs(
-        data.split(split), pairs, seed, origin=f"{manifest}: split '{split}'"
+        data.captions(split), pairs, seed, origin=f"{manifest}: split '{split}'"
     )
     model = load_backbone(backbone, device)
     shape = (model.num_layers, len(chosen), model.hidden_size)

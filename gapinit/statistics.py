@@ -1,7 +1,8 @@
 """Uncertainty of the numbers in a table: intervals, paired comparisons, corrections.
 
-The data of a table cell is a matrix of scores, seeds x images: every seed is scored on the same
-images. A metric that is no mean over images (BLEU, METEOR) has one column, the corpus score.
+The data of a table cell is a matrix of scores, seeds x samples: every seed is scored on the same
+samples (images or questions). A metric that is no mean over samples (BLEU, METEOR, F1) has one
+column, the corpus score.
 numpy and scipy only; every result is a function of its arguments, resampling included.
 """
 
@@ -35,7 +36,7 @@ class ConfidenceInterval:
     low: float
     high: float
     over: str
-    """`images`, `seeds`, or `seeds and images`."""
+    """`images`, `questions`, `seeds`, or `seeds and` either."""
 
 
 def mean_and_std(values: ArrayLike) -> tuple[float, float | None]:
@@ -49,41 +50,42 @@ def mean_and_std(values: ArrayLike) -> tuple[float, float | None]:
 
 
 def bootstrap_interval(
-    values: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0
+    values: ArrayLike, *, samples: str = "images", resamples: int = RESAMPLES, seed: int = 0
 ) -> ConfidenceInterval | None:
-    """Return the two-way bootstrap interval of the mean of a (seeds, images) matrix.
+    """Return the two-way bootstrap interval of the mean of a (seeds, samples) matrix.
 
-    Seeds and images are crossed, so both are drawn with replacement, independently, and their
+    Seeds and samples are crossed, so both are drawn with replacement, independently, and their
     deviations from the mean m add up:
 
-        m* = m + c (mean over drawn seeds - m) + (mean over drawn images - m).
+        m* = m + c (mean over drawn seeds - m) + (mean over drawn samples - m).
 
-    With one seed the interval is over images alone, with one column over seeds alone, and with
+    With one seed the interval is over samples alone, with one column over seeds alone, and with
     both there is none. A plain bootstrap of S seeds is too narrow by sqrt((S-1)/S) and has normal
     tails where Student's are due: on three seeds it covers 75 % instead of 95 %.
 
     Args:
         values: shape (S,), (S, 1) or (S, N), in the units of the metric.
+        samples: what the columns are, for `over`.
         resamples: number of bootstrap draws.
         seed: of the draws; equal arguments give equal intervals.
     """
     matrix = _matrix(values)
-    num_seeds, num_images = matrix.shape
-    if num_seeds == num_images == 1:
+    num_seeds, num_samples = matrix.shape
+    if num_seeds == num_samples == 1:
         return None
     mean = matrix.mean()
     drawn = np.full(resamples, mean)
-    if num_images > 1:
-        per_image = (matrix.mean(axis=0) - mean).astype(np.float32)
-        drawn += _draws(num_images, resamples, seed) @ per_image
+    if num_samples > 1:
+        per_sample = (matrix.mean(axis=0) - mean).astype(np.float32)
+        drawn += _draws(num_samples, resamples, seed) @ per_sample
     if num_seeds > 1:
         per_seed = matrix.mean(axis=1) - mean
-        # A stream of its own: with as many seeds as images, the two draws would be the same.
+        # A stream of its own: with as many seeds as samples, the two draws would be the same.
         drawn += _small_sample_factor(num_seeds) * (
             _draws(num_seeds, resamples, seed + 1) @ per_seed
         )
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    parts = [name for name, n in (("seeds", num_seeds), ("images", num_images)) if n > 1]
+    parts = [name for name, n in (("seeds", num_seeds), (samples, num_samples)) if n > 1]
     return ConfidenceInterval(float(low), float(high), " and ".join(parts))
 
 

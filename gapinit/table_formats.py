@@ -12,6 +12,11 @@ NAMES = {
     "Bleu_3": "BLEU-3",
     "Bleu_4": "BLEU-4",
     "ROUGE_L": "ROUGE-L",
+    "VQAv2_accuracy": "VQAv2",
+    "OKVQA_accuracy": "OK-VQA",
+    "POPE_F1": "POPE F1",
+    "POPE_accuracy": "POPE accuracy",
+    "POPE_yes_rate": "POPE yes-rate",
 }
 """Metrics that are printed otherwise than score files name them."""
 

@@ -6,6 +6,7 @@ which row; published numbers come from `config/published/`. No torch here.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,13 +91,16 @@ def make_table(
         for path in published_files(published, loaded.paper)
         for number in read_published(path)
     ]
-    dataset = config.datasets.of(loaded.evaluate)
     printed = {
         row.id: _published(numbers, loaded, row.published, f"{experiment}: row '{row.id}'")
         for row in rows
     }
     folder = ScoreFolder(evaluations)
-    scored = [folder.row(row, dataset, origin) for row in rows]
+    datasets = {metric: config.datasets.of(loaded.part(metric)) for metric in loaded.metrics}
+    scored = {
+        metric: [folder.row(row, dataset, origin) for row in rows]
+        for metric, dataset in datasets.items()
+    }
     for run in dict.fromkeys(run for row in rows for run in row.runs):
         read_run_record(runs, run, origin)
 
@@ -104,9 +108,9 @@ def make_table(
     caption = Caption(
         title=f"{loaded.title} ({loaded.place} of the paper).",
         scale=(
-            f"Measured: backbone {config.backbone}, fine-tuned on {config.datasets.in_domain}, "
-            f"scored on {scored[0].num_images} images of {dataset}. Published: as the paper prints "
-            "it, with its own backbones and datasets at full scale."
+            f"Measured: backbone {config.backbone}, fine-tuned on "
+            f"{config.datasets.of(loaded.train)}, scored on {_scored_on(scored, datasets)}. "
+            "Published: as the paper prints it, with its own backbones and datasets at full scale."
         ),
         reading=_reading(loaded, lines),
         note=loaded.note,
@@ -122,6 +126,15 @@ def make_table(
             temporary.write_text(text, encoding="utf-8")
 
 
+def _scored_on(scored: Mapping[str, Sequence[RowScores]], datasets: Mapping[str, str]) -> str:
+    """Say how many samples of which datasets stand behind a table."""
+    parts = {
+        f"{scored[metric][0].num_samples} {scored[metric][0].samples} of {dataset}"
+        for metric, dataset in datasets.items()
+    }
+    return ", ".join(sorted(parts))
+
+
 def tidy_runs(
     experiments: Sequence[Path], config: Config, evaluations: Path, runs: Path, output: Path
 ) -> None:
@@ -135,10 +148,10 @@ def tidy_runs(
     wanted: dict[tuple[Run, str], list[str]] = {}
     for path in experiments:
         experiment = load_experiment(path)
-        dataset = config.datasets.of(experiment.evaluate)
-        for row in table_rows(experiment, config, str(path)):
+        parts = dict.fromkeys(experiment.part(metric) for metric in experiment.metrics)
+        for row, part in itertools.product(table_rows(experiment, config, str(path)), parts):
             for run in row.runs:
-                tables = wanted.setdefault((run, dataset), [])
+                tables = wanted.setdefault((run, config.datasets.of(part)), [])
                 if Path(path).stem not in tables:
                     tables.append(Path(path).stem)
     folder = ScoreFolder(evaluations)
@@ -179,17 +192,17 @@ def _published(
 def _lines(
     table: str,
     experiment: Experiment,
-    scored: Sequence[RowScores],
+    scored: Mapping[str, Sequence[RowScores]],
     printed: Mapping[str, Mapping[str, PublishedNumber]],
     numbers: Sequence[PublishedNumber],
 ) -> list[dict[str, Any]]:
     """Return the lines of a table, row by row; p-values are corrected metric by metric."""
-    reference = next((row for row in scored if row.row.id == experiment.reference), None)
     by_cell: dict[tuple[str, str], dict[str, Any]] = {}
-    for metric in experiment.metrics:
-        lines = [_cell(row, metric) for row in scored]
+    for metric, rows in scored.items():
+        reference = next((row for row in rows if row.row.id == experiment.reference), None)
+        lines = [_cell(row, metric) for row in rows]
         tested = []
-        for row, line in zip(scored, lines, strict=True):
+        for row, line in zip(rows, lines, strict=True):
             number = printed[row.row.id].get(metric)
             line["table"] = table
             if number is not None:
@@ -204,13 +217,14 @@ def _lines(
         for line, p_holm in zip(with_p, adjusted, strict=True):
             line["p_holm"] = p_holm
         by_cell.update({(line["row"], metric): line for line in lines})
-    return [by_cell[row.row.id, metric] for row in scored for metric in experiment.metrics]
+    ids = list(dict.fromkeys(id_ for id_, _ in by_cell))
+    return [by_cell[id_, metric] for id_ in ids for metric in experiment.metrics]
 
 
 def _cell(row: RowScores, metric: str) -> dict[str, Any]:
     """Return what a row measures by a metric, with its interval."""
     measured, std = mean_and_std(row.corpus(metric))
-    interval = bootstrap_interval(row.matrix(metric))
+    interval = bootstrap_interval(row.matrix(metric), samples=row.samples)
     return {
         "row": row.row.id,
         "label": row.row.label,
@@ -228,16 +242,16 @@ def _cell(row: RowScores, metric: str) -> dict[str, Any]:
 def _comparison(row: RowScores, reference: RowScores, metric: str) -> dict[str, Any]:
     """Return row minus reference with its interval and paired p-value."""
     differences = paired_differences(row, reference, metric)
-    interval = bootstrap_interval(differences)
-    per_image = differences.shape[1] > 1
-    # Over images the scores are averaged over seeds first; a corpus metric leaves only the seeds.
-    pairs = differences.mean(axis=0) if per_image else differences[:, 0]
+    interval = bootstrap_interval(differences, samples=row.samples)
+    per_sample = differences.shape[1] > 1
+    # Over samples the scores are averaged over seeds first; a corpus metric leaves only the seeds.
+    pairs = differences.mean(axis=0) if per_sample else differences[:, 0]
     return {
         "vs_reference": float(differences.mean()),
         "vs_reference_low": interval and interval.low,
         "vs_reference_high": interval and interval.high,
         "p_value": permutation_p_value(pairs) if pairs.size > 1 else None,
-        "p_over": ("images" if per_image else "seeds") if pairs.size > 1 else "",
+        "p_over": (row.samples if per_sample else "seeds") if pairs.size > 1 else "",
     }
 
 
@@ -253,8 +267,18 @@ def _reading(experiment: Experiment, lines: Sequence[Mapping[str, Any]]) -> str:
     tests = sorted({line["p_over"] for line in lines if line.get("p_over")})
     return (
         f"{text}. Versus is the difference to '{labels[experiment.reference]}' on the same seeds "
-        f"and images, with its interval; p is of a paired permutation test over "
-        f"{' (CIDEr, ROUGE-L) or '.join(tests) or 'nothing'}, corrected by Holm's method over the "
-        "rows. A test over images takes the trained models as they are: unlike the interval, it "
-        "does not speak of other seeds."
+        f"and samples, with its interval; p is of a paired permutation test over "
+        f"{_tested_over(tests)}, corrected by Holm's method over the rows. A test over images or "
+        "questions takes the trained models as they are: unlike the interval, it does not speak "
+        "of other seeds."
     )
+
+
+def _tested_over(tests: Sequence[str]) -> str:
+    """Say over what a table's tests are, and for which metrics where there are two kinds."""
+    kinds = {
+        "images": "images (CIDEr, ROUGE-L)",
+        "questions": "questions (accuracy)",
+        "seeds": "seeds",
+    }
+    return " or ".join(kinds[test] for test in tests) or "nothing"

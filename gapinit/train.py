@@ -103,7 +103,7 @@ def train_run(
             **recipe.model_dump(),
             **lora.model_dump(),
             "alpha": setup.alpha,
-            "max_caption_tokens": cached.inputs["max_caption_tokens"],
+            "max_tokens": cached.inputs["max_tokens"],
         }
         record = _record(run, adapted, log) | {
             "recipe": recipe_used,

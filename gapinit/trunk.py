@@ -2,9 +2,9 @@
 
 Everything below the first adapted layer is frozen: its output is the same for every seed, method,
 noise level and epoch. The trunk keeps the states that enter that layer: an image's tokens once
-(they stand first and attention is causal, so no caption changes them), a caption's tokens once
-each. Training then runs the layers above only. If the first layer itself is adapted, the trunk
-keeps the image features alone.
+(they stand first and attention is causal, so no text changes them), the tokens of a text (a
+caption, a question with its answer, a conversation) once each. Training then runs the layers
+above only. If the first layer itself is adapted, the trunk keeps the image features alone.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ import torch
 
 from gapinit.artifacts import create_hdf5, hdf5_inputs, open_hdf5, read_json, sha256
 from gapinit.backbones import load_backbone
+from gapinit.backbones.prompts import Segment, training_texts
 from gapinit.data.images import load_image
-from gapinit.data.manifest import read_manifest
+from gapinit.data.manifest import Manifest, read_manifest
+from gapinit.errors import GapinitError
 from gapinit.plan import VERSIONS
 from gapinit.progress import track
 from gapinit.states import backbone_digest
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gapinit.backbones.blip2 import Blip2Backbone
-    from gapinit.data.captions import CaptionedImage
 
 
 def extract_trunk(
@@ -41,28 +42,28 @@ def extract_trunk(
     output: Path,
     *,
     split: str = "train",
-    max_caption_tokens: int = 32,
+    max_tokens: int = 32,
     images_per_batch: int = 16,
     device: str = "cpu",
 ) -> None:
     """Write the training set's states at the input of the lowest layer that `strategy` adapts.
 
-    The file (kind "trunk") holds `prefix` (images, image tokens, d); for all captions one after
-    another `input_ids`, `labels` (the next token, EOS last) and, unless the lowest layer is
-    adapted, `text` (tokens, d); `offset` (captions + 1,) and `image_row` (captions,).
+    The file (kind "trunk") holds `prefix` (images, image tokens, d); for all texts one after
+    another `input_ids`, `labels` (the next token, EOS last; -100: not learned) and, unless the
+    lowest layer is adapted, `text` (tokens, d); `offset` (texts + 1,) and `image_row` (texts,).
     """
     first = min(read_json(layers)[strategy])
-    images = read_manifest(manifest).split(split)
+    data = read_manifest(manifest)
     model = load_backbone(backbone, device)
-    encoded = [model.encode(image.captions, max_caption_tokens) for image in images]
-    lengths = [len(ids) for captions in encoded for ids in captions]
+    images, encoded = encoded_texts(model, data, split, max_tokens, origin=str(manifest))
+    lengths = [len(ids) for texts in encoded for ids, _ in texts]
     offset = np.concatenate([[0], np.cumsum(lengths)])
     inputs = {
         "backbone": backbone_digest(backbone),
         "manifest": sha256(manifest),
         "split": split,
         "first_layer": first,
-        "max_caption_tokens": max_caption_tokens,
+        "max_tokens": max_tokens,
         "version": VERSIONS["trunk"],
     }
     model.keep_below(first)
@@ -73,12 +74,9 @@ def extract_trunk(
         if first > 0:
             file.create_dataset("text", (int(offset[-1]), model.hidden_size), dtype="f4")
         file["offset"] = offset
-        file["image_row"] = np.repeat(np.arange(len(images)), [len(ids) for ids in encoded])
-        file["input_ids"] = np.concatenate([ids for captions in encoded for ids in captions])
-        # ASSUME: a caption that was cut at max_caption_tokens ends with EOS like any other.
-        file["labels"] = np.concatenate(
-            [[*ids[1:], model.eos_token_id] for captions in encoded for ids in captions]
-        )
+        file["image_row"] = np.repeat(np.arange(len(images)), [len(texts) for texts in encoded])
+        file["input_ids"] = np.concatenate([ids for texts in encoded for ids, _ in texts])
+        file["labels"] = np.concatenate([labels for texts in encoded for _, labels in texts])
         token = 0
         for start in track(range(0, len(images), images_per_batch), "trunk"):
             rows = slice(start, start + images_per_batch)
@@ -89,26 +87,54 @@ def extract_trunk(
                 token += len(text)
 
 
+Encoded = tuple[list[int], list[int]]
+"""Token ids and labels of one text."""
+
+
+def encoded_texts(
+    backbone: Blip2Backbone, manifest: Manifest, split: str, max_tokens: int, origin: str
+) -> tuple[list[Path], list[list[Encoded]]]:
+    """Return the images of a split and, for each, its samples' texts as token ids and labels.
+
+    Raises GapinitError for a text of which nothing is left to learn within `max_tokens`.
+    """
+    texts: dict[Path, list[list[Segment]]] = {}
+    for sample in manifest.split(split):
+        new = training_texts(backbone.prompts, manifest.kind, sample)
+        texts.setdefault(sample.path, []).extend(new)
+    flat = [text for group in texts.values() for text in group]
+    encoded = iter(backbone.encode_segments(flat, max_tokens))
+    grouped = [[next(encoded) for _ in group] for group in texts.values()]
+    for path, group in zip(texts, grouped, strict=True):
+        for _, labels in group:
+            if all(label == -100 for label in labels):
+                raise GapinitError(
+                    f"{origin}: a text about {path} has nothing to learn in its first "
+                    f"{max_tokens} tokens: its prompt is longer. Raise training.max_sequence_tokens"
+                )
+    return list(texts), grouped
+
+
 @torch.inference_mode()
 def _trunk_states(
     backbone: Blip2Backbone,
-    images: Sequence[CaptionedImage],
-    encoded: Sequence[Sequence[Sequence[int]]],
+    images: Sequence[Path],
+    encoded: Sequence[Sequence[Encoded]],
     first: int,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-    """Return the states of some images' tokens and, one after another, of their captions'."""
-    pixels = backbone.pixel_values([load_image(image.path) for image in images])
+    """Return the states of some images' tokens and, one after another, of their texts'."""
+    pixels = backbone.pixel_values([load_image(path) for path in images])
     features = backbone.image_features(pixels)
     if first == 0:
         return features.float().cpu().numpy(), None
-    captions = [len(ids) for ids in encoded]
-    image_row = torch.repeat_interleave(torch.arange(len(images)), torch.tensor(captions))
-    input_ids, lengths = backbone.pad([ids for captions in encoded for ids in captions])
+    texts = [len(group) for group in encoded]
+    image_row = torch.repeat_interleave(torch.arange(len(images)), torch.tensor(texts))
+    input_ids, lengths = backbone.pad([ids for group in encoded for ids, _ in group])
     states = backbone.decode(backbone.embed(features[image_row], input_ids)).float().cpu()
     seen = backbone.num_image_tokens
-    first_caption = np.cumsum([0, *captions[:-1]])
+    first_text = np.cumsum([0, *texts[:-1]])
     valid = torch.arange(input_ids.shape[1])[None] < lengths.cpu()[:, None]
-    return states[first_caption, :seen].numpy(), states[:, seen:][valid].numpy()
+    return states[first_text, :seen].numpy(), states[:, seen:][valid].numpy()
 
 
 @dataclass(frozen=True)
@@ -128,16 +154,16 @@ class Trunk:
         return len(self.image_row)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return a caption's index and token ids; `batch` reads a whole batch's states at once."""
+        """Return a text's index and token ids; `batch` reads a whole batch's states at once."""
         start, end = self.offset[index], self.offset[index + 1]
         return {"index": index, "input_ids": self.input_ids[start:end]}
 
     def collate(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Return the batch of the captions that Trainer's sampler chose."""
+        """Return the batch of the texts that Trainer's sampler chose."""
         return self.batch([item["index"] for item in items])
 
     def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        """Return one padded batch: prefix, text states or token ids, labels (-100 in padding)."""
+        """Return one padded batch: prefix, text states or token ids, labels (-100: none)."""
         chosen = np.asarray(indices)
         starts, ends = self.offset[chosen], self.offset[chosen + 1]
         width = int((ends - starts).max())

@@ -1,24 +1,77 @@
 # Stage 1, data: from nothing (or a local folder) to checked datasets and a backbone.
 #
-# in:   config/datasets/<dataset>.yaml, config/backbones/<backbone>.yaml
-# out:  results/1_data/<dataset>/manifest.json      images and captions of every split
-#       results/1_data/<dataset>/references_test.json
+# in:   config/datasets/<dataset>.yaml, config/backbones/<backbone>.yaml, config/downloads.yaml
+# out:  <data>/downloads/<file>, <data>/unpacked/<download>.json   what is retrieved
+#       results/1_data/<dataset>/manifest.json      samples of every split
+#       results/1_data/<dataset>/references/        what predictions are scored against
 #       results/1_backbones/<backbone>/             a save_pretrained folder
 #
 # Datasets and backbones do not depend on the configuration: every configuration shares them.
 
 DATA = f"{RESULTS}/1_data"
 BACKBONES = f"{RESULTS}/1_backbones"
+RETRIEVED = CONFIG.data
+
+
+rule retrieve:
+    output:
+        f"{RETRIEVED}/downloads/{{file}}",
+    log:
+        f"{RETRIEVED}/logs/{{file}}.retrieve.log",
+    wildcard_constraints:
+        file="|".join(map(re.escape, FILES)),
+    conda:
+        "../envs/gapinit.yaml"
+    resources:
+        expected_s=600,
+        runtime=1440,
+    params:
+        table=FOLDER / "config/downloads.yaml",
+        name=download_of,
+        mirror=f"--mirror {shlex.quote(CONFIG.mirror)}" if CONFIG.mirror else "",
+    message:
+        "Retrieve {wildcards.file}"
+    shell:
+        "python -m gapinit --log-file {log:q} data retrieve --downloads {params.table:q}"
+        " --name {params.name:q} --output {output:q} {params.mirror}"
+
+
+# What has to be fetched by hand is asked for before gigabytes are retrieved.
+rule unpack:
+    input:
+        archive=archive_of,
+    output:
+        f"{RETRIEVED}/unpacked/{{download}}.json",
+    log:
+        f"{RETRIEVED}/logs/{{download}}.unpack.log",
+    wildcard_constraints:
+        download="|".join(map(re.escape, DOWNLOADS)),
+    priority: 200
+    conda:
+        "../envs/gapinit.yaml"
+    resources:
+        expected_s=60,
+        runtime=240,
+    params:
+        table=FOLDER / "config/downloads.yaml",
+        folder=RETRIEVED,
+        archive=lambda wildcards, input: [f"--archive={path}" for path in input],
+    message:
+        "Unpack {wildcards.download}"
+    shell:
+        "python -m gapinit --log-file {log:q} data unpack --downloads {params.table:q}"
+        " --name {wildcards.download} {params.archive:q} --root {params.folder:q}"
+        " --output {output:q}"
 
 
 # A dataset is checked alone, before anything expensive starts beside it: it takes every core.
 rule dataset:
     input:
         settings=FOLDER / "config/datasets/{dataset}.yaml",
-        annotations=local_annotations,
+        files=dataset_files,
     output:
         manifest=f"{DATA}/{{dataset}}/manifest.json",
-        references=f"{DATA}/{{dataset}}/references_test.json",
+        references=directory(f"{DATA}/{{dataset}}/references"),
     log:
         f"{DATA}/logs/{{dataset}}.log",
     benchmark:
@@ -75,7 +128,6 @@ rule backbone:
         data=pretraining_manifest,
     output:
         config=f"{BACKBONES}/{{backbone}}/config.json",
-        weights=f"{BACKBONES}/{{backbone}}/model.safetensors",
     log:
         f"{BACKBONES}/logs/{{backbone}}.log",
     benchmark:
@@ -89,11 +141,11 @@ rule backbone:
         runtime=60,
         gpu=0,
     params:
-        data=subpath(input.data, parent=True),
+        data=lambda wildcards, input: [f"--data={Path(path).parent}" for path in input.data],
         folder=subpath(output.config, parent=True),
         version=PLAN.version("backbone"),
     message:
-        "Backbone {wildcards.backbone}: pretrain it (language first, then alignment)"
+        "Backbone {wildcards.backbone}: pretrain it, or retrieve its weights"
     shell:
-        "python -m gapinit --log-file {log:q} backbone --settings {input.settings:q}"
-        " --data {params.data:q} --output {params.folder:q} --threads {threads}"
+        "env HF_HUB_OFFLINE=0 python -m gapinit --log-file {log:q} backbone --settings {input.settings:q}"
+        " {params.data:q} --output {params.folder:q} --threads {threads}"

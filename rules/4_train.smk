@@ -31,7 +31,7 @@ rule trunk:
         gpu=1,
     params:
         backbone=subpath(input.backbone, parent=True),
-        max_caption_tokens=CONFIG.training.max_caption_tokens,
+        max_tokens=lambda wildcards: PLAN.max_tokens(wildcards.dataset),
         version=PLAN.version("trunk"),
     message:
         "Trunk of {wildcards.backbone} on {wildcards.dataset} below the {wildcards.layers} layers"
@@ -39,7 +39,7 @@ rule trunk:
         "python -m gapinit --log-file {log:q} trunk --backbone {params.backbone:q}"
         " --manifest {input.manifest:q} --layers {input.layers:q}"
         " --strategy {wildcards.layers} --output {output:q}"
-        " --max-caption-tokens {params.max_caption_tokens}"
+        " --max-tokens {params.max_tokens}"
 
 
 rule train:

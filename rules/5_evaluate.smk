@@ -1,4 +1,4 @@
-# Stage 5, evaluate: from adapters to captions and scores.
+# Stage 5, evaluate: from adapters to captions, answers and scores.
 #
 # in:   results/<name>/4_train/runs/<run>/adapter/, results/1_data/<dataset>/
 # out:  results/<name>/5_evaluate/features/<backbone>/<dataset>.h5
@@ -38,6 +38,7 @@ rule features:
 rule predict:
     input:
         backbone=backbone_of,
+        manifest=rules.dataset.output.manifest,
         features=features_of,
         adapter=adapter_of,
     output:
@@ -57,14 +58,14 @@ rule predict:
         backbone=subpath(input.backbone, parent=True),
         adapter=adapter_option,
         num_beams=CONFIG.decoding.num_beams,
-        max_new_tokens=CONFIG.decoding.max_new_tokens,
+        max_new_tokens=lambda wildcards: PLAN.max_new_tokens(wildcards.dataset),
         batch_size=CONFIG.decoding.batch_size,
         version=PLAN.version("predict"),
     message:
-        "Captions for {wildcards.dataset} by {wildcards.run}"
+        "Predictions for {wildcards.dataset} by {wildcards.run}"
     shell:
         "python -m gapinit --log-file {log:q} predict --backbone {params.backbone:q}"
-        " --features {input.features:q} {params.adapter:q} --output {output:q}"
+        " --manifest {input.manifest:q} --features {input.features:q} {params.adapter:q} --output {output:q}"
         " --num-beams {params.num_beams} --max-new-tokens {params.max_new_tokens}"
         " --batch-size {params.batch_size}"
 
@@ -86,10 +87,11 @@ rule score:
         mem_mb=2500,
         runtime=60,
     params:
-        metrics=lambda wildcards: PLAN.scorers(wildcards.dataset),
+        benchmark=lambda wildcards: PLAN.kind(wildcards.dataset),
+        references=score_options,
         version=PLAN.version("score"),
     message:
         "Scores on {wildcards.dataset} of {wildcards.run}"
     shell:
-        "python -m gapinit --log-file {log:q} score captions --references {input.references:q}"
-        " --predictions {input.predictions:q} --output {output:q} --metrics {params.metrics}"
+        "python -m gapinit --log-file {log:q} score {params.benchmark} {params.references:q}"
+        " --predictions {input.predictions:q} --output {output:q}"

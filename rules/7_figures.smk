@@ -7,7 +7,7 @@
 
 FIGURES = f"{OUT}/7_figures"
 DEFAULT_GAP = f"{GAPS}/{CONFIG.backbone}/{CONFIG.calibration.source}-{CONFIG.calibration.size}.h5"
-DEFAULT_STATES = f"{STATES}/{CONFIG.backbone}/{PLAN.in_domain}.h5"
+DEFAULT_STATES = f"{STATES}/{CONFIG.backbone}/{CONFIG.datasets.of('calibration')}.h5"
 
 
 rule figure:
@@ -31,7 +31,7 @@ rule figure:
     log:
         f"{LOGS}/7_figures/{{figure}}.log",
     wildcard_constraints:
-        figure="figure1a|figure1c|figure2|figure3|figure4|figure5|curves",
+        figure="figure1a|figure1b|figure1c|figure2|figure3|figure4|figure5|curves",
     conda:
         "../envs/gapinit.yaml"
     resources:

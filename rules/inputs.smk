@@ -2,14 +2,36 @@
 #
 # A run's factors stand in its path (gapinit/runs.py); the plan (gapinit/plan.py) knows the rest.
 
+import re
+import shlex
+
+from gapinit.data.downloads import read_downloads
 from gapinit.runs import Run
 
+DOWNLOADS = read_downloads(FOLDER / "config/downloads.yaml")
+FILES = {download.file_name: name for name, download in DOWNLOADS.items() if download.url}
 
-def local_annotations(wildcards):
-    """The annotation files of a local folder, so that an edit of them reruns what follows."""
-    if PLAN.dataset_setting(wildcards.dataset, "generator"):
-        return []
-    return PLAN.annotation_files(wildcards.dataset)
+
+def download_of(wildcards):
+    """The name of the download that a file is."""
+    return FILES[wildcards.file]
+
+
+def archive_of(wildcards):
+    """The retrieved file of a download; nothing for what the user has to fetch."""
+    download = DOWNLOADS[wildcards.download]
+    return f"{RETRIEVED}/downloads/{download.file_name}" if download.url else []
+
+
+def dataset_files(wildcards):
+    """What a dataset is made of: downloads, or the annotation files of a local folder.
+
+    An edit of those reruns what follows.
+    """
+    name = wildcards.dataset
+    if PLAN.retrieved(name):
+        return [f"{RETRIEVED}/unpacked/{download}.json" for download in PLAN.retrieved(name)]
+    return [] if PLAN.generated(name) else PLAN.annotation_files(name)
 
 
 def local_options(wildcards):
@@ -18,9 +40,9 @@ def local_options(wildcards):
 
 
 def pretraining_manifest(wildcards):
-    """What a backbone is pretrained on."""
+    """What a backbone is pretrained on; nothing for one that is retrieved."""
     dataset = PLAN.backbone_setting(wildcards.backbone, "pretraining")
-    return f"{DATA}/{dataset}/manifest.json"
+    return [f"{DATA}/{dataset}/manifest.json"] if dataset else []
 
 
 def states_of(wildcards):
@@ -71,6 +93,11 @@ def adapter_option(wildcards):
     return f"--adapter={Path(adapter).parent}" if adapter else []
 
 
+def score_options(wildcards, input):
+    """What predictions are scored against, as options of the dataset's scorer."""
+    return PLAN.score_options(wildcards.dataset, input.references)
+
+
 def scores_of(wildcards):
     """Every score that a table stands on."""
     return [f"{EVALUATIONS}/{path}" for path in PLAN.scores(wildcards.table)]
@@ -102,6 +129,7 @@ def figure_inputs(wildcards):
     first = next(iter(PLAN.experiments))
     return {
         "figure1a": {"table": f"{TABLES}/{first}.csv"},
+        "figure1b": {"table": f"{TABLES}/{PLAN.first_with('VQAv2_accuracy')}.csv"},
         "figure1c": {"states": DEFAULT_STATES, "gap": DEFAULT_GAP},
         "figure2": {
             "gap": DEFAULT_GAP,

@@ -100,7 +100,7 @@ class SmallWorld:
         return self.root / f"trunk_{strategy}.h5"
 
     def images(self, split: str) -> list[CaptionedImage]:
-        return read_manifest(self.manifest).split(split)
+        return read_manifest(self.manifest).captions(split)
 
     def stock_model(self) -> Blip2ForConditionalGeneration:
         """Return the model as any user of transformers would load it."""
@@ -166,7 +166,7 @@ def small_world(base: Path) -> SmallWorld:
             world.layers,
             strategy,
             world.trunk(strategy),
-            max_caption_tokens=TOKENS,
+            max_tokens=TOKENS,
         )
     return world
 

@@ -17,8 +17,9 @@ from gapinit.artifacts import read_json, sha256, write_json
 from gapinit.data.captions import CaptionedImage, load_coco_captions, load_karpathy
 from gapinit.data.check import require_pairs
 from gapinit.data.dataset import prepare_dataset, read_dataset_settings
-from gapinit.data.manifest import Manifest, read_manifest, write_manifest, write_references
+from gapinit.data.manifest import Manifest, read_manifest, write_manifest
 from gapinit.data.pretraining import read_alt_text, read_corpus
+from gapinit.data.references import write_captions
 from gapinit.data.scenes.settings import ScenesSettings
 from gapinit.errors import GapinitError
 
@@ -163,14 +164,14 @@ def test_pretraining_folder(pretraining: Path) -> None:
     assert manifest["kind"] == "pretraining"
     assert manifest["counts"] == {"images": 300, "alt_texts": 600, "corpus_lines": 1500}
     assert manifest["annotations"]["corpus.txt"] == sha256(pretraining / "corpus.txt")
-    with pytest.raises(GapinitError, match="expected a dataset manifest of kind 'captions'"):
+    with pytest.raises(GapinitError, match="expected a dataset manifest of kind captions"):
         read_manifest(pretraining / "manifest.json")
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_references_hold_the_captions_of_the_split(coco: Path, split: str) -> None:
-    images = read_manifest(coco / "manifest.json").split(split)
-    reader = pycocotools_reads(coco / f"references_{split}.json")
+    images = read_manifest(coco / "manifest.json").captions(split)
+    reader = pycocotools_reads(coco / f"references/{split}.json")
     assert sorted(reader.getImgIds()) == sorted(image.image_id for image in images)
     for image in images:
         notes = reader.imgToAnns[image.image_id]
@@ -309,8 +310,8 @@ def test_require_pairs(coco: Path) -> None:
     ("content", "message"),
     [
         ([1, 2], "found kind None"),
-        ({"kind": "captions", "manifest_version": 99}, "manifest version 99, expected 1"),
-        ({"kind": "captions", "manifest_version": 1, "name": "x"}, "damaged dataset manifest"),
+        ({"kind": "captions", "manifest_version": 99}, "manifest version 99, expected 2"),
+        ({"kind": "captions", "manifest_version": 2, "name": "x"}, "damaged dataset manifest"),
     ],
 )
 def test_a_foreign_manifest_is_refused(tmp_path: Path, content: Any, message: str) -> None:
@@ -328,9 +329,9 @@ def test_a_manifest_may_not_name_files_outside_its_root(tmp_path: Path) -> None:
         read_manifest(path)
 
 
-def test_write_references_numbers_the_captions(tmp_path: Path) -> None:
+def test_write_captions_numbers_the_captions(tmp_path: Path) -> None:
     images = [CaptionedImage(n, Path(f"{n}.jpg"), ("a", "b"), "test") for n in (5, 3)]
-    write_references(images, tmp_path / "r.json")
+    write_captions(images, tmp_path / "r.json")
     content = read_json(tmp_path / "r.json")
     found = [(n["id"], n["image_id"], n["caption"]) for n in content["annotations"]]
     assert found == [(1, 5, "a"), (2, 5, "b"), (3, 3, "a"), (4, 3, "b")]
@@ -358,7 +359,7 @@ def test_real_coco_photographs(tmp_path: Path) -> None:
     content.pop("categories", None)
     write_json(tmp_path / "plain.json", content)
     reader = pycocotools_reads(tmp_path / "plain.json")
-    for image in manifest.split("test"):
+    for image in manifest.captions("test"):
         assert image.path.name == reader.imgs[image.image_id]["file_name"]
         captions = [note["caption"] for note in reader.imgToAnns[image.image_id]]
         assert [" ".join(text.split()) for text in captions] == list(image.captions)

@@ -379,10 +379,10 @@ def test_a_folder_of_the_user_is_never_replaced(tmp_path: Path) -> None:
         ({"domian": "studio"}, "unknown key 'domian' .did you mean 'domain'"),
         ({"domain": "indoor"}, "key 'domain': input should be 'studio', 'outdoor' or 'mixed'"),
         ({"seed": "x"}, "key 'seed'"),
-        ({"images": {"train": 0, "val": 1, "test": 1}}, "key 'images.train'"),
-        ({"images": {"train": 4}}, "needs at least 1 image in 'val' and in 'test'"),
+        ({"images": {"train": 0, "val": 1, "test": 1}}, "at least 1 image in 'train'"),
+        ({"images": {"train": 4}}, "needs at least 1 image in 'test'"),
         ({"layout": "flickr30k"}, "has no split 'restval'"),
-        ({"layout": "pretraining"}, "has only the split 'train'"),
+        ({"layout": "pretraining"}, "the layout 'pretraining' has no split 'restval'"),
         ({"name": "../out"}, "key 'name'"),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 
 from gapinit.artifacts import create_hdf5, write_json
 from gapinit.errors import GapinitError
-from gapinit.figures import curves, figure1a, figure1c
+from gapinit.figures import bars, curves, figure1a, figure1c
 from gapinit.gap_file import estimate_gap_file
 from gapinit.results import read_table
 from gapinit.runs import Run
@@ -49,7 +49,7 @@ def test_figure1a_bars_are_as_long_as_the_scores(tmp_path: Path) -> None:
     rows = [row for row in read_table(build(tmp_path).root / "6_tables/table2.csv")
             if row.metric == "CIDEr"]  # fmt: skip
     axes = Figure().subplots()
-    figure1a._draw_rows(axes, rows)
+    bars.draw_rows(axes, rows)
     lengths = sorted(bar.get_width() for bar in axes.patches)
     expected = [row.measured for row in rows]
     expected += [row.published for row in rows if row.published is not None]

@@ -15,7 +15,8 @@ from peft import PeftModel
 from gapinit.backbones import load_backbone
 from gapinit.data.images import load_image
 from gapinit.errors import GapinitError
-from gapinit.predict import extract_features, predict_captions
+from gapinit.predict import extract_features
+from gapinit.predict import predict as predict_split
 
 from .small_backbone import SmallWorld, make_backbone, small_world
 
@@ -106,12 +107,13 @@ def test_features_are_those_of_the_whole_model(world: SmallWorld, features: Path
         expected = world.stock_model().get_image_features(pixels).pooler_output
     with h5py.File(features) as file:
         found = torch.from_numpy(file["features"][:])
-        assert file["image_id"][:].tolist() == [image.image_id for image in images]
+        names = [image.path.relative_to(world.manifest.parent).as_posix() for image in images]
+        assert file["image"].asstr()[:].tolist() == names
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def predict(world: SmallWorld, features: Path, adapter: Path | None, output: Path) -> Any:
-    predict_captions(world.backbone, features, adapter, output, **DECODING)
+    predict_split(world.backbone, world.manifest, features, adapter, output, **DECODING)
     return json.loads(output.read_text(encoding="utf-8"))
 
 
@@ -135,7 +137,7 @@ def test_an_adapter_captions_as_stock_peft_does(
 ) -> None:
     output = tmp_path / "p.json"
     options = DECODING | {"num_beams": num_beams}
-    predict_captions(world.backbone, features, adapter, output, **options)
+    predict_split(world.backbone, world.manifest, features, adapter, output, **options)
     found = [entry["caption"] for entry in json.loads(output.read_text(encoding="utf-8"))]
     model = PeftModel.from_pretrained(world.stock_model(), adapter)
     expected = world.stock_processor().batch_decode(
@@ -151,13 +153,15 @@ def test_what_is_refused(world: SmallWorld, features: Path, adapter: Path, tmp_p
     make_backbone(tmp_path / "other", captions, seed=77)
     output = tmp_path / "p.json"
     with pytest.raises(GapinitError, match=r"test.h5: made from another backbone"):
-        predict_captions(tmp_path / "other", features, None, output, **DECODING)
+        predict_split(tmp_path / "other", world.manifest, features, None, output, **DECODING)
     with pytest.raises(GapinitError, match="expected an HDF5 file of kind 'features'"):
-        predict_captions(world.backbone, world.states, None, output, **DECODING)
+        predict_split(world.backbone, world.manifest, world.states, None, output, **DECODING)
     shutil.copytree(adapter, tmp_path / "adapter")
     (tmp_path / "adapter" / "adapter_config.json").write_text("{")
     with pytest.raises(GapinitError, match=r"adapter_config.json: not valid JSON"):
-        predict_captions(world.backbone, features, tmp_path / "adapter", output, **DECODING)
+        predict_split(
+            world.backbone, world.manifest, features, tmp_path / "adapter", output, **DECODING
+        )
     with pytest.raises(GapinitError, match="no split 'dev'"):
         extract_features(world.backbone, world.manifest, tmp_path / "f.h5", split="dev")
     assert not output.exists() and not (tmp_path / "f.h5").exists()

@@ -12,7 +12,7 @@ import pytest
 
 from gapinit.errors import GapinitError
 from gapinit.runs import Run, TableRow
-from gapinit.scores import RowScores, Scores, paired_differences
+from gapinit.scores import RowScores, ScoreFolder, Scores, paired_differences
 
 from .score_world import MEANS, World, make_world
 
@@ -97,7 +97,7 @@ def test_pairs_are_found_by_seed_and_only_shared_seeds_count() -> None:
     def row(seeds: list[int | None], values: list[float]) -> RowScores:
         runs = tuple(Run("b", "d", "lora-kaiming", 1, "naive", 1, seed=seed) for seed in seeds)
         scores = tuple(
-            Scores(Path(), {"CIDEr": value}, (1, 2), {"CIDEr": np.array([value - 1, value + 1])})
+            Scores(Path(), {"CIDEr": value}, "images", (1, 2), {"CIDEr": np.array([value - 1, value + 1])})
             for value in values
         )
         return RowScores(TableRow(f"row{seeds}", "", None, runs), scores)
@@ -110,3 +110,26 @@ def test_pairs_are_found_by_seed_and_only_shared_seeds_count() -> None:
     )
     with pytest.raises(GapinitError, match="no seed in common"):
         paired_differences(first, row([8], [0]), "CIDEr")
+
+
+def test_questions_are_lined_up_by_their_own_ids(tmp_path: Path) -> None:
+    """VQAv2 and POPE have several questions about an image; POPE numbers each category anew."""
+    runs = tuple(Run("b", "vqa", "lora-kaiming", 1, "naive", 1, seed=seed) for seed in (1, 2))
+    accuracies = {1: [100.0, 0.0, 50.0], 2: [0.0, 0.0, 100.0]}
+    for run in runs:
+        values = accuracies[run.seed or 0]
+        ids = [("random", 1), ("random", 2), ("popular", 1)]
+        content = {
+            "metrics": {"accuracy": 50.0 if run.seed == 1 else 100 / 3, "mean_f1": 70.0},
+            "per_sample": [
+                {"question_id": number, "category": category, "image_id": 5, "accuracy": value}
+                for (category, number), value in zip(ids, values, strict=True)
+            ][:: 1 if run.seed == 1 else -1],
+        }
+        path = tmp_path / run.path / "pope.scores.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(content))
+    row = ScoreFolder(tmp_path).row(TableRow("r", "", None, runs), "pope", "a test")
+    assert (row.num_samples, row.samples) == (3, "questions")
+    np.testing.assert_array_equal(row.matrix("VQAv2_accuracy"), [[50, 100, 0], [100, 0, 0]])
+    np.testing.assert_array_equal(row.matrix("POPE_F1"), [[70], [70]])

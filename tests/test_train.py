@@ -260,7 +260,7 @@ def test_the_record_of_a_run(run: Path, world: SmallWorld) -> None:
     assert sorted(path.name for path in run.iterdir()) == ["adapter", "run.json", "steps.csv"]
     assert record["factors"]["method"] == "gap-init" and record["factors"]["seed"] == 42
     assert record["recipe"]["alpha"] == 2.0 and record["recipe"]["batch_size"] == 24
-    assert record["recipe"]["max_caption_tokens"] == 32 and record["recipe"]["dropout"] == 0.05
+    assert record["recipe"]["max_tokens"] == 32 and record["recipe"]["dropout"] == 0.05
     assert record["layers"] == LAYERS["naive"]
     # rank 1: d_in + d_out for q, k, v, out (32, 32), fc1 (32, 128) and fc2 (128, 32), two layers
     assert record["trainable_parameters"] == 2 * (4 * 64 + 2 * 160)
@@ -365,7 +365,7 @@ def test_no_stage_prints_what_a_user_cannot_act_on(world: SmallWorld, tmp_path: 
     program = f"""
 from pathlib import Path
 from gapinit.config import Lora, Training
-from gapinit.predict import extract_features, predict_captions
+from gapinit.predict import extract_features, predict
 from gapinit.runs import Run
 from gapinit.states import extract_states
 from gapinit.train import train_run
@@ -378,8 +378,8 @@ run = Run("tiny", "tiny", "pissa", 1, "naive", 1, seed=1)
 train_run(run, backbone, out / "trunk.h5", layers, world / "gap.h5", out / "run",
           recipe=Training(batch_size=60), lora=Lora())
 extract_features(backbone, manifest, out / "features.h5")
-predict_captions(backbone, out / "features.h5", out / "run/adapter", out / "captions.json",
-                 num_beams=2, max_new_tokens=4, batch_size=8)
+predict(backbone, manifest, out / "features.h5", out / "run/adapter", out / "captions.json",
+        num_beams=2, max_new_tokens=4, batch_size=8)
 """
     command = [sys.executable, "-W", "default", "-c", program]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -49,10 +50,18 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class TestWholeWorkflow:
     def test_every_table_and_figure_is_there(self, finished: Path) -> None:
         results = finished / "results/test"
-        for table in ("test-captioning", "test-transfer"):
+        for table in ("test-captioning", "test-transfer", "test-questions", "test-instruct"):
             for suffix in ("csv", "md", "tex"):
                 assert (results / f"6_tables/{table}.{suffix}").stat().st_size > 0
-        for figure in ("figure1a", "figure1c", "figure2", "figure3", "figure4", "figure5"):
+        for figure in (
+            "figure1a",
+            "figure1b",
+            "figure1c",
+            "figure2",
+            "figure3",
+            "figure4",
+            "figure5",
+        ):
             for suffix in ("pdf", "png", "svg", "csv"):
                 assert (results / f"7_figures/{figure}.{suffix}").stat().st_size > 0
         assert "<html" in (results / "report.html").read_text(encoding="utf-8")
@@ -65,6 +74,30 @@ class TestWholeWorkflow:
             scores = results / "5_evaluate/runs" / line["runs"] / "scenes-test.scores.json"
             measured = json.loads(scores.read_text(encoding="utf-8"))["metrics"][line["metric"]]
             assert float(line["measured"]) == pytest.approx(measured, abs=1e-9)
+
+    def test_questions_are_scored_on_their_benchmarks(self, finished: Path) -> None:
+        results = finished / "results/test"
+        table = rows(results / "6_tables/test-questions.csv")
+        where = {
+            "VQAv2_accuracy": ("scenes-test-vqa", "accuracy"),
+            "OKVQA_accuracy": ("scenes-test-okvqa", "accuracy"),
+            "POPE_F1": ("scenes-test-pope", "mean_f1"),
+        }
+        assert {line["metric"] for line in table} == set(where)
+        for line in table:
+            dataset, name = where[line["metric"]]
+            found = []
+            for run in line["runs"].split(";"):
+                assert run.startswith("mini-blip2-test/scenes-test-vqa/")
+                scores = results / "5_evaluate/runs" / run / f"{dataset}.scores.json"
+                found.append(json.loads(scores.read_text(encoding="utf-8"))["metrics"][name])
+            assert float(line["measured"]) == pytest.approx(sum(found) / len(found), abs=1e-9)
+
+    def test_conversations_are_trained_on(self, finished: Path) -> None:
+        (run,) = (finished / "results/test/4_train/runs").glob("*/scenes-test-instruct/**/run.json")
+        record = json.loads(run.read_text(encoding="utf-8"))
+        assert record["factors"]["dataset"] == "scenes-test-instruct"
+        assert record["recipe"]["max_tokens"] == 88
 
     def test_published_numbers_stand_beside(self, finished: Path) -> None:
         table = rows(finished / "results/test/6_tables/test-captioning.csv")
@@ -141,6 +174,7 @@ class TestWholeWorkflow:
         ("calibration={'sizes': [99999]}", "found 1200 images in the split 'train'"),
         ("calibration={'size': 4}", "4 pairs has fewer than 10 neighbours"),
         ("layers={'num_layers': 7}", "key 'layers.num_layers': 7 layers, but"),
+        ("experiments=['table2']", "key 'figures': 'figure1b' draws a table with VQAv2_accuracy"),
     ],
 )
 def test_a_wrong_option_is_one_message(tmp_path: Path, option: str, message: str) -> None:
@@ -169,6 +203,47 @@ def test_an_unknown_method_names_file_and_row(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "table2.yaml: row 'pissa': key 'method': unknown method 'pizza'" in output
     assert "Traceback" not in output
+
+
+def test_the_paper_is_planned_without_any_file(tmp_path: Path) -> None:
+    """Retrieval and every run, in less time than anybody waits for a plan."""
+    configuration = ["--configfile", str(ROOT / "config/paper.yaml")]
+    started = time.monotonic()
+    output = snakemake(tmp_path, "--dry-run", *configuration)
+    assert time.monotonic() - started < 20
+    for line in (
+        "Retrieve train2014.zip",
+        "Retrieve v2_Questions_Train_mscoco.zip",
+        "Unpack flickr30k-images",
+        "Dataset coco-calibration",
+        "Backbone blip2-opt-2.7b",
+        "Predictions for pope by blip2-opt-2.7b/vqav2/gap-init",
+        "table4",
+    ):
+        assert line in output
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_folder_that_is_there_is_not_retrieved(tmp_path: Path) -> None:
+    data = make_photographs(tmp_path / "my coco")
+    configuration = ["--configfile", str(ROOT / "config/paper.yaml")]
+    folders = {name: str(data) for name in ("coco", "coco-calibration")}
+    options = [
+        "--config",
+        f"folders={folders}",
+        "calibration={'sizes': [20], 'size': 20, 'heldout': 9}",
+        "experiments=['table2']",
+        "figures=['figure1a']",
+    ]
+    output = snakemake(tmp_path, "--dry-run", *configuration, *options, expect=1)
+    assert "captions_train2017.json" in output, "the calibration file is not in that folder"
+    options[1] = f"folders={ {'coco': str(data)} }"
+    options += ["mirror=http://127.0.0.1:9/mirror"]
+    output = snakemake(tmp_path, "--dry-run", "--printshellcmds", *configuration, *options)
+    (prepare,) = [line for line in output.splitlines() if "datasets/coco.yaml" in line
+                  and "data prepare" in line]  # fmt: skip
+    assert f"--data-root '{data}'" in prepare
+    assert "--mirror http://127.0.0.1:9/mirror" in output
 
 
 def make_photographs(folder: Path) -> Path:

@@ -34,13 +34,23 @@ def load_backbone(folder: Path, device: str = "cpu") -> Blip2Backbone:
     return backbone
 
 
-def make_backbone(settings: Path, data: Path, output: Path, threads: int) -> None:
-    """Make the `save_pretrained` folder of the backbone described in `settings`."""
-    family = read_yaml(settings).get("family")
-    if family != "mini-blip2":
-        raise GapinitError(
-            f"{settings}: key 'family': unknown family '{family}', expected: mini-blip2"
-        )
-    from gapinit.backbones.mini_blip2 import MiniBlip2Settings, pretrain
+def make_backbone(settings: Path, data: Path | None, output: Path, threads: int) -> None:
+    """Make the `save_pretrained` folder of the backbone described in `settings`.
 
-    pretrain(read_settings(settings, MiniBlip2Settings), data, output, threads)
+    `data`: folder of the pretraining dataset, of a backbone that is pretrained here.
+    """
+    family = read_yaml(settings).get("family")
+    if family == "hub":
+        from gapinit.backbones.hub import HubSettings, link_backbone
+
+        link_backbone(read_settings(settings, HubSettings), output)
+    elif family == "mini-blip2":
+        from gapinit.backbones.mini_blip2 import MiniBlip2Settings, pretrain
+
+        if data is None:
+            raise GapinitError(f"{settings}: --data is missing (the pretraining dataset)")
+        pretrain(read_settings(settings, MiniBlip2Settings), data, output, threads)
+    else:
+        raise GapinitError(
+            f"{settings}: key 'family': unknown family '{family}', expected: hub, mini-blip2"
+        )

@@ -19,6 +19,7 @@ from transformers import Blip2ForConditionalGeneration, Blip2Processor
 from transformers.utils import logging as transformers_logging
 
 from gapinit.artifacts import read_json
+from gapinit.backbones.prompts import PROMPTS, Segment
 from gapinit.errors import GapinitError
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ TARGET_PATTERN = (
 
 class Blip2Backbone:
     """A BLIP-2 model and its processor, seen through the questions that gapinit asks."""
+
+    prompts = PROMPTS["blip2"]
 
     def __init__(self, model: Blip2ForConditionalGeneration, processor: Blip2Processor) -> None:
         if not model.config.use_decoder_only_language_model:
@@ -120,6 +123,58 @@ class Blip2Backbone:
         bos = self.model.config.text_config.bos_token_id
         return [[bos, *ids] for ids in encoded["input_ids"]]
 
+    def encode_segments(
+        self, texts: Sequence[Sequence[Segment]], max_tokens: int
+    ) -> list[tuple[list[int], list[int]]]:
+        """Return token ids and labels of texts, each at most `max_tokens` long.
+
+        Ids start with BOS; a label is the next token where that is learned, else -100. Each
+        learned segment ends with EOS. Segments are tokenised alone, with a space between them,
+        so that a prompt has the same tokens in training and in decoding.
+        """
+        self._require_positions(max_tokens, "the longest text in training")
+        pieces = [
+            f" {piece}" if piece and any(before for before, _ in text[:index]) else piece
+            for text in texts
+            for index, (piece, _) in enumerate(text)
+        ]
+        ids = iter(self._token_ids(pieces))
+        return [
+            self._labelled([(next(ids), learned) for _, learned in text], max_tokens)
+            for text in texts
+        ]
+
+    def _labelled(
+        self, segments: Sequence[tuple[list[int], bool]], max_tokens: int
+    ) -> tuple[list[int], list[int]]:
+        tokens = [self.model.config.text_config.bos_token_id]
+        labels = []
+        for ids, learned in segments:
+            added = [*ids, self.eos_token_id] if learned else ids
+            tokens += added
+            labels += added if learned else [-100] * len(added)
+        if len(labels) > max_tokens and labels[max_tokens - 1] != -100:
+            # ASSUME: a text that was cut ends with EOS like any other.
+            labels[max_tokens - 1] = self.eos_token_id
+        return tokens[: len(labels)][:max_tokens], labels[:max_tokens]
+
+    def encode_prompts(self, prompts: Sequence[str], max_new_tokens: int) -> list[list[int]]:
+        """Return token ids of what decoding starts from, BOS first, none of them cut."""
+        bos = self.model.config.text_config.bos_token_id
+        encoded = [[bos, *ids] for ids in self._token_ids(prompts)]
+        longest = max(len(ids) for ids in encoded)
+        self._require_positions(longest - 1 + max_new_tokens, "max_new_tokens")
+        return encoded
+
+    def _token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        # An empty text is legal in a prompt, and not every tokenizer takes it.
+        encoded = iter(
+            self.tokenizer([text for text in texts if text], add_special_tokens=False)["input_ids"]
+            if any(texts)
+            else []
+        )
+        return [list(next(encoded)) if text else [] for text in texts]
+
     def _require_positions(self, text_tokens: int, option: str) -> None:
         positions = self.model.config.text_config.max_position_embeddings
         room = positions - self.num_image_tokens
@@ -186,15 +241,21 @@ class Blip2Backbone:
         self.model.qformer = None
 
     @torch.inference_mode()
-    def generate(self, image_features: Tensor, max_new_tokens: int, num_beams: int) -> list[str]:
-        """Caption images from their features by greedy (1 beam) or beam search."""
-        self._require_positions(max_new_tokens, "max_new_tokens")
-        bos = self.model.config.text_config.bos_token_id
-        start = torch.full((len(image_features), 1), bos, device=self.device)
-        inputs_embeds = self.embed(image_features.to(self.device), start)
+    def generate(
+        self,
+        image_features: Tensor,
+        max_new_tokens: int,
+        num_beams: int,
+        prompts: Sequence[str] | None = None,
+    ) -> list[str]:
+        """Answer a prompt on each image by greedy (1 beam) or beam search; none: caption it."""
+        if prompts is None:
+            prompts = [self.prompts.caption] * len(image_features)
+        encoded = self.encode_prompts(prompts, max_new_tokens)
+        inputs_embeds, attention_mask = self._left_padded(image_features.to(self.device), encoded)
         tokens = self.model.language_model.generate(
             inputs_embeds=inputs_embeds,
-            attention_mask=torch.ones_like(inputs_embeds[..., 0], dtype=torch.long),
+            attention_mask=attention_mask,
             max_new_tokens=max_new_tokens,
             num_beams=num_beams,
             do_sample=False,
@@ -204,6 +265,19 @@ class Blip2Backbone:
         return [
             text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         ]
+
+    def _left_padded(
+        self, image_features: Tensor, prompts: Sequence[Sequence[int]]
+    ) -> tuple[Tensor, Tensor]:
+        """Return decoder inputs that all end where decoding starts, and their mask."""
+        ids, lengths = self.pad(prompts)
+        width = ids.shape[1]
+        embedded = self.embed(image_features, ids)
+        # A shorter row moves to the right, its padding to the front: before the image.
+        shift = width - lengths
+        position = torch.arange(embedded.shape[1], device=self.device)[None] - shift[:, None]
+        rows = torch.arange(len(ids), device=self.device)[:, None]
+        return embedded[rows, position.clamp(min=0)], (position >= 0).long()
 
 
 class _PassThrough(nn.Module):

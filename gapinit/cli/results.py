@@ -10,7 +10,7 @@ import typer
 from gapinit.cli.options import Manifest, Output, choice
 
 app = typer.Typer()
-FIGURES = ("figure1a", "figure1c", "figure2", "figure3", "figure4", "figure5", "curves")
+FIGURES = ("figure1a", "figure1b", "figure1c", "figure2", "figure3", "figure4", "figure5", "curves")
 
 Configuration = Annotated[Path, typer.Option(help="Checked configuration, JSON.")]
 Evaluations = Annotated[Path, typer.Option(help="Folder of all runs' scores.")]

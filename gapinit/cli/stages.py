@@ -15,8 +15,10 @@ app = typer.Typer()
 @app.command()
 def backbone(
     settings: Annotated[Path, typer.Option(help="Backbone file, config/backbones/*.yaml.")],
-    data: Annotated[Path, typer.Option(help="Folder of the pretraining dataset.")],
     output: Output,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the pretraining dataset, if it has one.")
+    ] = None,
     threads: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
     """Make a backbone's save_pretrained folder."""
@@ -112,7 +114,9 @@ def trunk(
     strategy: Annotated[str, typer.Option(help="naive, gg-safe or all.")],
     output: Output,
     split: Split = "train",
-    max_caption_tokens: Annotated[int, typer.Option(min=2)] = 32,
+    max_tokens: Annotated[
+        int, typer.Option(help="Of a caption, or of prompt and answer.", min=2)
+    ] = 32,
     device: Device = "auto",
 ) -> None:
     """Compute the frozen part's states on the training set, once for all runs (HDF5)."""
@@ -125,7 +129,7 @@ def trunk(
         choice(strategy, "strategy", ("naive", "gg-safe", "all")),
         output,
         split=split,
-        max_caption_tokens=max_caption_tokens,
+        max_tokens=max_tokens,
         device=device_name(device),
     )
 

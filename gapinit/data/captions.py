@@ -8,8 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from gapinit.data.defects import Defects
-from gapinit.data.entries import Entry, clean_caption, read_object, shown, top_list
-from gapinit.data.locate import coco_folders, find_image, karpathy_folders, leaves_root
+from gapinit.data.entries import (
+    Entry,
+    clean_caption,
+    file_name,
+    locate_image,
+    read_object,
+    shown,
+    top_list,
+)
+from gapinit.data.locate import coco_folders, image_number, karpathy_folders
 from gapinit.errors import GapinitError
 
 # Karpathy and Fei-Fei's split trains on `restval` too: the validation images it does not use.
@@ -31,16 +39,18 @@ def load_karpathy(
 ) -> list[CaptionedImage]:
     """Load every split of a Karpathy-format JSON (`dataset_coco.json`, `dataset_flickr30k.json`).
 
-    The image id is the `cocoid`, or the `imgid` where there is none (Flickr30k). Defects are
+    The image id is the `cocoid`, or the `imgid` in a file that has none (Flickr30k). Defects are
     raised together, or added to `defects` if that is given.
     Source: Karpathy and Fei-Fei, Deep Visual-Semantic Alignments, 2015 (the published splits).
     """
     noted = Defects() if defects is None else defects
     seen = _Ids(annotations, noted)
+    values = top_list(read_object(annotations), "images", annotations)
+    keys = [key for key in ("cocoid", "imgid", "filepath") if _most_have(values, key)]
     images = []
-    for index, value in enumerate(top_list(read_object(annotations), "images", annotations)):
+    for index, value in enumerate(values):
         entry = Entry(value, annotations, f"images[{index}]", noted)
-        image = _karpathy_image(entry, image_root, seen)
+        image = _karpathy_image(entry, keys, image_root, seen)
         if image is not None:
             images.append(image)
     if defects is None:
@@ -48,24 +58,35 @@ def load_karpathy(
     return images
 
 
-def _karpathy_image(entry: Entry, root: Path, seen: _Ids) -> CaptionedImage | None:
-    image_id = entry.integer("cocoid" if "cocoid" in entry.fields else "imgid")
-    name = entry.text("filename")
-    filepath = entry.text("filepath") if "filepath" in entry.fields else ""
+def _most_have(values: list[Any], key: str) -> bool:
+    return sum(isinstance(value, dict) and key in value for value in values) * 2 > len(values)
+
+
+def _karpathy_image(entry: Entry, keys: list[str], root: Path, seen: _Ids) -> CaptionedImage | None:
+    """Read one entry; `keys` are those that not every file has, but most entries of this one."""
+    expected = {*keys, *entry.fields}
+    image_id = entry.integer("cocoid" if "cocoid" in expected else "imgid")
+    if expected >= {"cocoid", "imgid"}:
+        number = entry.integer("imgid")
+        if number is not None:
+            seen.add("imgid", number, entry)
+    name = file_name(entry, "filename")
+    filepath = entry.text("filepath") if "filepath" in expected else ""
     split = entry.text("split")
     if split is not None and split not in KARPATHY_SPLITS:
-        expected = ", ".join(KARPATHY_SPLITS)
-        entry.problem(f"'split': expected one of {expected}, found {shown(split)}")
+        known = ", ".join(KARPATHY_SPLITS)
+        entry.problem(f"'split': expected one of {known}, found {shown(split)}")
     captions = _sentences(entry, seen)
-    if image_id is None or not name or filepath is None or split not in KARPATHY_SPLITS:
-        if name == "":
-            entry.problem("'filename': expected a file name, found ''")
+    fresh = image_id is not None and seen.add("image id", image_id, entry)
+    path = None
+    if name is not None and filepath is not None:
+        path = locate_image(entry, root, karpathy_folders(filepath), name, filepath)
+    if path is not None:
+        entry.names_image(path, image_id, split or "")
+    used = KARPATHY_SPLITS.get(split or "")
+    if image_id is None or path is None or used is None or not captions or not fresh:
         return None
-    fresh = seen.add("image id", image_id, entry)
-    path = _locate(entry, root, karpathy_folders(filepath), name, filepath)
-    if path is None or not captions or not fresh:
-        return None
-    return CaptionedImage(image_id, path, captions, KARPATHY_SPLITS[split])
+    return CaptionedImage(image_id, path, captions, used)
 
 
 def _sentences(entry: Entry, seen: _Ids) -> tuple[str, ...]:
@@ -86,12 +107,27 @@ def _sentences(entry: Entry, seen: _Ids) -> tuple[str, ...]:
     return tuple(captions)
 
 
+def karpathy_held_out(annotations: Path) -> set[int]:
+    """Return the image ids of a Karpathy split's validation and test images, without files."""
+    defects = Defects()
+    held_out = set()
+    for index, value in enumerate(top_list(read_object(annotations), "images", annotations)):
+        entry = Entry(value, annotations, f"images[{index}]", defects)
+        if entry.text("split") in ("val", "test"):
+            image_id = entry.integer("cocoid" if "cocoid" in entry.fields else "imgid")
+            if image_id is not None:
+                held_out.add(image_id)
+    defects.raise_if_any()
+    return held_out
+
+
 def load_coco_captions(
     annotations: Path, image_root: Path, split: str, defects: Defects | None = None
 ) -> list[CaptionedImage]:
     """Load a COCO captions JSON (`captions_train2017.json`) as the split `split`.
 
-    Images are looked for in `<split>2017/`, `<split>2014/`, `images/` and the root itself.
+    Images are looked for in `<split>2017/`, `<split>2014/`, `images/` and the root itself, and
+    under a name of COCO's in the folders of the other split too.
     Keys that captions do not need (`type`, `categories`) are ignored. Defects are raised
     together, or added to `defects` if that is given.
     Source: the COCO data format, section "Image Captioning" (cocodataset.org).
@@ -101,14 +137,16 @@ def load_coco_captions(
     images = top_list(content, "images", annotations)
     notes = top_list(content, "annotations", annotations)
     seen = _Ids(annotations, noted)
-    entries = _image_entries(images, seen)
-    captions = _captions_by_image(notes, entries, seen)
+    entries, others = _image_entries(images, seen)
+    captions = _captions_by_image(notes, entries, others, seen)
     loaded = []
-    for image_id, entry in entries.items():
-        name = entry.text("file_name")
-        if name == "":
-            entry.problem("'file_name': expected a file name, found ''")
-        path = _locate(entry, image_root, coco_folders(split), name, "") if name else None
+    for image_id, entry in [*entries.items(), *((None, entry) for entry in others)]:
+        name = file_name(entry, "file_name")
+        path = locate_image(entry, image_root, coco_folders(split, name), name) if name else None
+        if path is not None:
+            entry.names_image(path, image_id, split)
+        if image_id is None:
+            continue
         if image_id not in captions:
             entry.problem(f"image {image_id} has no caption. Add one or remove the entry.")
         elif path is not None and captions[image_id]:
@@ -118,20 +156,29 @@ def load_coco_captions(
     return loaded
 
 
-def _image_entries(images: list[Any], seen: _Ids) -> dict[int, Entry]:
+def _image_entries(images: list[Any], seen: _Ids) -> tuple[dict[int, Entry], list[Entry]]:
+    """Return the entries by image id, and those whose id cannot be used."""
     entries: dict[int, Entry] = {}
+    others = []
     for index, value in enumerate(images):
         entry = Entry(value, seen.file, f"images[{index}]", seen.defects)
         image_id = entry.integer("id")
         if image_id is not None and seen.add("image id", image_id, entry):
             entries[image_id] = entry
-    return entries
+        else:
+            others.append(entry)
+    return entries, others
 
 
 def _captions_by_image(
-    notes: list[Any], images: dict[int, Entry], seen: _Ids
+    notes: list[Any], images: dict[int, Entry], others: list[Entry], seen: _Ids
 ) -> dict[int, list[str]]:
-    """Return the captions by image id; an image whose captions are all defective has none."""
+    """Return the captions by image id; an image whose captions are all defective has none.
+
+    The captions of an image entry whose id is wrong, and told as such, are not told again.
+    """
+    names = (entry.fields.get("file_name") for entry in others)
+    told = {image_number(name) for name in names if isinstance(name, str)}
     captions: dict[int, list[str]] = {}
     for index, value in enumerate(notes):
         entry = Entry(value, seen.file, f"annotations[{index}]", seen.defects)
@@ -142,7 +189,8 @@ def _captions_by_image(
         if image_id is None:
             continue
         if image_id not in images:
-            entry.problem(f"'image_id': {image_id} is no entry of 'images'")
+            if image_id not in told:
+                entry.problem(f"'image_id': {image_id} is no entry of 'images'")
             continue
         captions.setdefault(image_id, [])
         if text is not None:
@@ -178,15 +226,3 @@ class _Ids:
             return True
         entry.problem(f"duplicate {kind} {value}, already used by {first}")
         return False
-
-
-def _locate(entry: Entry, root: Path, folders: list[str], name: str, filepath: str) -> Path | None:
-    for part in (filepath, name):
-        if leaves_root(part):
-            entry.problem(f"the file name {shown(part)} leaves the image root {root}")
-            return None
-    path = find_image(root, folders, name)
-    if path is None:
-        looked = ", ".join(folder or "the root itself" for folder in list(dict.fromkeys(folders)))
-        entry.problem(f"names the image {shown(name)}, which is not in {root} (looked in {looked})")
-    return path

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -12,7 +13,10 @@ from gapinit.errors import GapinitError
 
 YEARS = ("2017", "2014")
 KARPATHY_NAMES = ("dataset_coco.json", "dataset_flickr30k.json")
+POPE_CATEGORIES = ("random", "popular", "adversarial")
 _YEAR_PREFIX = re.compile(r"^COCO_(?:train|val)2014_(?=\d{12}\.jpg$)")
+_SHORT_NAME = re.compile(r"\d{12}\.jpg")
+_COCO_NAME = re.compile(r"(?:COCO_(?:train|val)2014_)?(\d{12})\.jpg")
 
 
 @dataclass(frozen=True)
@@ -42,14 +46,71 @@ def leaves_root(name: str) -> bool:
 def find_image(root: Path, folders: Sequence[str], name: str) -> Path | None:
     """Return the first existing `root/folder/name`, or None.
 
-    COCO's 2017 release holds the images of 2014 under shorter names; a Karpathy split, which
-    names those of 2014, finds either.
+    COCO's 2017 release holds the images of 2014 under shorter names; an annotation file that
+    names those of either release finds those of the other.
     """
-    for candidate in dict.fromkeys((name, _YEAR_PREFIX.sub("", name))):
+    for candidate in _names_in_both_releases(name):
         for folder in dict.fromkeys(folders):
             path = os.path.join(root, folder, candidate)
             if os.path.isfile(path):
                 return Path(path)
+    return None
+
+
+def _names_in_both_releases(name: str) -> list[str]:
+    if _SHORT_NAME.fullmatch(name):
+        return [name, *(f"COCO_{split}2014_{name}" for split in ("train", "val"))]
+    return list(dict.fromkeys((name, _YEAR_PREFIX.sub("", name))))
+
+
+def find_images_by_id(root: Path, split: str) -> dict[int, Path]:
+    """Return COCO's images by id: ids are the same in both releases, and unique over them.
+
+    Where an id is there twice, the image in a folder of the split itself goes first.
+    """
+    found: dict[int, Path] = {}
+    for folder in coco_folders(split):
+        for name in _file_names(os.path.join(root, folder)):
+            image_id = coco_number(name)
+            if image_id is not None:
+                found.setdefault(image_id, Path(root, folder, name))
+    return found
+
+
+def _file_names(folder: str) -> Iterator[str]:
+    try:
+        with os.scandir(folder) as entries:
+            yield from (entry.name for entry in entries if entry.is_file())
+    except OSError:  # not there, or not to be read: then its images are missing
+        return
+
+
+def coco_number(name: str) -> int | None:
+    """Return the image id that a file name of COCO's ends in; None if it is not one of COCO's."""
+    found = _COCO_NAME.fullmatch(name)
+    return int(found[1]) if found else None
+
+
+def image_number(name: str) -> int:
+    """Return a number for an image that is known by its file name only.
+
+    ASSUME: the digits at the end of the name are its id, as in COCO's names; a name without any
+    gets a number of its own, the same everywhere, and far above those of COCO.
+    """
+    digits = re.search(r"[0-9]+$", PurePosixPath(name).stem)
+    if digits and len(digits[0]) <= 18:
+        return int(digits[0])
+    return 2**62 + int.from_bytes(hashlib.sha256(name.encode(errors="surrogatepass")).digest()[:7])
+
+
+def leading_out(path: Path, root: Path) -> Path | None:
+    """Return the link on the way from the root to a path that leads out of the root, or None."""
+    base = os.path.realpath(root)
+    step = root
+    for part in path.relative_to(root).parts:
+        step = step / part
+        if not Path(os.path.realpath(step)).is_relative_to(base):
+            return step
     return None
 
 
@@ -61,13 +122,16 @@ def karpathy_folders(filepath: str) -> list[str]:
     return [*own, *releases, *nested]
 
 
-def coco_folders(split: str) -> list[str]:
-    """Return the folders below the root where an image of a COCO captions file may be.
+def coco_folders(split: str, name: str = "") -> list[str]:
+    """Return the folders below the root where an image of COCO may be, those of the split first.
 
-    `split` is "train" or "val"; any other word means that either may hold it.
+    Any may hold it: the 2017 release regroups the images of 2014, and no two images of COCO have
+    one name. A `name` that is not one of COCO's is not looked for among those of the other split.
     """
-    splits = (split,) if split in ("train", "val") else ("train", "val")
-    releases = [f"{name}{year}" for year in YEARS for name in splits]
+    splits = ["val", "train"] if split in ("val", "test") else ["train", "val"]
+    if name and split in splits and coco_number(name) is None:
+        splits = [split]
+    releases = [f"{word}{year}" for word in splits for year in YEARS]
     return [*releases, "images", *[f"images/{release}" for release in releases], ""]
 
 
@@ -81,13 +145,15 @@ def find_annotations(data_root: Path, annotations: Path | None) -> AnnotationFil
         raise GapinitError(f"{data_root}: no such folder (expected the dataset's root, data_root)")
     if annotations is None:
         return _in_folders([data_root / "annotations", data_root])
-    tried = list(dict.fromkeys((annotations, data_root / annotations)))
+    # A dataset's file may name a folder beside the root; a user's own folder often holds all.
+    beside = (data_root / annotations.name, data_root / "annotations" / annotations.name)
+    tried = list(dict.fromkeys((annotations, data_root / annotations, *beside)))
     for path in tried:
         if path.is_file():
             return AnnotationFiles((path,))
         if path.is_dir():
             return _in_folders([path])
-    names = " or ".join(str(path) for path in tried)
+    names = " or ".join(str(path) for path in tried[:2])
     raise GapinitError(f"annotations: no such file or folder (looked for {names})")
 
 
@@ -124,3 +190,57 @@ def _in_folder(folder: Path) -> AnnotationFiles | None:
                 f"{present[0]} as `annotations` to have it split into train and test."
             )
     return None
+
+
+def find_question_files(folder: Path) -> dict[str, tuple[Path, Path]]:
+    """Return the question and annotation files of VQAv2 or OK-VQA, by split (train, val).
+
+    They are looked for in the folder itself and in `annotations` and `vqa` below it; a split that
+    is not there is left out.
+    """
+    found = {}
+    for split in ("train", "val"):
+        for place in (folder, folder / "annotations", folder / "vqa"):
+            pairs = _question_files(place, split)
+            if len(pairs) > 1:
+                names = " and ".join(questions.name for questions, _ in pairs)
+                raise GapinitError(f"{place}: holds {names}; put each dataset into its own folder")
+            if pairs:
+                found[split] = pairs[0]
+                break
+    return found
+
+
+def _question_files(folder: Path, split: str) -> list[tuple[Path, Path]]:
+    """Return the pairs of one split in one folder; half a pair is an error."""
+    pairs = []
+    for version in ("v2_", ""):
+        questions = folder / f"{version}OpenEnded_mscoco_{split}2014_questions.json"
+        annotations = folder / f"{version}mscoco_{split}2014_annotations.json"
+        there = [path for path in (questions, annotations) if path.is_file()]
+        if len(there) == 1:
+            (missing,) = {questions, annotations} - set(there)
+            raise GapinitError(f"{missing}: no such file, but {there[0].name} is there. Add it.")
+        if there:
+            pairs.append((questions, annotations))
+    return pairs
+
+
+def find_pope_files(folder: Path) -> dict[str, Path]:
+    """Return POPE's question files by category (random, popular, adversarial).
+
+    They are looked for in the folder itself and in `annotations`, `pope` and `vqa` below it; a
+    category that is not there is left out.
+    """
+    found: dict[str, Path] = {}
+    for category in POPE_CATEGORIES:
+        for place in (folder, folder / "annotations", folder / "pope", folder / "vqa"):
+            names = [f"*_pope_{category}.{suffix}" for suffix in ("json", "jsonl")]
+            files = sorted(path for name in names for path in place.glob(name) if path.is_file())
+            if len(files) > 1:
+                listed = " and ".join(path.name for path in files)
+                raise GapinitError(f"{place}: holds {listed}; put each dataset into its own folder")
+            if files:
+                found[category] = files[0]
+                break
+    return found

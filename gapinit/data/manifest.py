@@ -1,4 +1,7 @@
-"""The manifest of a prepared dataset: which image has which captions in which split."""
+"""The manifest of a prepared dataset: its samples by split, and where its images are.
+
+A sample is a captioned image, a question, or a conversation; the manifest's kind says which.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,22 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from gapinit.artifacts import digest, read_json, write_json
 from gapinit.data.captions import CaptionedImage
 from gapinit.data.locate import leaves_root
 from gapinit.errors import GapinitError
 
-KIND = "captions"
-MANIFEST_VERSION = 1
+if TYPE_CHECKING:
+    from gapinit.data.conversations import Conversation
+    from gapinit.data.questions import Question
+
+    Sample = CaptionedImage | Question | Conversation
+
+Kind = Literal["captions", "vqa", "pope", "conversations"]
+KINDS: tuple[Kind, ...] = ("captions", "vqa", "pope", "conversations")
+MANIFEST_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -28,15 +38,33 @@ class Manifest:
     name: str
     root: Path
     annotations: Mapping[str, str]
-    splits: Mapping[str, list[CaptionedImage]]
+    splits: Mapping[str, Sequence[Sample]]
     images_digest: str = ""
+    kind: Kind = "captions"
 
-    def split(self, name: str) -> list[CaptionedImage]:
-        """Return the images of a split, or say which splits there are."""
+    def split(self, name: str) -> Sequence[Sample]:
+        """Return the samples of a split, or say which splits there are."""
         if name not in self.splits:
             known = ", ".join(self.splits) or "none"
             raise GapinitError(f"dataset '{self.name}': no split '{name}' (it has: {known})")
         return self.splits[name]
+
+    def captions(self, split: str) -> list[CaptionedImage]:
+        """Return the captioned images of a split; another kind of dataset is an error."""
+        if self.kind != "captions":
+            raise GapinitError(
+                f"dataset '{self.name}' holds {self.kind}, expected captions: calibration pairs "
+                "are images with captions"
+            )
+        return cast("list[CaptionedImage]", list(self.split(split)))
+
+    def images(self, split: str) -> list[Path]:
+        """Return the image files of a split, each once, in the order of their first sample."""
+        return list(dict.fromkeys(sample.path for sample in self.split(split)))
+
+    def file(self, path: Path) -> str:
+        """Return an image's name below the root: what tells images apart in artifacts."""
+        return Path(os.path.relpath(path, self.root)).as_posix()
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
@@ -45,27 +73,35 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
     folder = Path(os.path.abspath(path)).parent
     relative = root.relative_to(folder).as_posix() if root.is_relative_to(folder) else None
     content = {
-        "kind": KIND,
+        "kind": manifest.kind,
         "manifest_version": MANIFEST_VERSION,
         "name": manifest.name,
         "root": relative or str(root),
         "annotations": dict(manifest.annotations),
         "images_digest": manifest.images_digest,
-        "counts": {split: len(images) for split, images in manifest.splits.items()},
+        "counts": {split: len(samples) for split, samples in manifest.splits.items()},
         "splits": {
-            split: [_to_json(image, root) for image in images]
-            for split, images in manifest.splits.items()
+            split: [_to_json(manifest.kind, sample, root) for sample in samples]
+            for split, samples in manifest.splits.items()
         },
     }
     write_json(path, content)
 
 
-def _to_json(image: CaptionedImage, root: Path) -> dict[str, Any]:
-    file = os.path.relpath(os.path.abspath(image.path), root)
+def _to_json(kind: Kind, sample: Any, root: Path) -> dict[str, Any]:
+    path = os.path.relpath(os.path.abspath(sample.path), root)
+    head = {"image_id": sample.image_id, "file": Path(path).as_posix()}
+    if kind == "captions":
+        return {**head, "captions": list(sample.captions)}
+    if kind == "conversations":
+        turns = [list(turn) for turn in sample.turns]
+        return {"conversation_id": sample.conversation_id, **head, "turns": turns}
+    texts = ("text", "question_type", "answer_type", "category")
     return {
-        "image_id": image.image_id,
-        "file": Path(file).as_posix(),
-        "captions": list(image.captions),
+        "question_id": sample.question_id,
+        **head,
+        **{name: getattr(sample, name) for name in texts},
+        "answers": list(sample.answers),
     }
 
 
@@ -75,14 +111,14 @@ def images_digest(digests: Mapping[Path, str], root: Path) -> str:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read a manifest of captioned images; anything else is an error that names the file."""
+    """Read a manifest; anything else is an error that names the file."""
     path = Path(path)
     content = read_json(path)
     found = content.get("kind") if isinstance(content, dict) else None
-    if found != KIND:
+    if found not in KINDS:
         raise GapinitError(
-            f"{path}: expected a dataset manifest of kind '{KIND}', found kind {found!r}. "
-            "Make one with `gapinit data`."
+            f"{path}: expected a dataset manifest of kind {', '.join(KINDS)}, found kind "
+            f"{found!r}. Make one with `gapinit data`."
         )
     if content.get("manifest_version") != MANIFEST_VERSION:
         raise GapinitError(
@@ -99,37 +135,44 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _from_json(content: dict[str, Any], folder: Path) -> Manifest:
-    root = folder / content["root"]
+    root, kind = folder / content["root"], content["kind"]
     splits = {
-        split: [_image_from_json(entry, root, split) for entry in entries]
+        split: [_sample(kind, entry, root, split) for entry in entries]
         for split, entries in content["splits"].items()
     }
     annotations = dict(content["annotations"])
-    return Manifest(content["name"], root, annotations, splits, content["images_digest"])
+    return Manifest(content["name"], root, annotations, splits, content["images_digest"], kind)
 
 
-def _image_from_json(entry: dict[str, Any], root: Path, split: str) -> CaptionedImage:
-    file, captions = entry["file"], entry["captions"]
+def _sample(kind: Kind, entry: dict[str, Any], root: Path, split: str) -> Sample:
+    file, image_id = entry["file"], int(entry["image_id"])
     if leaves_root(file):
         raise ValueError(f"the file name {file!r} leaves the root")
-    if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
-        raise TypeError(f"'captions' of image {entry['image_id']!r} is not a list of texts")
-    return CaptionedImage(int(entry["image_id"]), root / file, tuple(captions), split)
+    if kind == "captions":
+        return CaptionedImage(image_id, root / file, _texts(entry, "captions"), split)
+    if kind == "conversations":
+        from gapinit.data.conversations import Conversation
 
+        turns = tuple((str(asked), str(said)) for asked, said in entry["turns"])
+        number = str(entry["conversation_id"])
+        return Conversation(number, root / file, image_id, turns, split)
+    from gapinit.data.questions import Question
 
-def write_references(images: Sequence[CaptionedImage], path: Path) -> None:
-    """Write images and their captions as a COCO captions JSON: the references for scoring."""
-    annotations = [(image.image_id, text) for image in images for text in image.captions]
-    write_json(
-        path,
-        {
-            "info": {"description": "reference captions of one split"},
-            "licenses": [],
-            "type": "captions",
-            "images": [{"id": image.image_id, "file_name": image.path.name} for image in images],
-            "annotations": [
-                {"id": number, "image_id": image_id, "caption": text}
-                for number, (image_id, text) in enumerate(annotations, start=1)
-            ],
-        },
+    return Question(
+        question_id=int(entry["question_id"]),
+        image_id=image_id,
+        path=root / file,
+        text=str(entry["text"]),
+        answers=_texts(entry, "answers"),
+        question_type=str(entry["question_type"]),
+        answer_type=str(entry["answer_type"]),
+        category=str(entry["category"]),
+        split=split,
     )
+
+
+def _texts(entry: dict[str, Any], key: str) -> tuple[str, ...]:
+    texts = entry[key]
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"'{key}' of image {entry['image_id']!r} is not a list of texts")
+    return tuple(texts)

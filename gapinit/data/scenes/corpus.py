@@ -36,6 +36,8 @@ TASTES = {
     "pink": "melon",
 }
 NUMBERS = ("zero", "one", "two", "three")
+VISUAL_QUESTIONS = ("color", "shape", "count", "presence", "relation", "background")
+QUESTIONS = (*VISUAL_QUESTIONS, "fact")
 # ASSUME: the mix. Captions of both styles make the language, the rest makes later tasks speakable.
 MIX = {"target": 0.32, "ood": 0.18, "alt_text": 0.24, "question": 0.2, "fact": 0.06}
 
@@ -58,10 +60,12 @@ def corpus_line(rng: random.Random) -> str:
     return f"{context}Question: {question} Short answer: {answer}"
 
 
-def question_and_answer(scene: Scene, rng: random.Random) -> tuple[str, str]:
+def question_and_answer(
+    scene: Scene, rng: random.Random, kinds: tuple[str, ...] = QUESTIONS
+) -> tuple[str, str]:
     """Ask about a colour, shape, number, presence, relation, background, or a fact."""
     item = rng.choice(scene.objects)
-    kind = rng.choice(("color", "shape", "count", "presence", "relation", "background", "fact"))
+    kind = rng.choice(kinds)
     if kind == "color" and scene.count(shape=item.shape) == 1:
         return f"what color is the {item.shape}?", item.colour
     if kind == "shape" and scene.count(colour=item.colour) == 1:

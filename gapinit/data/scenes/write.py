@@ -1,42 +1,26 @@
-"""Write a `scenes` dataset to disk, in the formats of COCO, of Flickr30k, or for pretraining.
-
-Every scene, picture and text has a random stream of its own, named after the dataset, its seed
-and its place in it, so the files are the same byte for byte wherever and whenever they are made.
-"""
+"""Write a `scenes` dataset to disk, in the formats of COCO, of Flickr30k, or for pretraining."""
 
 from __future__ import annotations
 
 import json
 import random
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from gapinit.artifacts import atomic_file, atomic_folder, write_json
 from gapinit.data.scenes.corpus import corpus_line
+from gapinit.data.scenes.items import Item, draw, numbers, sample_items, shown, stream
 from gapinit.data.scenes.language import alt_text, captions, ood_caption, target_caption
-from gapinit.data.scenes.render import render
-from gapinit.data.scenes.settings import ScenesSettings
-from gapinit.data.scenes.world import Scene, sample_scene
+from gapinit.data.scenes.settings import Layout, ScenesSettings
+from gapinit.data.scenes.world import Scene
+from gapinit.data.scenes.write_questions import write_llava, write_okvqa, write_pope, write_vqa
 from gapinit.errors import GapinitError
-from gapinit.progress import track
 
 SETTINGS_FILE = "scenes.json"
 FOLDERS = ("images", "flickr30k-images", "annotations")
-JPEG_QUALITY = 95
-MIXED_OUTDOOR_SHARE = 0.25  # ASSUME: a pretraining set is mostly like the target domain
 CAPTIONS_PER_IMAGE = 5
-
-
-@dataclass(frozen=True)
-class Item:
-    """One image of a dataset before it is drawn."""
-
-    split: str
-    number: int
-    scene: Scene
 
 
 def make_scenes(settings: ScenesSettings, output: Path, *, progress: bool = False) -> None:
@@ -48,8 +32,7 @@ def make_scenes(settings: ScenesSettings, output: Path, *, progress: bool = Fals
     output = Path(output)
     _clear(output)
     write_json(output / SETTINGS_FILE, settings.model_dump())
-    write = {"coco": _write_coco, "flickr30k": _write_flickr30k, "pretraining": _write_pretraining}
-    write[settings.layout](settings, output, progress)
+    _WRITERS[settings.layout](settings, output, progress)
 
 
 def _clear(output: Path) -> None:
@@ -63,51 +46,11 @@ def _clear(output: Path) -> None:
         shutil.rmtree(folder)
 
 
-def stream(settings: ScenesSettings, *place: object) -> random.Random:
-    """Return the random stream of one part of a dataset. A text seed is hashed by SHA-512."""
-    name = "/".join(str(part) for part in (settings.name, settings.seed, *place))
-    return random.Random(name)
-
-
-def sample_items(settings: ScenesSettings) -> list[Item]:
-    """Draw the scenes of a dataset; no scene occurs in two splits."""
-    split_of: dict[Scene, str] = {}
-    items = []
-    for split, size in settings.images.by_split().items():
-        rng = stream(settings, split, "scenes")
-        for number in range(size):
-            scene = sample_scene(rng)
-            while split_of.get(scene, split) != split:
-                scene = sample_scene(rng)
-            split_of[scene] = split
-            items.append(Item(split, number, scene))
-    return items
-
-
-def _shown(items: list[Item], settings: ScenesSettings, progress: bool) -> Iterable[Item]:
-    return track(items, f"drawing {settings.name}") if progress else items
-
-
-def _draw(settings: ScenesSettings, item: Item, path: Path) -> None:
-    rng = stream(settings, item.split, item.number, "picture")
-    domain: str = settings.domain
-    if domain == "mixed":
-        domain = "outdoor" if rng.random() < MIXED_OUTDOOR_SHARE else "studio"
-    picture = render(item.scene, domain, settings.image_size, rng)
-    # No chroma subsampling: at 32 pixels it would smear the colours of small objects.
-    picture.save(path, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-
-
 def _sentences(
     settings: ScenesSettings, item: Item, style: Callable[[Scene, random.Random], str]
 ) -> list[str]:
     rng = stream(settings, item.split, item.number, "captions")
     return captions(item.scene, style, rng, CAPTIONS_PER_IMAGE)
-
-
-def _numbers(settings: ScenesSettings, count: int, low: int, high: int) -> Iterator[int]:
-    """Draw distinct image numbers, sparse as in the real datasets."""
-    return iter(stream(settings, "numbers").sample(range(low, high), count))
 
 
 def _karpathy_image(imgid: int, split: str, texts: list[str], filename: str) -> dict[str, Any]:
@@ -133,17 +76,17 @@ def _tokens(text: str) -> list[str]:
 
 def _write_coco(settings: ScenesSettings, output: Path, progress: bool) -> None:
     items = sample_items(settings)
-    cocoids = _numbers(settings, len(items), 1, 600_000)
+    cocoids = numbers(settings, len(items), 1, 600_000)
     karpathy: list[dict[str, Any]] = []
     with atomic_folder(output / "images") as folder:
         for year in ("train2014", "val2014"):
             (folder / year).mkdir()
-        for imgid, item in enumerate(_shown(items, settings, progress)):
+        for imgid, item in enumerate(shown(items, settings, progress)):
             # As in Karpathy's split: everything but `train` is cut from COCO's validation images.
             filepath = "train2014" if item.split == "train" else "val2014"
             cocoid = next(cocoids)
             filename = f"COCO_{filepath}_{cocoid:012d}.jpg"
-            _draw(settings, item, folder / filepath / filename)
+            draw(settings, item, folder / filepath / filename)
             texts = _sentences(settings, item, target_caption)
             entry = _karpathy_image(imgid, item.split, texts, filename)
             karpathy.append({"filepath": filepath, **entry, "cocoid": cocoid})
@@ -193,12 +136,12 @@ def _coco_captions(entries: list[dict[str, Any]], settings: ScenesSettings) -> d
 
 def _write_flickr30k(settings: ScenesSettings, output: Path, progress: bool) -> None:
     items = sample_items(settings)
-    numbers = _numbers(settings, len(items), 10_000_000, 8_200_000_000)
+    names = numbers(settings, len(items), 10_000_000, 8_200_000_000)
     karpathy = []
     with atomic_folder(output / "flickr30k-images") as folder:
-        for imgid, item in enumerate(_shown(items, settings, progress)):
-            filename = f"{next(numbers)}.jpg"
-            _draw(settings, item, folder / filename)
+        for imgid, item in enumerate(shown(items, settings, progress)):
+            filename = f"{next(names)}.jpg"
+            draw(settings, item, folder / filename)
             texts = _sentences(settings, item, ood_caption)
             karpathy.append(_karpathy_image(imgid, item.split, texts, filename))
     write_json(output / "dataset_flickr30k.json", {"images": karpathy, "dataset": "flickr30k"})
@@ -208,9 +151,9 @@ def _write_pretraining(settings: ScenesSettings, output: Path, progress: bool) -
     items = sample_items(settings)
     lines = []
     with atomic_folder(output / "images") as folder:
-        for item in _shown(items, settings, progress):
+        for item in shown(items, settings, progress):
             filename = f"{item.number:08d}.jpg"
-            _draw(settings, item, folder / filename)
+            draw(settings, item, folder / filename)
             rng = stream(settings, item.split, item.number, "alt-text")
             for _ in range(settings.alt_texts_per_image):
                 record = {"image": f"images/{filename}", "text": alt_text(item.scene, rng)}
@@ -220,3 +163,14 @@ def _write_pretraining(settings: ScenesSettings, output: Path, progress: bool) -
     for name, content in (("alt_text.jsonl", lines), ("corpus.txt", corpus)):
         with atomic_file(output / name) as temporary:
             temporary.write_text("".join(content), encoding="utf-8", newline="\n")
+
+
+_WRITERS: dict[Layout, Callable[[ScenesSettings, Path, bool], None]] = {
+    "coco": _write_coco,
+    "flickr30k": _write_flickr30k,
+    "pretraining": _write_pretraining,
+    "vqa": write_vqa,
+    "okvqa": write_okvqa,
+    "pope": write_pope,
+    "llava": write_llava,
+}

@@ -1,0 +1,150 @@
+"""Questions about a scene, and ten people who answer them."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass
+
+from gapinit.data.scenes.corpus import (
+    MATERIALS,
+    NUMBERS,
+    TASTES,
+    VISUAL_QUESTIONS,
+    question_and_answer,
+)
+from gapinit.data.scenes.world import Scene
+
+ANNOTATORS = 10
+QUESTION_TYPES = (
+    "what color is the",
+    "what shape is the",
+    "what pattern is the",
+    "how many",
+    "is there a",
+    "is there an",
+    "is the",
+    "what is the",
+    "what does the",
+)
+"""VQAv2 names a question's type by its first words."""
+KNOWLEDGE_TYPES = {"one": "Materials", "two": "Tastes"}
+"""OK-VQA names a question's type by a code, explained at the top of its file."""
+# ASSUME: how often ten people agree is drawn for each question; VQAv2's do on about 40 %.
+CLEARNESS = {0.98: 0.5, 0.88: 0.35, 0.65: 0.15}
+MISTAKEN = {
+    "red": "orange",
+    "orange": "red",
+    "yellow": "orange",
+    "green": "cyan",
+    "cyan": "blue",
+    "blue": "purple",
+    "purple": "pink",
+    "pink": "purple",
+    "circle": "ring",
+    "ring": "circle",
+    "square": "diamond",
+    "diamond": "square",
+    "triangle": "star",
+    "star": "cross",
+    "cross": "star",
+    "bar": "square",
+    "white": "beige",
+    "beige": "white",
+    "gray": "black",
+    "black": "gray",
+    "plain": "dotted",
+    "striped": "checkered",
+    "dotted": "plain",
+    "checkered": "striped",
+    "yes": "no",
+    "no": "yes",
+}
+"""What somebody who looks badly says instead."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question, its answer, and the answers that ten people gave."""
+
+    text: str
+    answer: str
+    answers: tuple[str, ...]
+    question_type: str
+
+    @property
+    def answer_type(self) -> str:
+        """Return VQAv2's type of answer: yes/no, number or other."""
+        if self.answer in ("yes", "no"):
+            return "yes/no"
+        return "number" if self.answer in (*NUMBERS, "0", "1", "2", "3") else "other"
+
+    @property
+    def most_common(self) -> str:
+        """Return the answer that most people gave (VQAv2's multiple_choice_answer)."""
+        return Counter(self.answers).most_common(1)[0][0]
+
+
+def visual_questions(scene: Scene, rng: random.Random, count: int) -> list[Asked]:
+    """Ask `count` different questions that the image answers."""
+    found: dict[str, Asked] = {}
+    while len(found) < count:
+        text, answer = question_and_answer(scene, rng, VISUAL_QUESTIONS)
+        kind = max((name for name in QUESTION_TYPES if text.startswith(name)), key=len)
+        found.setdefault(text, Asked(_sentence(text), answer, _answers(answer, rng), kind))
+    return list(found.values())
+
+
+def knowledge_questions(scene: Scene, rng: random.Random, count: int) -> list[Asked]:
+    """Ask up to `count` different questions whose answer is a fact that no image shows.
+
+    Half of them name the shape (or colour) that the fact is about; the others name the object by
+    what can be seen otherwise, so that the image has to tell its shape (or colour) first.
+    """
+    found: dict[str, Asked] = {}
+    for item in rng.sample(scene.objects, len(scene.objects)):
+        material, taste = MATERIALS[item.shape], TASTES[item.colour]
+        options = [
+            (f"what is the {item.shape} made of?", material, "one"),
+            (f"what does the {item.colour} object taste of?", taste, "two"),
+        ]
+        if scene.count(colour=item.colour) == 1:
+            options.append((f"what is the {item.colour} object made of?", material, "one"))
+        if scene.count(shape=item.shape) == 1:
+            options.append((f"what does the {item.shape} taste of?", taste, "two"))
+        text, answer, kind = rng.choice(options)
+        found.setdefault(text, Asked(_sentence(text), answer, _answers(answer, rng), kind))
+    return list(found.values())[:count]
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _answers(answer: str, rng: random.Random) -> tuple[str, ...]:
+    """Return what ten people answer: mostly the same, in their own spelling, sometimes wrong."""
+    clearness = rng.choices(tuple(CLEARNESS), weights=tuple(CLEARNESS.values()))[0]
+    return tuple(_one_answer(answer, clearness, rng) for _ in range(ANNOTATORS))
+
+
+def _one_answer(answer: str, clearness: float, rng: random.Random) -> str:
+    if rng.random() > clearness:
+        answer = _mistaken(answer, rng)
+    # Spelling varies where people disagree anyway: unanimous answers are compared as they are.
+    if rng.random() < 0.3 * (1 - clearness):
+        if answer in NUMBERS:
+            return str(NUMBERS.index(answer))
+        noun = () if answer in ("yes", "no") else (f"a {answer}", f"the {answer}")
+        return rng.choice((f"{answer}.", answer.capitalize(), *noun))
+    return answer
+
+
+def _mistaken(answer: str, rng: random.Random) -> str:
+    if answer in NUMBERS:
+        return rng.choice(NUMBERS)
+    if answer.isdigit():
+        return str(rng.randrange(len(NUMBERS)))
+    facts = next((table for table in (MATERIALS, TASTES) if answer in table.values()), None)
+    if facts is not None:
+        return rng.choice(list(facts.values()))
+    return MISTAKEN[answer]
