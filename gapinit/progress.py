@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -36,3 +37,58 @@ def _lines(items: Iterable[Item], title: str, total: int | None) -> Iterator[Ite
                 rest = f" of {total}, about {(now - started) / done * (total - done):.0f} s left"
             print(f"{title}: {done}{rest}", file=sys.stderr, flush=True)
         yield item
+
+
+@contextmanager
+def track_bytes(title: str, total: int | None, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """Yield a function to call with each number of bytes that came; show size, rate, time left.
+
+    `done` bytes were there before: they count as progress and not towards the rate.
+    """
+    if not sys.stderr.isatty():
+        yield _byte_lines(title, total, done)
+        return
+    from rich import progress
+    from rich.console import Console
+
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.DownloadColumn(),
+        progress.TransferSpeedColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=total, completed=done)
+        yield lambda count: bar.advance(task, count)
+
+
+def _byte_lines(title: str, total: int | None, done: int) -> Callable[[int], None]:
+    started = last = time.monotonic()
+    came = 0
+
+    def advance(count: int) -> None:
+        nonlocal came, last
+        came += count
+        now = time.monotonic()
+        if now - last >= SECONDS_BETWEEN_LINES:
+            last = now
+            rate = came / (now - started)
+            line = f"{title}: {show_bytes(done + came)}"
+            if total:
+                line += f" of {show_bytes(total)}"
+            line += f", {show_bytes(rate)}/s"
+            if total and rate:
+                line += f", about {(total - done - came) / rate:.0f} s left"
+            print(line, file=sys.stderr, flush=True)
+
+    return advance
+
+
+def show_bytes(count: float) -> str:
+    """Return a number of bytes as one reads it: 13.5 GB."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -1,0 +1,140 @@
+"""The table of the real datasets' files: where each comes from, its digest, where it belongs.
+
+The Snakefile reads `config/downloads.yaml` through this module at every parse.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from pydantic import Field, field_validator, model_validator
+
+from gapinit.data.locate import leaves_root
+from gapinit.errors import GapinitError
+from gapinit.settings import Settings, check_settings, read_yaml
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_URL = re.compile(r"https?://[^\s/?#@]+/[^\s?#]*[^\s/?#](\?[^\s#]*)?")
+
+
+class Download(Settings):
+    """One file of a dataset: fetched from `url`, or, with `manual`, put in place by the user.
+
+    `folder` lies below the data folder, the paths in `holds` below `folder`; they are what must
+    be there once the file is unpacked (or, with `unpack: false`, put there as it is).
+    """
+
+    url: str | None = None
+    file: str | None = None
+    bytes: int | None = Field(default=None, ge=1)
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    folder: str = Field(min_length=1)
+    unpack: bool = True
+    holds: tuple[str, ...] = Field(min_length=1)
+    manual: str | None = Field(default=None, min_length=1)
+
+    @field_validator("url")
+    @classmethod
+    def _is_web_address(cls, value: str | None) -> str | None:
+        if value is not None and not _URL.fullmatch(value):
+            raise ValueError("expected http:// or https://, a host and the path of a file")
+        return value
+
+    @field_validator("file")
+    @classmethod
+    def _is_plain_name(cls, value: str | None) -> str | None:
+        if value is not None and not _NAME.fullmatch(value):
+            raise ValueError("expected a file name of letters, digits, '.', '_' and '-'")
+        return value
+
+    @field_validator("sha256", mode="before")
+    @classmethod
+    def _lower_case(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
+    @field_validator("folder", "holds")
+    @classmethod
+    def _stays_inside(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        for path in (value,) if isinstance(value, str) else value:
+            if not path or leaves_root(path):
+                raise ValueError("expected a relative path that does not leave its folder")
+        return value
+
+    @model_validator(mode="after")
+    def _url_or_manual(self) -> Download:
+        if (self.url is None) == (self.manual is None):
+            raise ValueError("expected either 'url' or 'manual'")
+        if self.manual is not None:
+            for key in ("file", "bytes", "sha256"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f"'{key}' needs 'url': with 'manual' nothing is fetched")
+        if self.url is not None and not _NAME.fullmatch(self.file_name):
+            raise ValueError(f"'url' ends in no plain file name ('{self.file_name}'): add 'file'")
+        return self
+
+    @property
+    def file_name(self) -> str:
+        """The name under which the file is kept, here and on a mirror; empty for a manual entry."""
+        if self.file is not None or self.url is None:
+            return self.file or ""
+        return unquote(urlsplit(self.url).path.rpartition("/")[2])
+
+
+def read_downloads(table: Path) -> dict[str, Download]:
+    """Read and check the whole table; every wrong entry is named with its file."""
+    downloads: dict[str, Download] = {}
+    problems: list[str] = []
+    for name, entry in read_yaml(table).items():
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            problems.append(f"{table}: name {name!r}: expected letters, digits, '.', '_' and '-'")
+            continue
+        try:
+            downloads[name] = check_settings(entry, Download, f"{table}: {name}")
+        except GapinitError as error:
+            problems.append(str(error))
+    problems += _shared_file_names(table, downloads)
+    if problems:
+        raise GapinitError("\n".join(problems))
+    return downloads
+
+
+def find_download(table: Path, name: str) -> Download:
+    """Return one entry of the table, or say which ones there are."""
+    downloads = read_downloads(table)
+    if name not in downloads:
+        close = difflib.get_close_matches(name, downloads, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"it has: {', '.join(downloads)}"
+        raise GapinitError(f"{table}: no entry '{name}' ({hint})")
+    return downloads[name]
+
+
+def _shared_file_names(table: Path, downloads: dict[str, Download]) -> list[str]:
+    """Name each pair of entries with one file name: a mirror is a single flat folder."""
+    owners: dict[str, str] = {}
+    problems = []
+    for name, download in downloads.items():
+        if download.manual is not None:
+            continue
+        owner = owners.setdefault(download.file_name.casefold(), name)
+        if owner != name:
+            problems.append(
+                f"{table}: {name}: file name '{download.file_name}' is also that of {owner}; file "
+                "names must differ, since a mirror is one flat folder. Give one of them as 'file'."
+            )
+    return problems
+
+
+def missing_paths(download: Download, data_folder: Path) -> list[Path]:
+    """Return what `holds` names and is not in the data folder."""
+    folder = Path(data_folder) / download.folder
+    return [folder / path for path in download.holds if not (folder / path).exists()]
+
+
+def instructions(name: str, download: Download, data_folder: Path | str) -> str:
+    """Return what the user has to do for a manual entry, with its folder filled in."""
+    folder = Path(data_folder) / download.folder
+    text = " ".join((download.manual or "").split()).replace("{folder}", str(folder))
+    return f"{name} cannot be fetched and has to be put in place by hand: {text}"

@@ -1,0 +1,234 @@
+"""Put a fetched file in place, never outside its folder: unpack an archive or link a plain file.
+
+A stamp is written once everything that the table says it holds is there.
+"""
+
+from __future__ import annotations
+
+import errno
+import lzma
+import os
+import shutil
+import stat
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from gapinit.artifacts import sha256, write_json
+from gapinit.data.downloads import Download, find_download, instructions, missing_paths
+from gapinit.data.locate import leaves_root
+from gapinit.data.retrieve import locked
+from gapinit.errors import GapinitError
+from gapinit.progress import show_bytes, track
+
+CHUNK = 1 << 20
+IGNORED = "__MACOSX"  # what macOS adds to an archive
+# What zipfile raises for an archive that is damaged or of a kind that it cannot read.
+DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+)
+
+
+def unpack(
+    name: str,
+    table: Path,
+    root: Path,
+    output: Path,
+    archive: Path | None = None,
+    progress: bool = True,
+) -> None:
+    """Put the file of entry `name` below the data folder `root`; write `output`, its stamp.
+
+    What is there already with the right size and CRC is kept, so that an interrupted run goes on.
+    For an entry that is done by hand there is no archive: what it holds must be there.
+    """
+    download = find_download(Path(table), name)
+    folder = Path(root) / download.folder
+    try:
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
+        with locked(Path(output)):
+            if download.manual is not None:
+                stamp = _check_by_hand(name, download, Path(root), archive)
+            else:
+                stamp = _put(name, download, folder, archive, progress)
+                absent = missing_paths(download, Path(root))
+                if absent:
+                    raise GapinitError(
+                        f"{archive}: is unpacked, but {_listed(absent)} did not come with it. "
+                        f"Compare 'holds' and 'url' of '{name}' in {table}."
+                    )
+            os.sync()  # once, for all files: one flush a file would take minutes
+            write_json(Path(output), {"name": name, "folder": download.folder, **stamp})
+    except OSError as error:
+        raise GapinitError(
+            f"{error.filename or folder}: {error.strerror} (while {archive or name} was put in "
+            "place). Running again goes on from here."
+        ) from None
+
+
+def _check_by_hand(
+    name: str, download: Download, root: Path, archive: Path | None
+) -> dict[str, object]:
+    if archive is not None:
+        raise GapinitError(f"{name}: is put in place by hand and takes no archive ({archive})")
+    absent = missing_paths(download, root)
+    if absent:
+        text = instructions(name, download, root)
+        raise GapinitError(f"{text}\nNot there: {_listed(absent)}")
+    sizes = []
+    for path in (root / download.folder / held for held in download.holds):
+        files = [path] if path.is_file() else (one for one in path.rglob("*") if one.is_file())
+        sizes += [file.stat().st_size for file in files]
+    if not sizes:
+        held = ", ".join(download.holds)
+        raise GapinitError(f"{root / download.folder}: no file in {held}\n{download.manual}")
+    return {"sha256": None, "files": len(sizes), "bytes": sum(sizes)}
+
+
+def _put(
+    name: str, download: Download, folder: Path, archive: Path | None, progress: bool
+) -> dict[str, object]:
+    if archive is None:
+        raise GapinitError(f"{name}: no archive given; expected what `gapinit data retrieve` wrote")
+    if not archive.is_file():
+        raise GapinitError(
+            f"{archive}: no such file. `gapinit data retrieve --name {name}` fetches it."
+        )
+    digest = sha256(archive)
+    if download.sha256 not in (None, digest):
+        raise GapinitError(
+            f"{archive}: wrong SHA-256, expected {download.sha256}, found {digest}. Delete it "
+            f"and fetch it again: `gapinit data retrieve --name {name}`."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    if download.unpack:
+        files, size = _unpack_zip(archive, folder, name if progress else None)
+    else:
+        files, size = 1, archive.stat().st_size
+        _link(archive, folder / download.file_name, digest)
+    return {"archive": archive.name, "sha256": digest, "files": files, "bytes": size}
+
+
+def _link(archive: Path, target: Path, digest: str) -> None:
+    """Give the file its place under a second name, or copy it where that is not possible."""
+    if target.exists() and (target.samefile(archive) or sha256(target) == digest):
+        return
+    with _whole(target) as temporary:
+        try:
+            os.link(archive, temporary)
+        except OSError:  # another disk, or one without hard links
+            _check_space(archive, target.parent, archive.stat().st_size)
+            shutil.copyfile(archive, temporary)
+
+
+@contextmanager
+def _whole(target: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `target`; rename it to `target` if the block succeeds.
+
+    Unlike `artifacts.atomic_file` it does not flush each file, and one of a killed process is
+    written over by the next.
+    """
+    temporary = target.with_name(f".{target.name}.partial")
+    temporary.unlink(missing_ok=True)
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _unpack_zip(archive: Path, folder: Path, title: str | None) -> tuple[int, int]:
+    """Unpack all files of a zip that are not there yet; return their number and size."""
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            members = _checked_members(archive, opened.infolist())
+            absent = [one for one in members if not _is_there(folder / one.filename, one)]
+            _check_space(archive, folder, sum(one.file_size for one in absent))
+            for member in absent if title is None else track(absent, f"{title}: files"):
+                _write_member(opened, member, folder / member.filename)
+    except (*DAMAGED, OSError) as error:
+        if isinstance(error, OSError) and not _is_damage(error):
+            raise
+        raise GapinitError(
+            f"{archive}: not a whole zip archive ({error}). Delete it and fetch it again."
+        ) from None
+    return len(members), sum(one.file_size for one in members)
+
+
+def _is_damage(error: OSError) -> bool:
+    """Tell a place outside the archive, or a damaged bzip2 stream, from trouble with the disk."""
+    return error.filename is None and error.errno in (None, errno.EINVAL)
+
+
+def _checked_members(archive: Path, members: Iterable[zipfile.ZipInfo]) -> list[zipfile.ZipInfo]:
+    """Return the members that are files; one that is not what a dataset holds is an error."""
+    files: dict[str, zipfile.ZipInfo] = {}
+    for member in members:
+        path = PurePosixPath(member.filename)
+        if path.parts[:1] == (IGNORED,):
+            continue
+        problem = _problem(member)
+        if problem is None and str(path) in files:
+            problem = "stands twice in it"
+        if problem is not None:
+            raise GapinitError(f"{archive}: member '{member.filename}' {problem}; nothing unpacked")
+        if not member.is_dir():
+            files[str(path)] = member
+    return list(files.values())
+
+
+def _problem(member: zipfile.ZipInfo) -> str | None:
+    """Say why a member must not be unpacked, or None."""
+    if not PurePosixPath(member.filename).parts and not member.filename.endswith("/"):
+        return "has no name"
+    if leaves_root(member.filename) or "\\" in member.filename:
+        return "would leave the folder that it is unpacked into"
+    kind = stat.S_IFMT(member.external_attr >> 16)
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        return "is a link or another special file"
+    if member.flag_bits & 1:
+        return "is encrypted"
+    return None
+
+
+def _is_there(target: Path, member: zipfile.ZipInfo) -> bool:
+    """Tell whether a file is there with the size and the CRC of a member."""
+    if not target.is_file() or target.stat().st_size != member.file_size:
+        return False
+    crc = 0
+    with open(target, "rb") as file:
+        while piece := file.read(CHUNK):
+            crc = zlib.crc32(piece, crc)
+    return crc == member.CRC
+
+
+def _write_member(opened: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
+    """Write one file; another size than the archive declares, or another CRC, is damage."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _whole(target) as temporary, opened.open(member) as source, open(temporary, "wb") as file:
+        shutil.copyfileobj(source, file, CHUNK)  # zipfile never yields more than is declared
+        if file.tell() != member.file_size:
+            raise zipfile.BadZipFile(f"'{member.filename}' ends after {file.tell()} bytes")
+
+
+def _check_space(archive: Path, folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise GapinitError(
+            f"{folder}: {show_bytes(free)} are free, what {archive} holds needs "
+            f"{show_bytes(needed)}. Make room, or use a data folder on another disk."
+        )
+
+
+def _listed(paths: list[Path]) -> str:
+    return ", ".join(str(path) for path in paths)
