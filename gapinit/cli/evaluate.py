@@ -27,9 +27,10 @@ def features(
     extract_features(backbone, manifest, output, split=split, device=device_name(device))
 
 
-@app.command()
-def predict(
+@app.command("predict")
+def predict_command(
     backbone: Backbone,
+    manifest: Manifest,
     features: Annotated[Path, typer.Option(help="Image features, of `gapinit features`.")],
     output: Output,
     adapter: Annotated[
@@ -40,11 +41,12 @@ def predict(
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     device: Device = "auto",
 ) -> None:
-    """Caption a split and write COCO's result format."""
-    from gapinit.predict import predict_captions
+    """Caption or answer a split, in the benchmark's own format."""
+    from gapinit.predict import predict
 
-    predict_captions(
+    predict(
         backbone,
+        manifest,
         features,
         adapter,
         output,
@@ -69,3 +71,34 @@ def score_captions_command(
 
     names = [name.strip() for name in metrics.split(",") if name.strip()]
     score_captions(references, predictions, output, metrics=names)
+
+
+@score_app.command("vqa")
+def score_vqa_command(
+    questions: Annotated[Path, typer.Option(help="VQA questions JSON.")],
+    annotations: Annotated[Path, typer.Option(help="VQAv2 or OK-VQA annotations JSON.")],
+    predictions: Annotated[Path, typer.Option(help="VQA result format.")],
+    output: Output,
+    answers: Annotated[
+        str, typer.Option(help="Field of the annotators' answers: answer or (OK-VQA) raw_answer.")
+    ] = "answer",
+) -> None:
+    """Score answers by the official VQA accuracy, in percent."""
+    from gapinit.metrics.vqa import score_vqa
+
+    score_vqa(questions, annotations, predictions, output, answers=answers)
+
+
+@score_app.command("pope")
+def score_pope_command(
+    questions: Annotated[list[Path], typer.Option(help="POPE question file; may be repeated.")],
+    predictions: Annotated[
+        list[Path],
+        typer.Option(help="Answers: one file for each of --questions, or one with categories."),
+    ],
+    output: Output,
+) -> None:
+    """Score yes/no answers by POPE's rules, in percent."""
+    from gapinit.metrics.pope import score_pope
+
+    score_pope(questions, predictions, output)

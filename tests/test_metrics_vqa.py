@@ -1,0 +1,490 @@
+"""VQA accuracy against the official rules, written out here once more in the plainest way."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gapinit.errors import GapinitError
+from gapinit.metrics.vqa import score_vqa, vqa_accuracy
+from gapinit.metrics.vqa_answers import CONTRACTIONS, normalise_answer
+
+# The official table, written in pairs: what is met, what is put for it.
+TABLE = """
+aint ain't arent aren't cant can't couldve could've couldnt couldn't couldn'tve couldn't've
+couldnt've couldn't've didnt didn't doesnt doesn't dont don't hadnt hadn't hadnt've hadn't've
+hadn'tve hadn't've hasnt hasn't havent haven't hed he'd hed've he'd've he'dve he'd've hes he's
+howd how'd howll how'll hows how's Id've I'd've I'dve I'd've Im I'm Ive I've isnt isn't itd it'd
+itd've it'd've it'dve it'd've itll it'll let's let's maam ma'am mightnt mightn't
+mightnt've mightn't've mightn'tve mightn't've mightve might've mustnt mustn't mustve must've
+neednt needn't notve not've oclock o'clock oughtnt oughtn't ow's'at 'ow's'at 'ows'at 'ow's'at
+'ow'sat 'ow's'at shant shan't shed've she'd've she'dve she'd've she's she's shouldve should've
+shouldnt shouldn't shouldnt've shouldn't've shouldn'tve shouldn't've somebody'd somebodyd
+somebodyd've somebody'd've somebody'dve somebody'd've somebodyll somebody'll somebodys somebody's
+someoned someone'd someoned've someone'd've someone'dve someone'd've someonell someone'll
+someones someone's somethingd something'd somethingd've something'd've something'dve something'd've
+somethingll something'll thats that's thered there'd thered've there'd've there'dve there'd've
+therere there're theres there's theyd they'd theyd've they'd've they'dve they'd've theyll they'll
+theyre they're theyve they've twas 'twas wasnt wasn't wed've we'd've we'dve we'd've weve we've
+werent weren't whatll what'll whatre what're whats what's whatve what've whens when's whered where'd
+wheres where's whereve where've whod who'd whod've who'd've who'dve who'd've wholl who'll whos who's
+whove who've whyll why'll whyre why're whys why's wont won't wouldve would've wouldnt wouldn't
+wouldnt've wouldn't've wouldn'tve wouldn't've yall y'all yall'll y'all'll y'allll y'all'll
+yall'd've y'all'd've y'alld've y'all'd've y'all'dve y'all'd've youd you'd youd've you'd've
+you'dve you'd've youll you'll youre you're youve you've
+"""
+PAIRS = dict(zip(TABLE.split()[::2], TABLE.split()[1::2], strict=True))
+DIGITS = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5"}
+DIGITS |= {"six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10"}
+MARKS = [";", "/", "[", "]", '"', "{", "}", "(", ")", "=", "+", "\\", "_", "-", ">", "<", "@", "`"]
+MARKS += [",", "?", "!"]
+
+
+def plain_normal(text: str) -> str:
+    """Follow the rules letter by letter."""
+    number_with_comma = False
+    for place in range(1, len(text) - 1):
+        before, letter, after = text[place - 1 : place + 2]
+        if letter == "," and re.fullmatch(r"\d", before) and re.fullmatch(r"\d", after):
+            number_with_comma = True
+    marked = text
+    for mark in MARKS:
+        if mark + " " in text or " " + mark in text or number_with_comma:
+            marked = "".join(letter for letter in marked if letter != mark)
+        else:
+            marked = "".join(" " if letter == mark else letter for letter in marked)
+    kept, removed = "", 0
+    for place, letter in enumerate(marked):
+        after = marked[place + 1 : place + 2]
+        if letter == "." and not re.fullmatch(r"\d", after) and removed < 32:
+            removed += 1
+        else:
+            kept += letter
+    words = []
+    for word in kept.lower().split():
+        if word in DIGITS:
+            word = DIGITS[word]
+        if word not in ("a", "an", "the"):
+            words.append(word)
+    return " ".join(PAIRS.get(word, word) for word in words)
+
+
+def plain_accuracy(answers: list[dict[str, Any]], prediction: str, field: str = "answer") -> float:
+    """Return the accuracy in percent: each annotator is left out once."""
+    given = []
+    for place, answer in enumerate(answers):
+        text = answer[field].replace("\n", " ").replace("\t", " ").strip()
+        given.append({"place": place, "answer": text})
+    said = prediction.replace("\n", " ").replace("\t", " ").strip()
+    if len({answer["answer"] for answer in given}) > 1:
+        for answer in given:
+            answer["answer"] = plain_normal(answer["answer"])
+        said = plain_normal(said)
+    verdicts = []
+    for one in given:
+        others = [answer for answer in given if answer["place"] != one["place"]]
+        matching = [answer for answer in others if answer["answer"] == said]
+        verdicts.append(min(1, len(matching) / 3))
+    return 100 * sum(verdicts) / len(verdicts)
+
+
+def annotation(question: Any, answers: list[str], **fields: Any) -> dict[str, Any]:
+    listed = [
+        {"answer": answer, "answer_confidence": "yes", "answer_id": number}
+        for number, answer in enumerate(answers, start=1)
+    ]
+    entry = {"question_id": question, "image_id": 7, "question_type": "what", "answers": listed}
+    return entry | {"answer_type": "other", "multiple_choice_answer": answers[0]} | fields
+
+
+def write(path: Path, content: Any) -> Path:
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def files(
+    folder: Path, annotations: Any, predictions: Any, questions: Any = None, **top: Any
+) -> dict[str, Path]:
+    """Write the three files; unless given, the questions are those of the annotations."""
+    if questions is None:
+        questions = [
+            {"question_id": one["question_id"], "image_id": one["image_id"], "question": "What?"}
+            for one in annotations
+        ]
+    if isinstance(predictions, dict):
+        predictions = [{"question_id": key, "answer": said} for key, said in predictions.items()]
+    return {
+        "questions": write(folder / "q.json", {"questions": questions, "task_type": "Open-Ended"}),
+        "annotations": write(folder / "a.json", {"annotations": annotations, **top}),
+        "predictions": write(folder / "p.json", predictions),
+    }
+
+
+def score(folder: Path, annotations: Any, predictions: Any, **options: Any) -> dict[str, Any]:
+    """Write the files and score them; what is returned is what is on disk."""
+    field = options.pop("field", "answer")
+    paths = files(folder, annotations, predictions, **options)
+    returned = score_vqa(**paths, output=folder / "s.json", answers=field)
+    on_disk = json.loads((folder / "s.json").read_text(encoding="utf-8"))
+    assert on_disk == returned
+    return on_disk
+
+
+def refusal(folder: Path, annotations: Any, predictions: Any, **options: Any) -> str:
+    with pytest.raises(GapinitError) as caught:
+        score(folder, annotations, predictions, **options)
+    assert not (folder / "s.json").exists()
+    return str(caught.value)
+
+
+class TestNormalisation:
+    def test_the_table_of_contractions_is_the_official_one(self) -> None:
+        assert len(PAIRS) == 120
+        assert CONTRACTIONS == PAIRS
+
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("The Red, white; blue", "red white blue"),
+            ("red/white", "red white"),  # no space beside the mark: a space for it
+            ("red/white /blue", "redwhite blue"),  # a space beside one of them: all go
+            ("1,000 red/white", "1000 redwhite"),  # a comma in a number: all marks go
+            ("1, 000-5", "1 000 5"),
+            ("a,b", "b"),
+            ("3.5.", "3.5"),
+            ("5 p.m.", "5 pm"),
+            ("<=3.x", "3x"),  # the slip in the official expression forbids nothing
+            (".5", ".5"),
+            ("None of ten", "0 of 10"),
+            ("Dont", "don't"),
+            ("somebody'd", "somebodyd"),
+            ("IM here", "im here"),  # "Im" has a capital and is never met
+            ("yall'd've an 'ows'at", "y'all'd've 'ow's'at"),
+            ("don't!", "don't"),
+            ("it's", "it's"),
+            ("eleven:10", "eleven:10"),
+            ("the", ""),
+            ("", ""),
+            ("." * 40 + "x", "." * 8 + "x"),  # 32 periods go, the others stay
+        ],
+    )
+    def test_worked_out_by_hand(self, text: str, expected: str) -> None:
+        assert normalise_answer(text) == expected
+        assert plain_normal(text) == expected
+
+    @settings(max_examples=1000, deadline=None)
+    @given(
+        st.lists(
+            st.one_of(
+                st.sampled_from([*MARKS, " ", "  ", ".", "..", "1,2", "3", "\u0663,\u0664", "\n"]),
+                st.sampled_from(["a", "The", "ten", "None", "cat", *PAIRS]),
+                st.text(max_size=3),
+            ),
+            max_size=12,
+        ).map("".join)
+    )
+    def test_equals_the_plain_rules(self, text: str) -> None:
+        assert normalise_answer(text) == plain_normal(text)
+
+
+class TestAccuracy:
+    @pytest.mark.parametrize(
+        ("agreeing", "expected"), [(0, 0), (1, 30), (2, 60), (3, 90), (4, 100), (9, 100)]
+    )
+    def test_of_ten_annotators_by_hand(self, agreeing: int, expected: float) -> None:
+        # Three agree: seven of them see 3 of the others agree (1), three see 2 (2/3).
+        answers = ["cat"] * agreeing + [f"dog{number}" for number in range(10 - agreeing)]
+        assert 100 * vqa_accuracy(answers, " The cat!") == pytest.approx(expected)
+
+    def test_unanimous_answers_are_compared_as_they_are(self) -> None:
+        assert vqa_accuracy(["yes"] * 10, "yes\n") == 1
+        assert vqa_accuracy(["yes"] * 9 + ["yes\t"], " yes") == 1
+        assert vqa_accuracy(["yes"] * 10, "Yes") == 0
+        assert vqa_accuracy(["yes"] * 9 + ["yes\t"], "Yes") == 0
+        assert vqa_accuracy(["red\ncar"] * 9 + ["red car"], "red\tcar") == 1
+        assert vqa_accuracy(["Yes."] * 10, "Yes.") == 1
+        assert vqa_accuracy(["yes"] * 9 + ["Yes"], "Yes") == 1
+
+    def test_other_numbers_of_annotators(self) -> None:
+        assert vqa_accuracy(["cat"], "cat") == 0
+        assert vqa_accuracy(["cat", "cat"], "cat") == pytest.approx(1 / 3)
+        assert vqa_accuracy(["cat", "cat", "dog"], "cat") == pytest.approx(
+            (1 / 3 + 1 / 3 + 2 / 3) / 3
+        )
+
+    @pytest.mark.parametrize("field", ["answer", "raw_answer"])
+    def test_thousands_of_questions_equal_the_plain_rules(
+        self, tmp_path: Path, field: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        draw = random.Random(3)
+        pieces = ["cat", "Cat", "the cat", "cat.", "a-cat", "2", "two", "1,000", "1000", "1, 000"]
+        pieces += [
+            "dont",
+            "don't",
+            "Dont",
+            "no",
+            "yes",
+            "Yes",
+            "." * 34 + "x",
+            "..x",
+            "x",
+            "",
+            "\t",
+        ]
+        pieces += ["somebody'd", "somebodyd", "red/white", "red white", "red / white", "yes\n"]
+
+        def text() -> str:
+            return " ".join(draw.choices(pieces, k=draw.choice([1, 1, 1, 2])))
+
+        annotations, said = [], {}
+        for question in range(3000):
+            pool = [text() for _ in range(draw.choice([1, 2, 3, 6]))]
+            raw_pool = [text() for _ in range(draw.choice([1, 2, 3]))]
+            number = draw.choice([10, 10, 10, 10, 1, 2, 4])
+            answers = draw.choices(pool, k=number)
+            entry = annotation(question, answers, answer_type=draw.choice(["yes/no", "other"]))
+            for answer in entry["answers"]:
+                answer["raw_answer"] = draw.choice(raw_pool)
+                if question % 3 == 0:  # equal entries, as in files without `answer_id`
+                    del answer["answer_id"]
+            annotations.append(entry)
+            said[question] = draw.choice([*pool, *raw_pool, text()])
+        found = score(tmp_path, annotations, said, field=field)
+        expected = [
+            plain_accuracy(entry["answers"], said[entry["question_id"]], field)
+            for entry in annotations
+        ]
+        assert [one["accuracy"] for one in found["per_sample"]] == pytest.approx(expected, abs=1e-9)
+        assert found["metrics"]["accuracy"] == pytest.approx(sum(expected) / 3000, abs=1e-9)
+        assert 20 < found["metrics"]["accuracy"] < 80
+        assert {0, 100} < {round(value, 6) for value in expected}
+        for name in ("yes/no", "other"):
+            of_type = [
+                value
+                for entry, value in zip(annotations, expected, strict=True)
+                if entry["answer_type"] == name
+            ]
+            assert found["by_answer_type"][name] == pytest.approx(sum(of_type) / len(of_type))
+        assert "questions do not have 10 answers" in capsys.readouterr().err
+
+
+class TestFiles:
+    def test_what_is_written(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        annotations = [
+            annotation(2, ["cat"] * 3 + ["dog"] * 7, question_type="what"),
+            annotation(1, ["yes"] * 10, question_type="is", answer_type="yes/no", image_id="x"),
+            annotation(3, ["red"] * 10, question_type="what"),
+        ]
+        found = score(tmp_path, annotations, {1: "no", 2: " A Cat", 3: "red"})
+        assert found["metrics"] == {"accuracy": pytest.approx(190 / 3)}
+        assert found["by_answer_type"] == {"other": pytest.approx(95), "yes/no": 0}
+        assert found["by_question_type"] == {"is": 0, "what": pytest.approx(95)}
+        assert found["questions"] == 3
+        assert found["answers"] == "answer"
+        assert found["inputs"]["annotations"]["file"] == "a.json"
+        assert set(found["inputs"]) == {"questions", "annotations", "predictions"}
+        assert all(len(one["sha256"]) == 64 for one in found["inputs"].values())
+        assert found["packages"].keys() == {"gapinit"}
+        assert found["per_sample"][0] == {
+            "question_id": 2,
+            "image_id": 7,
+            "answer": " A Cat",
+            "accuracy": pytest.approx(90),
+            "answer_type": "other",
+            "question_type": "what",
+        }
+        assert [one["question_id"] for one in found["per_sample"]] == [2, 1, 3]
+        assert capsys.readouterr().err == ""
+
+    def test_ok_vqa(self, tmp_path: Path) -> None:
+        one = annotation(1, ["race"] * 5 + ["run"] * 5, question_type="one")
+        two = annotation(2, ["pony"] * 10, question_type="elsewhere")
+        for entry in (one, two):
+            del entry["multiple_choice_answer"]
+            for answer in entry["answers"]:
+                answer["raw_answer"] = {"race": "racing", "run": "running", "pony": "ponies"}[
+                    answer["answer"]
+                ]
+        names = {"one": "Vehicles and Transportation", "two": "Brands"}
+        said = {1: "racing", 2: "pony"}
+        stemmed = score(tmp_path, [one, two], said, question_types=names)
+        assert stemmed["by_question_type"] == {names["one"]: 0, "elsewhere": 100}
+        raw = score(tmp_path, [one, two], said, question_types=names, field="raw_answer")
+        assert raw["by_question_type"] == {names["one"]: 100, "elsewhere": 0}
+        assert raw["answers"] == "raw_answer"
+        assert raw["per_sample"][0]["question_type"] == names["one"]
+        for other in (["one"], {"one": 3}, None):
+            found = score(tmp_path, [one, two], said, question_types=other)
+            assert list(found["by_question_type"].items()) == [("elsewhere", 100), ("one", 0)]
+
+    def test_ids_as_text_and_as_numbers(self, tmp_path: Path) -> None:
+        annotations = [annotation(1, ["yes"] * 10), annotation(2, ["no"] * 10)]
+        questions = [{"question_id": str(key), "image_id": "7"} for key in (3, 2, 1)]
+        said = [{"question_id": 2.0, "answer": "no"}, {"question_id": "1", "answer": "no"}]
+        found = score(tmp_path, annotations, said, questions=questions)
+        assert [one["accuracy"] for one in found["per_sample"]] == [0, 100]
+
+    def test_an_id_that_is_there_as_both_is_matched_exactly(self, tmp_path: Path) -> None:
+        annotations = [annotation(1, ["yes"] * 10), annotation("1", ["no"] * 10)]
+        said = [{"question_id": "1", "answer": "no"}, {"question_id": 1, "answer": "yes"}]
+        assert score(tmp_path, annotations, said)["metrics"]["accuracy"] == 100
+
+    def test_questions_without_annotation_are_not_scored(self, tmp_path: Path) -> None:
+        questions = [{"question_id": key, "image_id": 7} for key in (1, 2, 3)]
+        said = {3: "no", 2: "no", 1: "yes"}
+        found = score(tmp_path, [annotation(1, ["yes"] * 10)], said, questions=questions)
+        assert found["metrics"]["accuracy"] == 100
+        assert (found["questions"], found["predictions_without_annotation"]) == (1, 2)
+
+    def test_half_a_character_pair_is_written(self, tmp_path: Path) -> None:
+        found = score(tmp_path, [annotation(1, ["yes"] * 10)], {1: "\ud83d"})
+        assert found["per_sample"][0]["answer"] == "\ufffd"
+
+    def test_other_numbers_of_answers_are_told(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        annotations = [annotation(1, ["yes"] * 10), annotation(5, ["no"])]
+        assert score(tmp_path, annotations, {1: "yes", 5: "no"})["metrics"]["accuracy"] == 50
+        told = capsys.readouterr().err
+        assert "1 of 2 questions do not have 10 answers (question 5 has 1)" in told
+
+
+ONE = [annotation(1, ["yes"] * 10), annotation(2, ["no"] * 10)]
+BOTH = {1: "yes", 2: "no"}
+
+
+def changed(**fields: Any) -> list[dict[str, Any]]:
+    return [{**ONE[0], **fields}, ONE[1]]
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("predictions", "message"),
+        [
+            ({1: "yes"}, "p.json: 1 of the 2 questions of .*a.json have no answer .such as 2.*"),
+            ({}, "p.json: 2 of the 2 questions of .*a.json have no answer .such as 1, 2.*"),
+            (BOTH | {9: "no"}, "p.json: entry 2: question 9 is not in .*q.json.*such as 1, 2"),
+            (BOTH | {"1": "no"}, "p.json: entry 2: question '1' has a second answer"),
+            ({1: "yes", 2: 3}, r"p.json: entry 1 \(question 2\): 'answer': expected text, found 3"),
+            (
+                {1: None, 2: "no"},
+                r"p.json: entry 0 \(question 1\): 'answer': expected text, found null",
+            ),
+            ([{"question_id": 1, "text": "x"}], "entry 0 .*expected the key 'answer', found 'que"),
+            ([{"id": 1}], "p.json: entry 0: expected the key 'question_id', found 'id'"),
+            ([{"question_id": True, "answer": ""}], "entry 0: 'question_id': expected a number or"),
+            (["yes"], "p.json: entry 0: expected an object, found 'yes'"),
+            ("yes", "p.json: expected a list of .*VQA result format.*, found 'yes'"),
+        ],
+    )
+    def test_predictions(self, tmp_path: Path, predictions: Any, message: str) -> None:
+        assert re.search(message, refusal(tmp_path, ONE, predictions))
+
+    @pytest.mark.parametrize(
+        ("annotations", "message"),
+        [
+            ([], "a.json: no annotations in it"),
+            ([*ONE, ONE[0]], r"annotations\[2\] \(question 1\): annotated a second time"),
+            (changed(answers=[]), r"\[0\] \(question 1\): 'answers': expected .* an empty list"),
+            (
+                changed(answers="yes"),
+                "'answers': expected a list of annotators' answers, found 'ye",
+            ),
+            (changed(answers=["yes"]), r"answers\[0\]: 'answer': expected text, found no such key"),
+            (changed(answers=[{"answer": 3}]), r"answers\[0\]: 'answer': expected text, found 3"),
+            (changed(answer_type=None), "'answer_type': expected text, found null"),
+            (changed(question_type=5), "'question_type': expected text, found 5"),
+            (changed(image_id=[1]), "'image_id': expected a number or text, found a list of 1"),
+            ([7], r"a.json: annotations\[0\]: expected an object, found 7"),
+        ],
+    )
+    def test_annotations(self, tmp_path: Path, annotations: Any, message: str) -> None:
+        questions = [{"question_id": key, "image_id": 7} for key in (1, 2)]
+        assert re.search(message, refusal(tmp_path, annotations, BOTH, questions=questions))
+
+    @pytest.mark.parametrize(
+        ("questions", "message"),
+        [
+            (
+                [{"question_id": 1, "image_id": 7}],
+                r"annotations\[1\]: question 2 is not in .*q.jso",
+            ),
+            ([{"question_id": k, "image_id": 8} for k in (1, 2)], "about image 7, but .* image 8"),
+            ([{"question_id": 1, "image_id": 7}] * 2, r"questions\[1\]: question 1 is there twice"),
+            ([{"question_id": 1}], r"questions\[0\]: expected the key 'image_id'"),
+            ({}, "q.json: 'questions': expected a list, found an object"),
+        ],
+    )
+    def test_questions(self, tmp_path: Path, questions: Any, message: str) -> None:
+        assert re.search(message, refusal(tmp_path, ONE, BOTH, questions=questions))
+
+    def test_raw_answer_that_is_not_there(self, tmp_path: Path) -> None:
+        told = refusal(tmp_path, ONE, BOTH, field="raw_answer")
+        assert "'raw_answer': expected text, found no such key. OK-VQA has it" in told
+        assert "expected answer or raw_answer, found 'x'" in refusal(tmp_path, ONE, BOTH, field="x")
+
+    def test_files_in_each_others_place(self, tmp_path: Path) -> None:
+        paths = files(tmp_path, ONE, BOTH)
+        with pytest.raises(GapinitError, match="q.json: expected the key 'annotations'"):
+            score_vqa(
+                paths["annotations"], paths["questions"], paths["predictions"], tmp_path / "s.json"
+            )
+        with pytest.raises(GapinitError, match="expected the path of a file to write"):
+            score_vqa(**paths, output=tmp_path)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    paths = files(tmp_path, ONE, {1: "yes", 2: "yes"})
+    options = [f"--{name}={path}" for name, path in paths.items()]
+    code = (
+        "import sys\n"
+        "from gapinit.cli import app\n"
+        "app(sys.argv[1:], standalone_mode=False)\n"
+        "print(sorted({'torch', 'transformers', 'peft', 'pandas', 'scipy'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "score", "vqa", *options, f"--output={tmp_path / 's.json'}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr, done.stdout.strip()) == (0, "", "[]")
+    assert json.loads((tmp_path / "s.json").read_text())["metrics"] == {"accuracy": 50}
+
+
+def test_a_mistake_on_the_command_line_is_one_message(tmp_path: Path) -> None:
+    paths = files(tmp_path, ONE, BOTH)
+    options = [f"--{name}={path}" for name, path in paths.items()]
+    done = subprocess.run(
+        [sys.executable, "-m", "gapinit", "score", "vqa", *options]
+        + [f"--output={tmp_path / 's.json'}", "--answers=stem"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == "error: answers: expected answer or raw_answer, found 'stem'\n"
+
+
+def test_a_large_set_is_scored_quickly(tmp_path: Path) -> None:
+    draw = random.Random(5)
+    words = [f"word{number}" for number in range(300)]
+    annotations = [
+        annotation(number, draw.choices(draw.sample(words, 3), k=10)) for number in range(10_000)
+    ]
+    said = {number: draw.choice(words) for number in range(10_000)}
+    paths = files(tmp_path, annotations, said)
+    started = time.process_time()
+    score_vqa(**paths, output=tmp_path / "s.json")
+    # VQAv2 has 21 times as many: at this limit they would take 1.7 minutes of a slow core.
+    assert time.process_time() - started < 5
