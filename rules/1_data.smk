@@ -54,7 +54,7 @@ rule unpack:
         runtime=240,
     params:
         table=FOLDER / "config/downloads.yaml",
-        folder=RETRIEVED,
+        folder=subpath(output[0], ancestor=2),
         archive=lambda wildcards, input: [f"--archive={path}" for path in input],
     message:
         "Unpack {wildcards.download}"
