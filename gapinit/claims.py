@@ -32,7 +32,7 @@ CLAIM_COLUMNS = (
 
 
 def check_claims(
-    experiments: Sequence[Path], config: Config, evaluations: Path, output: Path
+    experiments: Sequence[Path], config: Config, evaluations: Path, runs: Path, output: Path
 ) -> None:
     """Write a verdict on every claim of the experiments, as CSV.
 
@@ -47,12 +47,13 @@ def check_claims(
         experiments: the experiment files, in the order of the output.
         config: the workflow's configuration, which turns the rows into runs.
         evaluations: folder of score files, `<run.path>/<dataset>.scores.json`, in percent.
+        runs: folder of run records, `<run.path>/run.json`, and step logs.
         output: `claims.csv`.
 
     Raises:
         GapinitError: a score file is missing, damaged or lacks a metric.
     """
-    folder = ScoreFolder(evaluations)
+    folder = ScoreFolder(evaluations, runs)
     lines: list[dict[str, Any]] = []
     for path in experiments:
         table = Path(path).stem
@@ -60,10 +61,8 @@ def check_claims(
         rows = {row.id: row for row in table_rows(experiment, config, str(path))}
         for claim in experiment.claims:
             origin = f"a claim of table '{table}'"
-            dataset = config.datasets.of(experiment.part(claim.metric))
-            better, worse = (
-                folder.row(rows[id_], dataset, origin) for id_ in (claim.better, claim.worse)
-            )
+            compared = [rows[claim.better], rows[claim.worse]]
+            better, worse = folder.cells(compared, experiment, claim.metric, config, origin)
             lines.append({"table": table, **claim.model_dump(), **_test(claim, better, worse)})
     write_csv(output, CLAIM_COLUMNS, lines)
 
@@ -91,11 +90,12 @@ def _test(claim: Claim, better: RowScores, worse: RowScores) -> Mapping[str, Any
         threshold, above = -claim.margin, True
         seeds = differences.shape[0]
     low, high = (interval.low, interval.high) if interval else (None, None)
+    samples = f", {better.measured_on}" if better.measured_on else ""
     return {
         "difference": value,
         "low": low,
         "high": high,
         "interval_over": interval.over if interval else "",
         "verdict": verdict(low, high, threshold, above),
-        "n": f"{seeds} seed{'s' * (seeds != 1)}, {better.num_samples} {better.samples}",
+        "n": f"{seeds} seed{'s' * (seeds != 1)}{samples}",
     }

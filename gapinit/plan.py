@@ -20,7 +20,7 @@ from gapinit.data.references import reference_options
 from gapinit.data.scenes.settings import ScenesSettings
 from gapinit.errors import GapinitError
 from gapinit.methods import METHODS
-from gapinit.runs import METRICS, Experiment, Run, TableRow, load_experiment, table_rows
+from gapinit.runs import Experiment, Run, TableRow, load_experiment, table_rows
 from gapinit.settings import read_yaml
 
 VERSIONS = {
@@ -36,7 +36,18 @@ VERSIONS = {
     "figures": 1,
     "report": 2,
 }
-SCORERS = {"CIDEr": "cider", "Bleu": "bleu", "METEOR": "meteor", "ROUGE_L": "rouge"}
+DRAWN = {
+    "figure1b": "VQAv2_accuracy",
+    "dynamics_loss": "loss_oscillation",
+    "dynamics_gradnorm": "loss_oscillation",
+}
+"""Figures that draw the first table with a metric, and that metric."""
+SCORERS = {
+    "CIDEr": "cider",
+    **{f"Bleu_{n}": "bleu" for n in range(1, 5)},
+    "METEOR": "meteor",
+    "ROUGE_L": "rouge",
+}
 
 
 @dataclass(frozen=True)
@@ -66,9 +77,7 @@ class Plan:
 
     def evaluated_on(self, table: str) -> list[str]:
         """Return the datasets that a table's runs are scored on."""
-        experiment = self.experiments[table]
-        parts = dict.fromkeys(experiment.part(metric) for metric in experiment.metrics)
-        return [self.config.datasets.of(part) for part in parts]
+        return [self.config.datasets.of(part) for part in self.experiments[table].parts()]
 
     def scores(self, table: str) -> list[str]:
         """Return the score files of a table, below the folder of the evaluate stage."""
@@ -92,11 +101,10 @@ class Plan:
     def scorers(self, dataset: str) -> str:
         """Return what `gapinit score captions --metrics` takes for this dataset's tables."""
         wanted = {
-            SCORERS[metric.split("_")[0] if metric.startswith("Bleu") else metric]
+            SCORERS[metric]
             for experiment in self.experiments.values()
             for metric in experiment.metrics
-            if METRICS[metric].part is None
-            and self.config.datasets.of(experiment.part(metric)) == dataset
+            if metric in SCORERS and self.config.datasets.of(experiment.part(metric)) == dataset
         }
         # CIDEr, BLEU and ROUGE-L share one tokenisation and cost a second; METEOR costs far more.
         return ",".join(sorted(wanted | {"cider", "bleu", "rouge"}))
@@ -238,11 +246,12 @@ def make_plan(content: Mapping[str, Any], folder: Path, sources: Sequence[Path] 
     plan = Plan(config, folder, datasets, experiments, rows)
     for name in experiments:
         _check_calibration(plan, name)
-    if "figure1b" in config.figures and plan.first_with("VQAv2_accuracy") is None:
-        raise GapinitError(
-            f"{origin(('figures',))}: key 'figures': 'figure1b' draws a table with VQAv2_accuracy, "
-            "which no experiment of this configuration has. Add table4 or leave the figure out."
-        )
+    for figure, metric in DRAWN.items():
+        if figure in config.figures and plan.first_with(metric) is None:
+            raise GapinitError(
+                f"{origin(('figures',))}: key 'figures': '{figure}' draws a table with {metric}, "
+                "which no experiment of this configuration has. Add one or leave the figure out."
+            )
     _check_layers(plan, origin)
     _check_datasets(plan)
     return plan

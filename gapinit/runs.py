@@ -102,6 +102,8 @@ class Metric:
     """Its name in score files (percent)."""
     part: str | None = None
     """The dataset it is measured on; None: the one that the experiment evaluates on."""
+    of_training: bool = False
+    """Whether it is measured on the training itself (`gapinit/measures.py`), on no dataset."""
 
 
 METRICS = {
@@ -116,6 +118,20 @@ METRICS = {
     "POPE_F1": Metric("mean_f1", "pope"),
     "POPE_accuracy": Metric("mean_accuracy", "pope"),
     "POPE_yes_rate": Metric("mean_yes_rate", "pope"),
+    **{
+        name: Metric(name, of_training=True)
+        for name in (
+            "first_grad_norm",
+            "gradient_share",
+            "trainable_parameters",
+            "final_loss",
+            "loss_oscillation",
+            "peak_grad_norm",
+            "final_grad_norm",
+            "final_alignment",
+            "steps_to_loss",
+        )
+    },
 }
 """Metrics that an experiment may ask for, by the names of the published numbers."""
 
@@ -198,6 +214,8 @@ class Experiment(Settings):
     """Part of the dataset that captions are scored on; other metrics have theirs."""
     metrics: Annotated[list[str], Field(min_length=1)]
     seeds: Annotated[list[int], Field(min_length=1)] | None = None
+    target_loss: float | None = None
+    """The loss that `steps_to_loss` waits for."""
     reference: str | None = None
     """Id of the row that all others are compared with, seed by seed and image by image."""
     rows: Annotated[list[Row], Field(min_length=1)]
@@ -211,6 +229,8 @@ class Experiment(Settings):
                 raise ValueError(
                     f"unknown metric '{metric}', expected one of: {', '.join(METRICS)}"
                 )
+        if "steps_to_loss" in self.metrics and self.target_loss is None:
+            raise ValueError("the metric 'steps_to_loss' needs a 'target_loss'")
         for claim in self.claims:
             if claim.metric not in self.metrics:
                 raise ValueError(
@@ -222,6 +242,11 @@ class Experiment(Settings):
     def part(self, metric: str) -> str:
         """Return the part of the dataset that a metric is measured on."""
         return METRICS[metric].part or self.evaluate
+
+    def parts(self) -> list[str]:
+        """Return the parts that runs are scored on; none if only trainings are measured."""
+        scored = (metric for metric in self.metrics if not METRICS[metric].of_training)
+        return list(dict.fromkeys(self.part(metric) for metric in scored))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ per-sample values must average to the corpus value that stands beside them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gapinit.artifacts import read_json
+from gapinit.config import Config
 from gapinit.errors import GapinitError
-from gapinit.runs import METRICS, Run, TableRow
+from gapinit.runs import METRICS, Experiment, Run, TableRow
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,13 +49,14 @@ class Scores:
 
 
 class ScoreFolder:
-    """The score files of one workflow, read at most once each.
+    """The score files and run records of one workflow, read at most once each.
 
-    A file is `<folder>/<run.path>/<dataset>.scores.json`.
+    A score file is `<folder>/<run.path>/<dataset>.scores.json`, a record
+    `<runs>/<run.path>/run.json` with the step log beside it.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: Path, runs: Path) -> None:
+        self.folder, self.runs = Path(folder), Path(runs)
         self._read: dict[tuple[str, str], Scores] = {}
         self._first: dict[str, Scores] = {}
 
@@ -79,6 +81,32 @@ class ScoreFolder:
         """Return the scores of all runs of a table's row."""
         wanted_by = f"{origin}, row '{row.id}'"
         return RowScores(row, tuple(self.scores(run, dataset, wanted_by) for run in row.runs))
+
+    def cells(
+        self, rows: Sequence[TableRow], experiment: Experiment, metric: str, config: Config, by: str
+    ) -> list[RowScores]:
+        """Return what each row of an experiment scores, or measures in training, by a metric."""
+        if METRICS[metric].of_training:
+            return [self._trainings(row, experiment, metric, by) for row in rows]
+        dataset = config.datasets.of(experiment.part(metric))
+        return [self.row(row, dataset, by) for row in rows]
+
+    def _trainings(
+        self, row: TableRow, experiment: Experiment, metric: str, origin: str
+    ) -> RowScores:
+        from gapinit.measures import measure
+
+        wanted_by = f"{origin}, row '{row.id}'"
+        found = []
+        for run in row.runs:
+            if not run.trained:
+                raise GapinitError(
+                    f"{wanted_by}: '{metric}' is measured in training, and this row trains nothing"
+                )
+            record, folder = read_run_record(self.runs, run, wanted_by), self.runs / run.path
+            value = measure(METRICS[metric].score, folder, record, experiment.target_loss)
+            found.append(Scores(folder, {METRICS[metric].score: value}, "runs", (), {}))
+        return RowScores(row, tuple(found))
 
     def _checked(self, scores: Scores, dataset: str) -> Scores:
         """Refuse a file whose samples are not those of the files before it."""
@@ -108,6 +136,11 @@ class RowScores:
     def samples(self) -> str:
         """What every run was scored on: `images` or `questions`."""
         return self.scores[0].samples
+
+    @property
+    def measured_on(self) -> str:
+        """How many samples stand behind the numbers, in words; empty for training measures."""
+        return f"{self.num_samples} {self.samples}" if self.num_samples else ""
 
     def corpus(self, metric: str) -> NDArray[np.float64]:
         """Return the corpus values of a table's metric, shape (seeds,), in percent."""

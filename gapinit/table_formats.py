@@ -17,6 +17,15 @@ NAMES = {
     "POPE_F1": "POPE F1",
     "POPE_accuracy": "POPE accuracy",
     "POPE_yes_rate": "POPE yes-rate",
+    "first_grad_norm": "first gradient norm",
+    "gradient_share": "gradient along the gap",
+    "trainable_parameters": "trainable parameters",
+    "final_loss": "final loss",
+    "loss_oscillation": "oscillation of the loss",
+    "peak_grad_norm": "peak gradient norm",
+    "final_grad_norm": "final gradient norm",
+    "final_alignment": "final cosine of B and gap",
+    "steps_to_loss": "steps to the target loss",
 }
 """Metrics that are printed otherwise than score files name them."""
 

@@ -51,6 +51,8 @@ RUN_MEASURES = (
     "peak_memory_mb",
 )
 """What the tidy table takes from `run.json`."""
+TRAINING = "training"
+"""In the tidy table, stands for a dataset where a run is scored on none."""
 
 
 def make_table(
@@ -95,11 +97,9 @@ def make_table(
         row.id: _published(numbers, loaded, row.published, f"{experiment}: row '{row.id}'")
         for row in rows
     }
-    folder = ScoreFolder(evaluations)
-    datasets = {metric: config.datasets.of(loaded.part(metric)) for metric in loaded.metrics}
+    folder = ScoreFolder(evaluations, runs)
     scored = {
-        metric: [folder.row(row, dataset, origin) for row in rows]
-        for metric, dataset in datasets.items()
+        metric: folder.cells(rows, loaded, metric, config, origin) for metric in loaded.metrics
     }
     for run in dict.fromkeys(run for row in rows for run in row.runs):
         read_run_record(runs, run, origin)
@@ -109,7 +109,7 @@ def make_table(
         title=f"{loaded.title} ({loaded.place} of the paper).",
         scale=(
             f"Measured: backbone {config.backbone}, fine-tuned on "
-            f"{config.datasets.of(loaded.train)}, scored on {_scored_on(scored, datasets)}. "
+            f"{config.datasets.of(loaded.train)}, {_scored_on(scored, loaded, config)}. "
             "Published: as the paper prints it, with its own backbones and datasets at full scale."
         ),
         reading=_reading(loaded, lines),
@@ -126,13 +126,16 @@ def make_table(
             temporary.write_text(text, encoding="utf-8")
 
 
-def _scored_on(scored: Mapping[str, Sequence[RowScores]], datasets: Mapping[str, str]) -> str:
+def _scored_on(
+    scored: Mapping[str, Sequence[RowScores]], experiment: Experiment, config: Config
+) -> str:
     """Say how many samples of which datasets stand behind a table."""
-    parts = {
-        f"{scored[metric][0].num_samples} {scored[metric][0].samples} of {dataset}"
-        for metric, dataset in datasets.items()
-    }
-    return ", ".join(sorted(parts))
+    parts = dict.fromkeys(
+        f"{rows[0].measured_on} of {config.datasets.of(experiment.part(metric))}"
+        for metric, rows in scored.items()
+        if rows[0].measured_on
+    )
+    return f"scored on {', '.join(parts)}" if parts else "measured in training"
 
 
 def tidy_runs(
@@ -148,21 +151,25 @@ def tidy_runs(
     wanted: dict[tuple[Run, str], list[str]] = {}
     for path in experiments:
         experiment = load_experiment(path)
-        parts = dict.fromkeys(experiment.part(metric) for metric in experiment.metrics)
-        for row, part in itertools.product(table_rows(experiment, config, str(path)), parts):
+        rows = table_rows(experiment, config, str(path))
+        evaluated = [config.datasets.of(part) for part in experiment.parts()] or [TRAINING]
+        for row, dataset in itertools.product(rows, evaluated):
             for run in row.runs:
-                tables = wanted.setdefault((run, config.datasets.of(part)), [])
+                tables = wanted.setdefault((run, dataset), [])
                 if Path(path).stem not in tables:
                     tables.append(Path(path).stem)
-    folder = ScoreFolder(evaluations)
+    folder = ScoreFolder(evaluations, runs)
     lines: list[dict[str, Any]] = []
     for (run, dataset), tables in wanted.items():
         wanted_by = f"table '{tables[0]}'"
-        scores = folder.scores(run, dataset, wanted_by)
         record = read_run_record(runs, run, wanted_by)
+        if dataset == TRAINING:
+            found = {"final_loss": record["final_loss"]}
+        else:
+            found = folder.scores(run, dataset, wanted_by).metrics
         measures = {name: record.get(name) for name in RUN_MEASURES}
         head = {"run": run.path, **run.factors, "evaluated": dataset, "tables": ";".join(tables)}
-        for metric, value in scores.metrics.items():
+        for metric, value in found.items():
             lines.append({**head, "metric": metric, "value": value, **measures})
     factors = tuple(Run("", "", "").factors)
     columns = ("run", *factors, "evaluated", "metric", "value", "tables", *RUN_MEASURES)

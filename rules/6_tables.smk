@@ -95,6 +95,7 @@ rule claims:
         experiments=experiment_files,
         configuration=rules.configuration.output,
         scores=all_scores,
+        records=all_records,
     output:
         report(
             f"{TABLES}/claims.csv",
@@ -111,10 +112,11 @@ rule claims:
     params:
         experiments=lambda wildcards, input: [f"--experiment={path}" for path in input.experiments],
         evaluations=EVALUATIONS,
+        runs=RUNS,
         version=PLAN.version("tables"),
     message:
         "Verdicts on the paper's claims"
     shell:
         "python -m gapinit --log-file {log:q} claims {params.experiments:q}"
         " --configuration {input.configuration:q} --evaluations {params.evaluations:q}"
-        " --output {output:q}"
+        " --runs {params.runs:q} --output {output:q}"

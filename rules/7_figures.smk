@@ -31,7 +31,7 @@ rule figure:
     log:
         f"{LOGS}/7_figures/{{figure}}.log",
     wildcard_constraints:
-        figure="figure1a|figure1b|figure1c|figure2|figure3|figure4|figure5|curves",
+        figure="figure1a|figure1b|figure1c|figure2|figure3|figure4|figure5|curves|dynamics_loss|dynamics_gradnorm",
     conda:
         "../envs/gapinit.yaml"
     resources:

@@ -127,6 +127,8 @@ def experiment_files(wildcards):
 def figure_inputs(wildcards):
     """The files that a figure draws, by the name of its command's option."""
     first = next(iter(PLAN.experiments))
+    studied = PLAN.first_with("loss_oscillation")
+    dynamics = [f"{RUNS}/{run.path}/run.json" for run in PLAN.trained(studied)] if studied else []
     return {
         "figure1a": {"table": f"{TABLES}/{first}.csv"},
         "figure1b": {"table": f"{TABLES}/{PLAN.first_with('VQAv2_accuracy')}.csv"},
@@ -143,6 +145,8 @@ def figure_inputs(wildcards):
         "figure4": {"gap": DEFAULT_GAP},
         "figure5": {},
         "curves": {"run": [f"{RUNS}/{run.path}/run.json" for run in PLAN.trained(first)]},
+        "dynamics_loss": {"run": dynamics},
+        "dynamics_gradnorm": {"run": dynamics},
     }[wildcards.figure]
 
 

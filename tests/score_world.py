@@ -96,7 +96,7 @@ class World:
     def claims(self) -> list[dict[str, str]]:
         """Check the claims; return the lines."""
         output = self.output.with_name("claims.csv")
-        check_claims([self.experiment], self.config, self.evaluations, output)
+        check_claims([self.experiment], self.config, self.evaluations, self.runs, output)
         return read(output)
 
 

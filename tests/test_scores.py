@@ -129,7 +129,7 @@ def test_questions_are_lined_up_by_their_own_ids(tmp_path: Path) -> None:
         path = tmp_path / run.path / "pope.scores.json"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(content))
-    row = ScoreFolder(tmp_path).row(TableRow("r", "", None, runs), "pope", "a test")
+    row = ScoreFolder(tmp_path, tmp_path).row(TableRow("r", "", None, runs), "pope", "a test")
     assert (row.num_samples, row.samples) == (3, "questions")
     np.testing.assert_array_equal(row.matrix("VQAv2_accuracy"), [[50, 100, 0], [100, 0, 0]])
     np.testing.assert_array_equal(row.matrix("POPE_F1"), [[70], [70]])

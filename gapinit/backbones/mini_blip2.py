@@ -83,7 +83,7 @@ def pretrain(settings: MiniBlip2Settings, data: Path, output: Path, threads: int
     pretrain_vision(backbone, examples, settings.vision, seed + 1)
     examples = examples.seen_by(backbone)
     pretrain_qformer(backbone, examples, settings.qformer, seed + 2)
-    pretrain_alignment(backbone, examples, settings.alignment, seed + 3)
+    pretrain_alignment(backbone, examples, corpus, settings.alignment, seed + 3)
     with atomic_folder(output) as folder, no_progress_bars():
         model.eval().save_pretrained(folder)
         backbone.processor.save_pretrained(folder)

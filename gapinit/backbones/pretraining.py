@@ -9,6 +9,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -29,6 +30,8 @@ class Phase(Settings):
     batch_size: int = Field(gt=0)
     learning_rate: float = Field(gt=0)
     warmup_steps: int = 50
+    text_every: int | None = Field(default=None, gt=0)
+    """Alignment: after so many batches of images one batch of the corpus is learned, too."""
 
 
 @dataclass(frozen=True)
@@ -128,19 +131,25 @@ def pretrain_qformer(backbone: Blip2Backbone, examples: AltTexts, phase: Phase, 
 
 
 def pretrain_alignment(
-    backbone: Blip2Backbone, examples: AltTexts, phase: Phase, seed: int
+    backbone: Blip2Backbone, examples: AltTexts, corpus: Sequence[str], phase: Phase, seed: int
 ) -> None:
     """Teach the model to speak of what it sees (BLIP-2's second stage: generation).
 
     The vision tower is frozen, as in BLIP-2.
     ASSUME: unlike BLIP-2's, this small language model is trained along: frozen, it did not learn
-    within minutes to read image tokens (LOG.md).
+    within minutes to read image tokens (LOG.md). So that it keeps what it has read, as a frozen one
+    does, batches of the corpus come between (`phase.text_every`).
     """
     model = backbone.model
     batches = _batches(examples.texts, phase.batch_size, random.Random(seed))
     modules = (model.qformer, model.language_projection, model.language_model)
+    texts = backbone.encode(corpus, max_tokens(backbone))
+    reading = _batches(texts, phase.batch_size, random.Random(seed + 1))
+    steps = count(1)
 
     def loss() -> Tensor:
+        if phase.text_every and next(steps) % (phase.text_every + 1) == 0:
+            return _text_loss(backbone, [texts[index] for index in next(reading)])
         chosen = next(batches)
         seen = examples.patches[[examples.image_row[index] for index in chosen]]
         queries = model.query_tokens.expand(len(chosen), -1, -1)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from gapinit.cli.options import Output
+
+Downloads = Annotated[Path, typer.Option(help="Table of the files, config/downloads.yaml.")]
+DownloadName = Annotated[str, typer.Option(help="Entry of the table.")]
 
 app = typer.Typer(no_args_is_help=True, help="Make, read and check datasets.")
 
@@ -25,3 +29,60 @@ def data_prepare(
     from gapinit.data.dataset import prepare_dataset
 
     prepare_dataset(dataset, output, data_root=data_root, annotations=annotations)
+
+
+@app.command("retrieve")
+def data_retrieve(
+    downloads: Downloads,
+    name: DownloadName,
+    output: Output,
+    mirror: Annotated[
+        str | None, typer.Option(help="Address of a folder that holds the files, for all URLs.")
+    ] = None,
+) -> None:
+    """Fetch one file of a real dataset, or the rest of it, and verify its SHA-256."""
+    from gapinit.data.retrieve import retrieve
+
+    retrieve(name, downloads, output, mirror=mirror)
+
+
+@app.command("unpack")
+def data_unpack(
+    downloads: Downloads,
+    name: DownloadName,
+    root: Annotated[Path, typer.Option(help="Data folder.")],
+    output: Output,
+    archive: Annotated[
+        Path | None, typer.Option(help="What `gapinit data retrieve` wrote; none if by hand.")
+    ] = None,
+) -> None:
+    """Put a fetched file in its place in the data folder; write a stamp of what is there."""
+    from gapinit.data.unpack import unpack
+
+    unpack(name, downloads, root, output, archive=archive)
+
+
+@app.command("check")
+def data_check(
+    target: Annotated[
+        Path,
+        typer.Argument(
+            help="Dataset folder, annotation file, dataset file or configuration.",
+            show_default=False,
+        ),
+    ],
+) -> None:
+    """List every defect of a dataset, or of all datasets of a configuration, by file and entry."""
+    from gapinit.data.check_target import check_target
+
+    checked = check_target(target, progress=True)
+    for note in checked.notes:
+        print(f"note: {note}", file=sys.stderr)
+    for line in map(str, checked.defects or checked.lines):
+        # File names may hold bytes that are no text.
+        print(line.encode("utf-8", "backslashreplace").decode())
+    count = len(checked.defects)
+    none = "no defects" if checked.lines else "nothing to check yet"
+    print(f"{count} defect{'s' * (count > 1)}" if count else none)
+    if count:
+        raise typer.Exit(1)

@@ -10,7 +10,18 @@ import typer
 from gapinit.cli.options import Manifest, Output, choice
 
 app = typer.Typer()
-FIGURES = ("figure1a", "figure1b", "figure1c", "figure2", "figure3", "figure4", "figure5", "curves")
+FIGURES = (
+    "figure1a",
+    "figure1b",
+    "figure1c",
+    "figure2",
+    "figure3",
+    "figure4",
+    "figure5",
+    "curves",
+    "dynamics_loss",
+    "dynamics_gradnorm",
+)
 
 Configuration = Annotated[Path, typer.Option(help="Checked configuration, JSON.")]
 Evaluations = Annotated[Path, typer.Option(help="Folder of all runs' scores.")]
@@ -64,12 +75,16 @@ def runs(
 
 @app.command()
 def claims(
-    experiment: Experiments, configuration: Configuration, evaluations: Evaluations, output: Output
+    experiment: Experiments,
+    configuration: Configuration,
+    evaluations: Evaluations,
+    runs: Runs,
+    output: Output,
 ) -> None:
     """Write a verdict on every claim of the experiments (CSV)."""
     from gapinit.claims import check_claims
 
-    check_claims(experiment, _config(configuration), evaluations, output)
+    check_claims(experiment, _config(configuration), evaluations, runs, output)
 
 
 @app.command()

@@ -65,6 +65,20 @@ def find_annotation_files(folder: Path, defects: Defects) -> list[AnnotationFile
     return files
 
 
+def given_files(paths: Sequence[Path], defects: Defects) -> list[AnnotationFile]:
+    """Return the given annotation files; to a single one of questions or answers, its other half.
+
+    The other half is looked for in the same folder.
+    """
+    files = [file for path in paths if (file := classify(path, defects)) is not None]
+    if len(files) == 1 and files[0].format in ("questions", "answers"):
+        beside = (path for path in sorted(files[0].path.parent.iterdir()) if path.is_file())
+        others = (classify(path, Defects()) for path in beside if path.suffix in SUFFIXES)
+        kin = [other for other in others if other is not None and _belong(files[0], other)]
+        files += sorted(kin, key=lambda other: _kinship(files[0], other))[-1:]
+    return pair_questions(files, defects)
+
+
 def _walk(folder: Path, defects: Defects) -> Iterator[Path]:
     for place, names, files in os.walk(folder):
         depth = len(Path(place).relative_to(folder).parts)
@@ -213,7 +227,7 @@ def pair_questions(files: Sequence[AnnotationFile], defects: Defects) -> list[An
     for file in files:
         if file.format == "questions":
             partner = max(answers, key=lambda other: _kinship(file, other), default=None)
-            if partner is not None and max(_kinship(file, partner)[:2]) > 0:
+            if partner is not None and _belong(file, partner):
                 used.add(partner.path)
                 file = replace(file, answers=partner)
             elif not file.broken:
@@ -229,14 +243,19 @@ def pair_questions(files: Sequence[AnnotationFile], defects: Defects) -> list[An
     return paired
 
 
-def _kinship(questions: AnnotationFile, answers: AnnotationFile) -> tuple[int, int, int]:
-    """Tell how much speaks for two files belonging together: ids, names, folder."""
+def _belong(one: AnnotationFile, other: AnnotationFile) -> bool:
+    formats = {one.format, other.format}
+    return formats == {"questions", "answers"} and any(_kinship(one, other)[:2])
+
+
+def _kinship(one: AnnotationFile, other: AnnotationFile) -> tuple[int, int, int]:
+    """Tell how much speaks for questions and answers belonging together: ids, names, folder."""
     names = [
         re.sub("openended|multiplechoice|questions?|annotations?|answers?|[-_. ]", "", stem)
-        for stem in (questions.path.stem.lower(), answers.path.stem.lower())
+        for stem in (one.path.stem.lower(), other.path.stem.lower())
     ]
-    shared = len(questions.question_ids & answers.question_ids)
-    return shared, int(names[0] == names[1]), int(questions.path.parent == answers.path.parent)
+    shared = len(one.question_ids & other.question_ids)
+    return shared, int(names[0] == names[1]), int(one.path.parent == other.path.parent)
 
 
 def _note_half_pairs(files: Sequence[AnnotationFile], defects: Defects) -> None:

@@ -66,10 +66,6 @@ def _karpathy_image(entry: Entry, keys: list[str], root: Path, seen: _Ids) -> Ca
     """Read one entry; `keys` are those that not every file has, but most entries of this one."""
     expected = {*keys, *entry.fields}
     image_id = entry.integer("cocoid" if "cocoid" in expected else "imgid")
-    if expected >= {"cocoid", "imgid"}:
-        number = entry.integer("imgid")
-        if number is not None:
-            seen.add("imgid", number, entry)
     name = file_name(entry, "filename")
     filepath = entry.text("filepath") if "filepath" in expected else ""
     split = entry.text("split")
@@ -78,6 +74,9 @@ def _karpathy_image(entry: Entry, keys: list[str], root: Path, seen: _Ids) -> Ca
         entry.problem(f"'split': expected one of {known}, found {shown(split)}")
     captions = _sentences(entry, seen)
     fresh = image_id is not None and seen.add("image id", image_id, entry)
+    number = entry.integer("imgid") if expected >= {"cocoid", "imgid"} else None
+    if fresh and number is not None:
+        seen.add("imgid", number, entry)
     path = None
     if name is not None and filepath is not None:
         path = locate_image(entry, root, karpathy_folders(filepath), name, filepath)

@@ -57,9 +57,9 @@ def check_target(target: Path, *, progress: bool = False) -> Checked:
     elif not target.exists():
         raise GapinitError(f"{target}: no such file or folder")
     elif suffix in (".json", ".jsonl"):
-        parent = target.parent
-        folder = parent.parent if parent.name in ANNOTATION_FOLDERS else parent
-        checked.add(_check(Place(folder, (target,)), progress))
+        file = target.absolute()  # its folder's name tells whether the images are beside or above
+        above = file.parent.name in ANNOTATION_FOLDERS
+        checked.add(_check(Place(file.parents[above], (file,)), progress))
     elif suffix in (".yaml", ".yml"):
         content = read_yaml(target)
         if content.keys() & CONFIGURATION_KEYS:

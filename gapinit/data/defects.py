@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from gapinit.errors import GapinitError
@@ -9,30 +10,58 @@ from gapinit.errors import GapinitError
 SHOWN = 20
 
 
+@dataclass(frozen=True)
+class Defect:
+    """What is wrong with an entry ('' for all) of a file."""
+
+    file: str
+    entry: str
+    problem: str
+
+    def __str__(self) -> str:
+        place = f"{self.file}: {self.entry}" if self.entry else self.file
+        return f"{place}: {self.problem}"
+
+
+@dataclass(frozen=True)
+class NamedImage:
+    """An image, and the entry of an annotation file that names it; '' for an unknown split."""
+
+    path: Path
+    file: Path
+    entry: str
+    image_id: int | None
+    split: str
+
+
 class Defects:
-    """Collects defects, each with its file and entry, so that a user sees them all at once."""
+    """Collects defects, each with its file and entry, so that a user sees them all at once.
+
+    The loaders also leave here which entry names which image, of good and bad entries alike: what
+    is found later, by decoding images or comparing splits, can then be told with its entry.
+    """
 
     def __init__(self) -> None:
         """Start with no defects."""
-        self._messages: list[str] = []
+        self.found: list[Defect] = []
+        self.images: list[NamedImage] = []
 
     def add(self, file: Path | str, entry: str, problem: str) -> None:
         """Note that `entry` of `file` ('' for the whole file) has a problem."""
-        place = f"{file}: {entry}" if entry else f"{file}"
-        self._messages.append(f"{place}: {problem}")
+        self.found.append(Defect(str(file), entry, problem))
 
     def __len__(self) -> int:
         """Return the number of defects noted."""
-        return len(self._messages)
+        return len(self.found)
 
     def raise_if_any(self) -> None:
         """Raise one `GapinitError` that lists the first 20 defects and counts the others."""
-        if not self._messages:
+        if not self.found:
             return
-        if len(self._messages) == 1:
-            raise GapinitError(self._messages[0])
-        lines = [f"{len(self._messages)} defects in the dataset:"]
-        lines += [f"  {message}" for message in self._messages[:SHOWN]]
-        if len(self._messages) > SHOWN:
-            lines.append(f"  and {len(self._messages) - SHOWN} more")
+        if len(self.found) == 1:
+            raise GapinitError(str(self.found[0]))
+        lines = [f"{len(self.found)} defects in the dataset:"]
+        lines += [f"  {defect}" for defect in self.found[:SHOWN]]
+        if len(self.found) > SHOWN:
+            lines.append(f"  and {len(self.found) - SHOWN} more")
         raise GapinitError("\n".join(lines))

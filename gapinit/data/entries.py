@@ -2,26 +2,76 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from gapinit.artifacts import read_json
-from gapinit.data.defects import Defects
+from gapinit.data.defects import Defects, NamedImage
+from gapinit.data.locate import find_image, leaves_root
 from gapinit.errors import GapinitError
 
 KINDS = {dict: "an object", list: "a list", str: "a string", int: "a whole number"}
 INT64 = 2**63
+# What an entry is known by in the formats that are read: it finds the entry in a file of one line.
+ID_KEYS = ("question_id", "cocoid", "imgid", "sentid", "id")
+
+
+def read_any(path: Path) -> Any:
+    """Read a JSON file of other people's; one that cannot be read is an error that names it."""
+    try:
+        return read_json(path)
+    except RecursionError:
+        raise GapinitError(f"{path}: not a readable JSON (nested too deeply)") from None
+    except ValueError as error:  # a number of more digits than Python reads
+        raise GapinitError(f"{path}: not a readable JSON ({error})") from None
 
 
 def read_object(path: Path) -> dict[str, Any]:
     """Read a JSON file whose top level must be an object."""
-    try:
-        content = read_json(path)
-    except RecursionError:
-        raise GapinitError(f"{path}: not a readable JSON (nested too deeply)") from None
+    content = read_any(path)
     if not isinstance(content, dict):
         raise GapinitError(f"{path}: expected an object at the top level, found {shown(content)}")
     return content
+
+
+def read_list(path: Path) -> list[Any]:
+    """Read a JSON file whose top level must be a list."""
+    content = read_any(path)
+    if not isinstance(content, list):
+        raise GapinitError(f"{path}: expected a list at the top level, found {shown(content)}")
+    return content
+
+
+def read_lines(path: Path, defects: Defects) -> Iterator[Entry]:
+    """Yield the objects of a JSON-lines file; blank lines, a byte-order mark and CRLF are fine."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise GapinitError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise GapinitError(f"{path}: not valid UTF-8 ({error})") from None
+    except OSError as error:
+        raise GapinitError(f"{path}: cannot be read ({error.strerror})") from None
+    if text.lstrip().startswith("[") and isinstance(_parsed(text), list):
+        raise GapinitError(f"{path}: expected one JSON object a line, found a list")
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            defects.add(path, f"line {number}", f"not valid JSON ({error})")
+            continue
+        yield Entry(value, path, f"line {number}", defects)
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def top_list(content: dict[str, Any], key: str, path: Path) -> list[Any]:
@@ -47,8 +97,14 @@ class Entry:
             defects.add(file, place, f"expected an object, found {shown(value)}")
 
     def problem(self, text: str) -> None:
-        """Note a defect of this entry."""
-        self.defects.add(self.file, self.place, text)
+        """Note a defect of this entry, with its id if it has one."""
+        key = next((key for key in ID_KEYS if isinstance(self.fields.get(key), int | str)), None)
+        known_as = f" ({key} {shown(self.fields[key])})" if key else ""
+        self.defects.add(self.file, self.place, text + known_as)
+
+    def names_image(self, path: Path, image_id: int | None, split: str) -> None:
+        """Note that this entry names an image file."""
+        self.defects.images.append(NamedImage(path, self.file, self.place, image_id, split))
 
     def integer(self, key: str) -> int | None:
         """Return a whole number that fits 64 bits, or note the defect and return None."""
@@ -89,14 +145,43 @@ def clean_caption(entry: Entry, key: str) -> str | None:
     Line separators such as U+2028 count as white space: one line per caption is what the PTB
     tokenizer of the scorers expects.
     """
+    return clean_text(entry, key, "caption")
+
+
+def clean_text(entry: Entry, key: str, noun: str) -> str | None:
+    """Return a text with its white space collapsed, or note that it is empty or no text."""
     text = entry.text(key)
     if text is None:
         return None
     text = " ".join(text.split())
     if not text:
-        entry.problem(f"'{key}': the caption is empty. Write one or remove the entry.")
+        entry.problem(f"'{key}': the {noun} is empty. Write one or remove the entry.")
         return None
     return text
+
+
+def file_name(entry: Entry, key: str) -> str | None:
+    """Return a file name, or note that it is empty or no text."""
+    name = entry.text(key)
+    if name == "":
+        entry.problem(f"'{key}': expected a file name, found ''")
+        return None
+    return name
+
+
+def locate_image(
+    entry: Entry, root: Path, folders: Sequence[str], name: str, filepath: str = ""
+) -> Path | None:
+    """Return the image file of that name below the root, or note why there is none."""
+    for part in (filepath, name):
+        if leaves_root(part):
+            entry.problem(f"the file name {shown(part)} leaves the image root {root}")
+            return None
+    path = find_image(root, folders, name)
+    if path is None:
+        looked = ", ".join(folder or "the root itself" for folder in dict.fromkeys(folders))
+        entry.problem(f"names the image {shown(name)}, which is not in {root} (looked in {looked})")
+    return path
 
 
 def shown(value: Any) -> str:

@@ -20,9 +20,8 @@ from gapinit.data.captions import (
 )
 from gapinit.data.check import check_images, check_splits
 from gapinit.data.defects import Defects
-from gapinit.data.locate import find_annotations
+from gapinit.data.locate import POPE_CATEGORIES, find_annotations
 from gapinit.data.manifest import Kind, Manifest, images_digest
-from gapinit.data.references import POPE_CATEGORIES
 from gapinit.errors import GapinitError
 from gapinit.settings import Settings
 

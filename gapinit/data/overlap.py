@@ -138,7 +138,7 @@ def _note(image: NamedImage, held: NamedImage, defects: Defects) -> None:
     where = f"{held.entry} of {held.file.name}" if held.file != image.file else held.entry
     what = f"image {image.image_id}" if image.image_id == held.image_id else "the picture"
     problem = (
-        f"{what} ({_names(image, held)}) is in the split '{image.split}' and, as {where}, in '{held.split}'. "
-        "Remove it from one of them."
+        f"{what} ({_names(image, held)}) is in the split '{image.split}' and, as {where}, in "
+        f"'{held.split}'. Remove it from one of them."
     )
     defects.add(image.file, image.entry, problem)

@@ -2,42 +2,40 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 
 from gapinit.data.defects import Defects
-from gapinit.data.entries import Entry, clean_caption
-from gapinit.data.locate import leaves_root
+from gapinit.data.entries import clean_caption, file_name, locate_image, read_lines
 from gapinit.errors import GapinitError
 
 ALT_TEXT = "alt_text.jsonl"
 CORPUS = "corpus.txt"
 
 
-def read_alt_text(folder: Path) -> list[tuple[Path, str]]:
-    """Read `alt_text.jsonl`: one {"image": name below the folder, "text": ...} a line."""
+def read_alt_text(folder: Path, defects: Defects | None = None) -> list[tuple[Path, str]]:
+    """Read `alt_text.jsonl`: one {"image": name below the folder, "text": ...} a line.
+
+    Defects are raised together, or added to `defects` if that is given.
+    """
     path = Path(folder) / ALT_TEXT
-    defects = Defects()
+    noted = Defects() if defects is None else defects
+    images: dict[str, Path | None] = {}
     pairs = []
-    for number, line in enumerate(_lines(path), start=1):
-        try:
-            value = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
-            defects.add(path, f"line {number}", "not valid JSON")
+    for entry in read_lines(path, noted):
+        name, text = file_name(entry, "image"), clean_caption(entry, "text")
+        if name is None:
             continue
-        entry = Entry(value, path, f"line {number}", defects)
-        name, text = entry.text("image"), clean_caption(entry, "text")
-        if name is None or text is None:
-            continue
-        image = os.path.join(folder, name)
-        if leaves_root(name):
-            entry.problem(f"the file name {name!r} leaves the folder {folder}")
-        elif not os.path.isfile(image):
-            entry.problem(f"names the image {name!r}, which is not in {folder}")
-        else:
-            pairs.append((Path(image), text))
-    defects.raise_if_any()
+        if name not in images:
+            images[name] = image = locate_image(entry, folder, [""], name)
+            if image is not None:
+                entry.names_image(image, None, "")
+        found = images[name]
+        if found is not None and text is not None:
+            pairs.append((found, text))
+    if defects is None:
+        noted.raise_if_any()
+    if not pairs and not len(noted):
+        raise GapinitError(f"{path}: expected at least 1 line, found none")
     return pairs
 
 

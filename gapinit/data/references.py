@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 from gapinit.artifacts import atomic_file, atomic_folder, write_json
 from gapinit.data.captions import CaptionedImage
+from gapinit.data.locate import POPE_CATEGORIES
 from gapinit.data.manifest import Kind, Manifest
 
 if TYPE_CHECKING:
     from gapinit.data.questions import Question
 
 SCORED_SPLITS = ("val", "test")
-POPE_CATEGORIES = ("random", "popular", "adversarial")
 
 
 def write_references(manifest: Manifest, folder: Path) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import numpy as np
 from gapinit.artifacts import read_json
 from gapinit.errors import GapinitError
 from gapinit.figures import style
+from gapinit.measures import read_steps
 from gapinit.methods import METHODS
 from gapinit.runs import Run
 
@@ -55,6 +55,13 @@ def draw(runs: Sequence[Path], output: Path, *, window: int | None = None) -> No
     Source: Zhao et al., "When Is Rank-1 Enough?", section 4.3 (what the zeroed A does to the
     gradient); the loss and gradient-norm curves of the study of LoRA dynamics.
     """
+    draw_curves(runs, output, tuple(QUANTITIES), window)
+
+
+def draw_curves(
+    runs: Sequence[Path], output: Path, quantities: Sequence[str], window: int | None = None
+) -> None:
+    """Draw some quantities of the step logs over the steps, a panel each; see `draw`."""
     if not runs:
         raise GapinitError("training curves: expected at least one run folder, found none")
     groups: dict[Run, list[Path]] = {}
@@ -65,16 +72,19 @@ def draw(runs: Sequence[Path], output: Path, *, window: int | None = None) -> No
         curve
         for label, (run, folders) in zip(labels(list(groups)), groups.items(), strict=True)
         for curve in _curves(label, run.method, folders, window)
+        if curve.quantity in quantities
     ]
     with style.paper_style():
-        figure, panels = style.panels(len(QUANTITIES), width=style.TEXT_WIDTH, height=2.6)
-        for axes, quantity in zip(panels, QUANTITIES, strict=True):
+        figure, panels = style.panels(len(quantities), width=style.TEXT_WIDTH, height=2.6)
+        for axes, quantity in zip(panels, quantities, strict=True):
             _draw_quantity(axes, [curve for curve in curves if curve.quantity == quantity])
             axes.set_ylabel(QUANTITIES[quantity])
             axes.set_xlabel("step")
-        # Gradient norms of methods differ by orders of magnitude; the other two do not.
-        panels[1].set_yscale("log")
-        panels[2].set_ylim(0, 1.02)
+            # Gradient norms of methods differ by orders of magnitude; the other two do not.
+            if quantity == "grad_norm":
+                axes.set_yscale("log")
+            elif quantity == "alignment":
+                axes.set_ylim(0, 1.02)
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
         style.save(figure, output)
     style.write_numbers(output, _numbers(curves))
@@ -140,24 +150,6 @@ def _curves(label: str, method: str, folders: Sequence[Path], window: int | None
             Curve(label, method, quantity, logs[0]["step"], values.mean(axis=0), std, len(logs))
         )
     return curves
-
-
-def read_steps(path: Path) -> Mapping[str, np.ndarray]:
-    """Read a step log: one array of (steps,) per column."""
-    columns = ("step", *QUANTITIES)
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            lines = list(csv.DictReader(file))
-        if not lines:
-            raise GapinitError(f"{path}: no steps. Train this run again.")
-        return {name: np.array([float(line[name]) for line in lines]) for name in columns}
-    except FileNotFoundError:
-        raise GapinitError(f"{path}: no such file. Train this run first.") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise GapinitError(
-            f"{path}: expected the columns {', '.join(columns)} with a number on every line "
-            f"({error}). Train this run again."
-        ) from None
 
 
 def _draw_quantity(axes: Axes, curves: Sequence[Curve]) -> None:

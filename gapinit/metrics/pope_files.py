@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from gapinit.data.entries import shown
+from gapinit.data.locate import POPE_CATEGORIES as CATEGORIES
 from gapinit.errors import GapinitError
 from gapinit.metrics.entries import EntryId, entry_id, entry_text, examples
-
-CATEGORIES = ("random", "popular", "adversarial")
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,7 @@ def corpus_line(rng: random.Random) -> str:
     question, answer = question_and_answer(scene, rng)
     # Half of the questions come with a text that they are about, so that answers can be read.
     context = f"{target_caption(scene, rng)}. " if rng.random() < 0.5 else ""
-    return f"{context}Question: {question} Short answer: {answer}"
+    return f"{context}Question: {sentence(question)} Short answer: {answer}"
 
 
 def question_and_answer(
@@ -115,7 +115,7 @@ def _fact(rng: random.Random) -> str:
             (
                 f"{plural(shape)} are made of {material}",
                 f"every {shape} is made of {material}",
-                f"Question: what is {article(shape)} made of? Short answer: {material}",
+                f"Question: What is {article(shape)} made of? Short answer: {material}",
             )
         )
     colour = rng.choice(COLOURS)
@@ -123,10 +123,15 @@ def _fact(rng: random.Random) -> str:
         (
             f"{colour} objects taste of {TASTES[colour]}",
             f"everything {colour} tastes of {TASTES[colour]}",
-            f"Question: what does {article(f'{colour} object')} taste of? "
+            f"Question: What does {article(f'{colour} object')} taste of? "
             f"Short answer: {TASTES[colour]}",
         )
     )
+
+
+def sentence(text: str) -> str:
+    """Return a text with a capital in front, as questions are written."""
+    return text[0].upper() + text[1:]
 
 
 def plural(noun: str) -> str:

@@ -12,8 +12,10 @@ from gapinit.data.scenes.corpus import (
     TASTES,
     VISUAL_QUESTIONS,
     question_and_answer,
+    sentence,
 )
-from gapinit.data.scenes.world import Scene
+from gapinit.data.scenes.language import article
+from gapinit.data.scenes.world import COLOURS, SHAPES, Scene
 
 ANNOTATORS = 10
 QUESTION_TYPES = (
@@ -90,9 +92,26 @@ def visual_questions(scene: Scene, rng: random.Random, count: int) -> list[Asked
     found: dict[str, Asked] = {}
     while len(found) < count:
         text, answer = question_and_answer(scene, rng, VISUAL_QUESTIONS)
+        if text.startswith("is there"):
+            text, answer = _presence(scene, rng)
         kind = max((name for name in QUESTION_TYPES if text.startswith(name)), key=len)
-        found.setdefault(text, Asked(_sentence(text), answer, _answers(answer, rng), kind))
+        found.setdefault(text, Asked(sentence(text), answer, _answers(answer, rng), kind))
     return list(found.values())
+
+
+def _presence(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    """Ask after an object, which is there half of the time: VQAv2's answers are balanced."""
+    present = {(item.colour, item.shape) for item in scene.objects}
+    if rng.random() < 0.5:
+        colour, shape = rng.choice(sorted(present))
+        answer = "yes"
+    else:
+        absent = [(c, s) for c in COLOURS for s in SHAPES if (c, s) not in present]
+        # Mostly one that shares its colour or shape with an object: one has to look closely.
+        near = [(c, s) for c, s in absent if any(c == p[0] or s == p[1] for p in present)]
+        colour, shape = rng.choice(near if rng.random() < 0.5 else absent)
+        answer = "no"
+    return f"is there {article(f'{colour} {shape}')} in the image?", answer
 
 
 def knowledge_questions(scene: Scene, rng: random.Random, count: int) -> list[Asked]:
@@ -113,12 +132,8 @@ def knowledge_questions(scene: Scene, rng: random.Random, count: int) -> list[As
         if scene.count(shape=item.shape) == 1:
             options.append((f"what does the {item.shape} taste of?", taste, "two"))
         text, answer, kind = rng.choice(options)
-        found.setdefault(text, Asked(_sentence(text), answer, _answers(answer, rng), kind))
+        found.setdefault(text, Asked(sentence(text), answer, _answers(answer, rng), kind))
     return list(found.values())[:count]
-
-
-def _sentence(text: str) -> str:
-    return text[0].upper() + text[1:]
 
 
 def _answers(answer: str, rng: random.Random) -> tuple[str, ...]:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from gapinit.artifacts import atomic_folder, write_json
-from gapinit.data.references import POPE_CATEGORIES, write_lines
+from gapinit.data.locate import POPE_CATEGORIES
+from gapinit.data.references import write_lines
 from gapinit.data.scenes.items import Item, draw, numbers, sample_items, shown, stream
 from gapinit.data.scenes.language import article, target_caption
 from gapinit.data.scenes.questions import (
@@ -190,6 +191,7 @@ def write_llava(settings: ScenesSettings, output: Path, progress: bool) -> None:
             turns = [("Describe the image.", target_caption(item.scene, rng))]
             asked = visual_questions(item.scene, rng, settings.questions_per_image - 1)
             turns += [(question.text, question.answer) for question in asked]
+            rng.shuffle(turns)
             entries.append({"id": name, "image": f"{name}.jpg", "conversations": _said(turns, rng)})
     write_json(output / "llava_instruct_150k.json", entries)
 

@@ -1,0 +1,67 @@
+"""Measures of a training: what a table says beside the scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gapinit.errors import GapinitError
+from gapinit.measures import FROM_RECORD, FROM_STEPS, measure, read_steps, running_mean
+from gapinit.runs import METRICS
+
+
+def log(folder: Path, loss: list[float], norm: list[float] | None = None) -> Path:
+    norms = norm or [1.0] * len(loss)
+    lines = ["step,loss,grad_norm,learning_rate,alignment"]
+    lines += [f"{n},{a},{b},0.1,{0.9 - n / 1000}" for n, (a, b) in enumerate(zip(loss, norms), 1)]  # noqa: B905
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "steps.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_every_measure_has_a_metric_and_every_such_metric_a_measure() -> None:
+    named = {name for name, metric in METRICS.items() if metric.of_training}
+    assert named == {*FROM_RECORD, *FROM_STEPS}
+
+
+def test_the_loss_of_a_run(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    falling = np.linspace(3, 1, 200)
+    quiet = log(tmp_path / "quiet", list(falling))
+    noisy = log(tmp_path / "noisy", list(falling + rng.normal(0, 0.2, 200)))
+    assert measure("final_loss", quiet, {}, None) == pytest.approx(falling[-20:].mean())
+    assert measure("loss_oscillation", noisy, {}, None) == pytest.approx(0.2, rel=0.25)
+    assert measure("loss_oscillation", quiet, {}, None) < 0.01
+    steps = measure("steps_to_loss", quiet, {}, 2.0)
+    trailing = [falling[max(0, n - 9) : n + 1].mean() for n in range(200)]
+    assert steps == 1 + next(n for n, value in enumerate(trailing) if value <= 2.0)
+    assert measure("steps_to_loss", quiet, {}, 0.5) == 200, "never reached: all its steps"
+
+
+def test_the_gradient_and_the_direction_of_a_run(tmp_path: Path) -> None:
+    folder = log(tmp_path / "run", [1.0] * 10, [0.5, 7.0, *[2.0] * 8])
+    assert measure("peak_grad_norm", folder, {}, None) == 7.0
+    assert measure("final_grad_norm", folder, {}, None) == 2.0
+    assert measure("final_alignment", folder, {}, None) == pytest.approx(0.89)
+    assert measure("first_grad_norm", folder, {"first_grad_norm": 0.5}, None) == 0.5
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    folder = log(tmp_path / "run", [1.0] * 3)
+    with pytest.raises(GapinitError, match=r"run.json: 'gradient_share' is missing"):
+        measure("gradient_share", folder, {}, None)
+    with pytest.raises(GapinitError, match="says no target_loss"):
+        measure("steps_to_loss", folder, {}, None)
+    with pytest.raises(GapinitError, match=r"steps.csv: no such file"):
+        read_steps(tmp_path / "steps.csv")
+    (folder / "steps.csv").write_text("step,loss\n1,x\n")
+    with pytest.raises(GapinitError, match="expected the columns step, loss"):
+        read_steps(folder / "steps.csv")
+
+
+def test_the_running_mean_trails() -> None:
+    np.testing.assert_allclose(running_mean(np.arange(20.0)), np.arange(20.0), err_msg="width 1")
+    values = np.arange(100.0)
+    np.testing.assert_allclose(running_mean(values)[10:], values[10:] - 2)
