@@ -138,6 +138,8 @@ class Config(Settings):
     """Folders of datasets that the user has already, by dataset: these are not retrieved."""
     data: str = "data"
     """Folder of retrieved datasets."""
+    downloads: str | None = None
+    """Table of downloads, if not `config/downloads.yaml`: with digests of your own, for example."""
     mirror: str | None = None
     """Base URL from which downloads come instead of their publishers."""
     seeds: Annotated[list[int], Field(min_length=1)]

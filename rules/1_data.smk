@@ -26,7 +26,7 @@ rule retrieve:
         expected_s=600,
         runtime=1440,
     params:
-        table=FOLDER / "config/downloads.yaml",
+        table=DOWNLOADS_TABLE,
         name=download_of,
         mirror=f"--mirror {shlex.quote(CONFIG.mirror)}" if CONFIG.mirror else "",
     message:
@@ -53,7 +53,7 @@ rule unpack:
         expected_s=60,
         runtime=240,
     params:
-        table=FOLDER / "config/downloads.yaml",
+        table=DOWNLOADS_TABLE,
         folder=subpath(output[0], ancestor=2),
         archive=lambda wildcards, input: [f"--archive={path}" for path in input],
     message:

@@ -8,7 +8,12 @@ import shlex
 from gapinit.data.downloads import read_downloads
 from gapinit.runs import Run
 
-DOWNLOADS = read_downloads(FOLDER / "config/downloads.yaml")
+DOWNLOADS_TABLE = Path(CONFIG.downloads or FOLDER / "config/downloads.yaml")
+try:
+    DOWNLOADS = read_downloads(DOWNLOADS_TABLE)
+except GapinitError as error:
+    sys.exit(f"error: {error}")
+
 FILES = {download.file_name: name for name, download in DOWNLOADS.items() if download.url}
 
 

@@ -53,8 +53,8 @@ def test_visual_questions_are_answered_from_the_scene() -> None:
                 (item,) = [item for item in scene.objects if item.shape == shape]
                 assert asked.answer == item.colour
             elif text.startswith("is there"):
-                colour, shape = text.split()[3:5]
-                present = scene.count(shape=shape, colour=colour) > 0
+                *colour, shape = text.removesuffix(" in the image").split()[3:]
+                present = scene.count(shape=shape, colour=colour[0] if colour else None) > 0
                 assert asked.answer == ("yes" if present else "no")
             elif text == "how many objects are there":
                 number = {word: n for n, word in enumerate(NUMBERS)}
@@ -118,17 +118,17 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def test_pope_is_sampled_by_popes_rules(made: Path) -> None:
     settings = read_settings(DATASETS / "scenes-test-pope.yaml", ScenesSettings)
     objects = [
-        [f"{item.colour} {item.shape}" for item in entry.scene.objects]
+        list(dict.fromkeys(item.shape for item in entry.scene.objects))
         for entry in sample_items(settings)
-        if len(entry.scene.objects) >= settings.questions_per_image
     ]
+    objects = [names for names in objects if len(names) >= settings.questions_per_image]
     frequency = Counter(name for names in objects for name in names)
     for category in ("random", "popular", "adversarial"):
         entries = lines(made / f"pope/coco_pope_{category}.json")
         assert [entry["question_id"] for entry in entries] == list(range(1, len(entries) + 1))
         assert [entry["label"] for entry in entries] == ["yes", "no"] * (len(entries) // 2)
         assert len(entries) == 4 * len(objects)
-        names = [" ".join(entry["text"].split()[3:5]) for entry in entries]
+        names = [entry["text"].split()[3] for entry in entries]
         assert all(entry["text"] == f"Is there {a_or_an(name)} in the image?"
                    for entry, name in zip(entries, names, strict=True))  # fmt: skip
         for number, present in enumerate(objects):
@@ -142,7 +142,7 @@ def test_pope_is_sampled_by_popes_rules(made: Path) -> None:
 
 
 def a_or_an(name: str) -> str:
-    return f"an {name}" if name.startswith("orange") else f"a {name}"
+    return f"a {name}"  # no shape begins with a vowel
 
 
 def test_adversarial_objects_stand_beside_the_one_asked_for(tmp_path: Path) -> None:
@@ -155,15 +155,15 @@ def test_adversarial_objects_stand_beside_the_one_asked_for(tmp_path: Path) -> N
     items = sample_items(read_settings(settings, ScenesSettings))
     together: Counter[tuple[str, str]] = Counter()
     for item in items:
-        names = [f"{thing.colour} {thing.shape}" for thing in item.scene.objects]
+        names = list(dict.fromkeys(thing.shape for thing in item.scene.objects))
         together.update((a, b) for a in names for b in names if a != b)
 
     def hits(category: str) -> int:
         entries = lines(tmp_path / f"p/coco_pope_{category}.json")
-        pairs = [" ".join(entry["text"].split()[3:5]) for entry in entries]
-        return sum(together[pairs[n], pairs[n + 1]] > 0 for n in range(0, len(pairs), 2))
+        pairs = [entry["text"].split()[3] for entry in entries]
+        return sum(together[pairs[n], pairs[n + 1]] for n in range(0, len(pairs), 2))
 
-    assert hits("adversarial") > 3 * hits("random")
+    assert hits("adversarial") > 1.1 * hits("random")
 
 
 def test_conversations_are_llavas(made: Path) -> None:

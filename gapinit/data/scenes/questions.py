@@ -100,18 +100,17 @@ def visual_questions(scene: Scene, rng: random.Random, count: int) -> list[Asked
 
 
 def _presence(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    """Ask after an object, which is there half of the time: VQAv2's answers are balanced."""
+    """Ask after a shape, with or without a colour; half of them are there, as VQAv2 is balanced."""
+    coloured = rng.random() < 0.3
+    pairs = [(f"{colour} {shape}", (colour, shape)) for colour in COLOURS for shape in SHAPES]
     present = {(item.colour, item.shape) for item in scene.objects}
-    if rng.random() < 0.5:
-        colour, shape = rng.choice(sorted(present))
-        answer = "yes"
-    else:
-        absent = [(c, s) for c in COLOURS for s in SHAPES if (c, s) not in present]
-        # Mostly one that shares its colour or shape with an object: one has to look closely.
-        near = [(c, s) for c, s in absent if any(c == p[0] or s == p[1] for p in present)]
-        colour, shape = rng.choice(near if rng.random() < 0.5 else absent)
-        answer = "no"
-    return f"is there {article(f'{colour} {shape}')} in the image?", answer
+    names = {name for name, pair in pairs if pair in present}
+    choices = [name for name, _ in pairs]
+    if not coloured:
+        names, choices = {item.shape for item in scene.objects}, list(SHAPES)
+    answer = rng.choice(("yes", "no"))
+    name = rng.choice([name for name in choices if (name in names) == (answer == "yes")])
+    return f"is there {article(name)} in the image?", answer
 
 
 def knowledge_questions(scene: Scene, rng: random.Random, count: int) -> list[Asked]:

@@ -133,12 +133,13 @@ def write_pope(settings: ScenesSettings, output: Path, progress: bool) -> None:
     each case one that is not in the image and was not asked after.
     Source: Li et al., Evaluating Object Hallucination in Large Vision-Language Models, 2023.
     """
-    # ASSUME: POPE takes images with more than three objects; scenes have at most three.
+    # ASSUME: POPE takes images with more than three objects; scenes have at most three. An object
+    # is a shape, as POPE's are categories without attributes.
     wanted = settings.questions_per_image
     drawn = [
         (item, image_id)
         for item, image_id in _draw_coco(settings, output, progress)
-        if len(item.scene.objects) >= wanted
+        if len(_objects(item.scene)) >= wanted
     ]
     objects = [_objects(item.scene) for item, _ in drawn]
     frequency = Counter(name for names in objects for name in names)
@@ -169,7 +170,7 @@ def write_pope(settings: ScenesSettings, output: Path, progress: bool) -> None:
 
 
 def _objects(scene: Scene) -> list[str]:
-    return list(dict.fromkeys(f"{item.colour} {item.shape}" for item in scene.objects))
+    return list(dict.fromkeys(item.shape for item in scene.objects))
 
 
 def _presence(image: str, name: str, label: str) -> dict[str, str]:
