@@ -1,5 +1,10 @@
 """Rank-1 LoRA for vision-language models, initialised along the modality gap.
 
+    gap = gapinit.estimate_gap(model, processor, pairs)     of every decoder layer: `GapVectors`
+    gapinit.initialize_lora_gap_weights(peft_model, gap)    Gap-Init on a PEFT model, in place
+    gapinit.alignment(peft_model, gap)                      how far B points along the gap
+    gapinit.GapAlignmentCallback(gap)                       the same in a Trainer's log
+
     gapinit.gap_vector(h_text, h_vision)    the gap of one layer, (d,)
     gapinit.spot_gap(h_text, h_vision)      its SPOT-Gap score, `.score` and `.per_sample`
 
@@ -12,19 +17,39 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gapinit.callback import GapAlignmentCallback
+    from gapinit.directions import alignment
     from gapinit.errors import GapinitError
+    from gapinit.estimate import estimate_gap
     from gapinit.gap import gap_vector
+    from gapinit.gap_vectors import GapVectors
+    from gapinit.initialize import initialize_lora_gap_weights
     from gapinit.spot import spot_gap
 
     __version__: str
 
-__all__ = ["GapinitError", "__version__", "gap_vector", "spot_gap"]
+__all__ = [
+    "GapAlignmentCallback",
+    "GapVectors",
+    "GapinitError",
+    "__version__",
+    "alignment",
+    "estimate_gap",
+    "gap_vector",
+    "initialize_lora_gap_weights",
+    "spot_gap",
+]
 
 # No name here may be that of a submodule (`gap`, `spot`, ...): importing a submodule binds its
 # name in the package, and the attribute would mean one thing before and another thing after.
 _MODULES = {
+    "GapAlignmentCallback": "gapinit.callback",
+    "GapVectors": "gapinit.gap_vectors",
     "GapinitError": "gapinit.errors",
+    "alignment": "gapinit.directions",
+    "estimate_gap": "gapinit.estimate",
     "gap_vector": "gapinit.gap",
+    "initialize_lora_gap_weights": "gapinit.initialize",
     "spot_gap": "gapinit.spot",
 }
 

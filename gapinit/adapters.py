@@ -1,4 +1,4 @@
-"""LoRA adapters on a backbone, through PEFT: add, point, measure, save.
+"""LoRA adapters on a backbone, through PEFT: add, point, measure.
 
 With dW = (alpha / r) B A, a direction is a column of B: where in its output space a module may
 write. Methods of `gapinit.methods` choose it; this module knows PEFT's layout.
@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gapinit.artifacts import atomic_folder, read_json
 from gapinit.errors import GapinitError
 
 if TYPE_CHECKING:
@@ -37,16 +34,25 @@ def add_lora(
     alpha: float,
     dropout: float,
     init_lora_weights: bool | str,
+    prepare: Callable[[LoraConfig], None] | None = None,
+    **options: Any,
 ) -> PeftModel:
-    """Put LoRA on the attention and MLP matrices of the given decoder layers."""
-    options: dict[str, Any] = {"lora_alpha": alpha, "init_lora_weights": init_lora_weights}
+    """Put LoRA on the attention and MLP matrices of the given decoder layers.
+
+    `prepare` is called with PEFT's configuration before there is an adapter: some initialisers
+    measure the bare model first. `options` go into that configuration.
+    """
+    given: dict[str, Any] = {"lora_alpha": alpha, "init_lora_weights": init_lora_weights}
     config = LoraConfig(
         r=rank,
         lora_dropout=dropout,
         target_modules=backbone.target_modules(layers),
+        **given,
         **options,
     )
-    with _no_deprecation_warnings():
+    if prepare is not None:
+        prepare(config)
+    with no_idle_warnings():
         return get_peft_model(backbone.model, config)
 
 
@@ -73,20 +79,25 @@ def module_directions(model: PeftModel, gap: Tensor) -> dict[str, Tensor]:
     """
     directions = {}
     for name, module in lora_layers(model).items():
-        vector = gap[layer_of(name)].to(torch.float64)
         base = module.get_base_layer().weight.detach()
-        weight = (base + module.get_delta_weight(ADAPTER).detach()).to("cpu", torch.float64)
-        d_out, d_in = weight.shape
-        # ASSUME: the paper does not say what modules of another width (fc1, gate, up) take.
-        if d_out != len(vector):
-            if d_in != len(vector):
-                raise GapinitError(
-                    f"{name}: output of width {d_out} and input of width {d_in} cannot take a gap "
-                    f"of width {len(vector)}"
-                )
-            vector = weight @ vector
-        directions[name] = unit(vector, name)
+        weight = base + module.get_delta_weight(ADAPTER).detach()
+        directions[name] = gap_direction(gap[layer_of(name)], weight, name)
     return directions
+
+
+def gap_direction(gap: Tensor, weight: Tensor, name: str) -> Tensor:
+    """Return one module's unit direction, (d_out,) float64, from its layer's gap and its W0."""
+    vector = gap.to(torch.float64)
+    d_out, d_in = weight.shape
+    # ASSUME: the paper does not say what modules of another width (fc1, gate, up) take.
+    if d_out != len(vector):
+        if d_in != len(vector):
+            raise GapinitError(
+                f"{name}: output of width {d_out} and input of width {d_in} cannot take a gap "
+                f"of width {len(vector)}"
+            )
+        vector = weight.detach().to("cpu", torch.float64) @ vector
+    return unit(vector, name)
 
 
 def unit(vector: Tensor, name: str) -> Tensor:
@@ -106,6 +117,11 @@ def point(model: PeftModel, directions: Mapping[str, Tensor], generator: torch.G
     """
     for name, module in lora_layers(model).items():
         weight_a, weight_b = module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight
+        if not weight_a.requires_grad:
+            raise GapinitError(
+                f"{name}: A is frozen, as LoRA-FA does it, and A = 0 here: B A would stay zero for "
+                "ever. Train A, or use another initialisation."
+            )
         columns = torch.randn(weight_b.shape, generator=generator, dtype=torch.float64)
         columns /= torch.linalg.vector_norm(columns, dim=0, keepdim=True)
         columns[:, 0] = directions[name]
@@ -135,6 +151,17 @@ def column_cosines(
     return cosines
 
 
+def freeze_b(model: PeftModel) -> None:
+    """Leave B as it is from now on: only A is trained."""
+    for module in lora_layers(model).values():
+        module.lora_B[ADAPTER].weight.requires_grad_(False)
+
+
+def in_base(name: str) -> str:
+    """Return the name in the bare model of a module that PEFT has wrapped."""
+    return name.removeprefix("base_model.model.")
+
+
 def layer_of(name: str) -> int:
     """Return the decoder layer that a module's full name stands for."""
     match = _LAYER.search(name)
@@ -143,76 +170,14 @@ def layer_of(name: str) -> int:
     return int(match[1])
 
 
-def save_adapter(model: PeftModel, output: Path, converted_from: Path | None = None) -> None:
-    """Write a PEFT adapter folder that stock `PeftModel.from_pretrained` loads on the base.
-
-    `converted_from`: for methods that change the base weights (PiSSA), the adapter as it was
-    before training; PEFT then writes the difference as a LoRA of twice the rank, which works on
-    the untouched base.
-    """
-    # The saved weights are all that counts: a plain initialisation makes any PEFT load them.
-    config: Any = model.peft_config[ADAPTER]
-    config.init_lora_weights = True
-    initial = None if converted_from is None else str(converted_from)
-    with atomic_folder(output) as folder:
-        model.save_pretrained(
-            str(folder),
-            save_embedding_layers=False,
-            path_initial_model_for_weight_conversion=initial,
-        )
-        (folder / "README.md").unlink(missing_ok=True)
-
-
-def load_adapter(backbone: Blip2Backbone, folder: Path) -> PeftModel:
-    """Put a saved adapter on the backbone's model.
-
-    Raises GapinitError for a folder without an adapter, or with one that does not fit this
-    backbone: PEFT would only warn, and the captions would be those of the untrained model.
-    """
-    folder = Path(folder)
-    _require_fit(backbone, folder)
-    try:
-        with _no_deprecation_warnings():
-            return PeftModel.from_pretrained(backbone.model, folder)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise GapinitError(f"{folder}: this adapter cannot be loaded ({reason})") from None
-
-
-def _require_fit(backbone: Blip2Backbone, folder: Path) -> None:
-    """Compare the names and the shapes of the saved matrices with the backbone's modules."""
-    weights = folder / "adapter_model.safetensors"
-    if not weights.is_file():
-        raise GapinitError(f"{weights}: no such file (expected a PEFT adapter folder)")
-    rank = read_json(folder / "adapter_config.json").get("r")
-    modules = dict(backbone.model.named_modules())
-    try:
-        with safe_open(weights, "pt") as saved:
-            shapes = {name: list(saved.get_slice(name).get_shape()) for name in saved.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise GapinitError(f"{weights}: damaged ({error}). Train the run again.") from None
-    for name, shape in shapes.items():
-        module_name, _, matrix = name.removeprefix("base_model.model.").rpartition(".lora_")
-        weight = getattr(modules.get(module_name), "weight", None)
-        if weight is None:
-            raise GapinitError(
-                f"{folder}: adapts '{module_name}', which this backbone does not have. It was "
-                "made for another backbone."
-            )
-        d_out, d_in = weight.shape
-        expected = [rank, d_in] if matrix == "A.weight" else [d_out, rank]
-        if shape != expected:
-            raise GapinitError(
-                f"{folder}: '{name}' has shape {shape}, but this backbone needs {expected}. It "
-                "was made for another backbone."
-            )
-
-
 @contextmanager
-def _no_deprecation_warnings() -> Iterator[None]:
-    # PEFT asks transformers for a property under its old name; a user can do nothing about it.
+def no_idle_warnings() -> Iterator[None]:
+    """Silence the warnings of PEFT about which a user can do nothing."""
     with warnings.catch_warnings():
+        # It asks transformers for a property under its old name ...
         warnings.filterwarnings(
             "ignore", message=".*is_gradient_checkpointing", category=FutureWarning
         )
+        # ... and advises EVA to save memory that the adapters here do not take.
+        warnings.filterwarnings("ignore", message="lora with eva initialization used with")
         yield

@@ -29,7 +29,7 @@ VERSIONS = {
     "states": 1,
     "gap": 1,
     "trunk": 2,
-    "train": 1,
+    "train": 2,
     "predict": 2,
     "score": 2,
     "tables": 2,

@@ -97,7 +97,7 @@ def predict(
     rows = torch.tensor([row_of[data.file(sample.path)] for sample in samples])
     model = load_backbone(backbone, device)
     if adapter is not None:
-        from gapinit.adapters import load_adapter
+        from gapinit.adapter_folder import load_adapter
 
         # Merging changes no output beyond rounding and saves the adapters' own products.
         load_adapter(model, adapter).merge_and_unload()

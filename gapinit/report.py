@@ -81,8 +81,10 @@ def make_report(
     headline = next((table for table in arranged if table.id == HEADLINE_TABLE), arranged[0])
     results = arrange_claims(read_claims(claims) if claims else [], arranged)
     lines, versions = arrange_runs(read_runs(runs_table), runs, headline.metrics[0].metric)
+    shown = headline.metrics[0]
     browser = browse_predictions(
-        headline.metrics[0].rows,
+        # Only captions are browsed: a table of questions or of trainings has none.
+        shown.rows if shown.metric == "CIDEr" else (),
         evaluations=evaluations,
         dataset=predictions_dataset,
         manifest=manifest,

@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 
 from gapinit.config import Config, Name, NoiseScale, Positive, Source, Strategy, known_method
 from gapinit.errors import GapinitError
-from gapinit.methods import METHODS
+from gapinit.methods import METHODS, require_rank
 from gapinit.settings import Settings, check_settings, read_yaml
 
 _PATH = re.compile(
@@ -265,6 +265,8 @@ def load_experiment(path: Path) -> Experiment:
     for row in experiment.rows:
         for method in _values(row.method):
             known_method(method, f"{path}: row '{row.id}'")
+            for rank in _values(row.rank):
+                require_rank(method, rank, f"{path}: row '{row.id}'")
     return experiment
 
 
@@ -329,7 +331,7 @@ def _run(point: dict[str, Any], seed: int, config: Config, train: str) -> Run:
     run = {key: point[key] for key in ("method", "rank", "layers", "epochs")}
     if method.uses_gap:
         run |= {key: point[key] for key in ("calibration", "calibration_size")}
-        if point["noise"]:
+        if method.takes_noise and point["noise"]:
             run |= {"noise": float(point["noise"]), "noise_scale": point["noise_scale"]}
     return Run(**head, **run, seed=seed)
 

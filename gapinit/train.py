@@ -6,6 +6,8 @@ gradients are those of the whole model; only the work that no run changes is lef
 
 from __future__ import annotations
 
+import itertools
+import math
 import resource
 import sys
 import tempfile
@@ -16,24 +18,32 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 
-from gapinit.adapters import alignment, module_directions, save_adapter
+from gapinit.adapter_folder import save_adapter
+from gapinit.adapters import alignment, module_directions
 from gapinit.artifacts import atomic_folder, package_versions, read_json, sha256, write_json
 from gapinit.backbones import load_backbone
 from gapinit.config import Lora, Training
 from gapinit.errors import GapinitError
 from gapinit.gap_file import read_gap
+from gapinit.gradients import gap_share
 from gapinit.methods.setup import Adapted, Setup, adapt
 from gapinit.runs import Run
 from gapinit.states import backbone_digest
 from gapinit.step_log import StepLog
+from gapinit.tail import Tail
 from gapinit.trunk import Trunk, read_trunk
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-
     from gapinit.backbones.blip2 import Blip2Backbone
+    from gapinit.gap_file import GapFile
 
 
 def train_run(
@@ -69,29 +79,22 @@ def train_run(
         model.drop_vision()
     else:
         model.cut_below(cached.first_layer)
-    setup = Setup(
-        backbone=model,
-        layers=chosen,
-        rank=run.rank,
-        alpha=lora.alpha_per_rank * run.rank,
-        dropout=lora.dropout,
-        gap=torch.from_numpy(directions.gap),
-        noise=run.noise,
-        noise_scale=run.noise_scale or "unit",
-        generator=torch.Generator().manual_seed(run.seed),
-    )
+    setup = _setup(run, model, chosen, directions, lora, FirstBatches(cached, recipe, run, device))
+    # Before the adapter: some methods change the weights whose gradient this is.
+    share = gap_share(model, chosen, setup.batches(1)[0], setup.gap)
     adapted = adapt(run.method, setup)
     own = module_directions(adapted.model, setup.gap)
     heldout = directions.heldout_gap if directions.heldout_gap is not None else directions.gap
     check = module_directions(adapted.model, torch.from_numpy(heldout))
     at_init = alignment(adapted.model, check)
     with atomic_folder(output) as folder, tempfile.TemporaryDirectory() as scratch:
-        before = Path(scratch) / "before-training"
-        if adapted.changes_base:
-            save_adapter(adapted.model, before)
         log = StepLog(adapted.model, own)
-        _fit(Tail(adapted.model, model), cached, recipe, run, log, Path(scratch), device)
-        save_adapter(adapted.model, folder / "adapter", before if adapted.changes_base else None)
+        before = Path(scratch) / "before-training" if adapted.converts else None
+        if before is not None:
+            save_adapter(adapted.model, before)
+        arguments = _arguments(recipe, run, Path(scratch), device)
+        _trainer(Tail(adapted.model, model), cached, arguments, [log]).train()
+        save_adapter(adapted.model, folder / "adapter", before, with_base=adapted.saves_base)
         log.write(folder / "steps.csv")
         inputs = {
             "backbone": own_digest,
@@ -109,10 +112,39 @@ def train_run(
             "recipe": recipe_used,
             "layers": chosen,
             "alignment_at_init": at_init,
+            "gradient_share": share,
             "inputs": inputs,
             "seconds": time.monotonic() - started,
         }
         write_json(folder / "run.json", record)
+
+
+def _setup(
+    run: Run,
+    backbone: Blip2Backbone,
+    layers: list[int],
+    gap: GapFile,
+    lora: Lora,
+    first_batches: FirstBatches,
+) -> Setup:
+    """Return what the run's method is given."""
+    assert run.seed is not None and run.rank is not None, "train_run lets no other run come here"
+    return Setup(
+        backbone=backbone,
+        layers=layers,
+        rank=run.rank,
+        alpha=lora.alpha_per_rank * run.rank,
+        dropout=lora.dropout,
+        gap=torch.from_numpy(gap.gap),
+        noise=run.noise,
+        noise_scale=run.noise_scale or "unit",
+        generator=torch.Generator().manual_seed(run.seed),
+        means={
+            "text": torch.from_numpy(gap.text_mean),
+            "vision": torch.from_numpy(gap.vision_mean),
+        },
+        first_batches=first_batches,
+    )
 
 
 def _record(run: Run, adapted: Adapted, log: StepLog) -> dict[str, Any]:
@@ -124,6 +156,7 @@ def _record(run: Run, adapted: Adapted, log: StepLog) -> dict[str, Any]:
         "first_grad_norm": log.rows[0]["grad_norm"],
         "final_loss": log.mean_of_last(0.1),
         "noise_cosine": adapted.noise_cosine,
+        "changes_base": adapted.changes_base,
         "versions": package_versions(),
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "threads": torch.get_num_threads(),
@@ -131,64 +164,48 @@ def _record(run: Run, adapted: Adapted, log: StepLog) -> dict[str, Any]:
     }
 
 
-class Tail(nn.Module):
-    """The trained part of a backbone as Trainer wants it: a batch in, a loss out."""
+class FirstBatches:
+    """The batches that a run begins with, read only when they are asked for.
 
-    def __init__(self, model: PeftModel, backbone: Blip2Backbone) -> None:
-        super().__init__()
-        self.model = model
-        # In tuples: not a second owner of the parameters.
-        self._backbone = (backbone,)
-        self._dropouts = tuple(
-            module for name, module in model.named_modules() if "lora_dropout" in name
-        )
-        super().train(False)
+    They are those of the run's own Trainer, so that a first gradient is the first step's; drawing
+    them leaves the random numbers of everything else as they are.
+    """
 
-    def train(self, mode: bool = True) -> Tail:
-        """Switch the adapters' dropout only: frozen layers always run without.
+    def __init__(self, trunk: Trunk, recipe: Training, run: Run, device: str) -> None:
+        self._trunk, self._recipe, self._run, self._device = trunk, recipe, run, device
+        self._read: list[dict[str, Tensor]] = []
 
-        Trainer calls this at every step, so the modules are looked up once.
-        """
-        for module in self._dropouts:
-            module.train(mode)
-        return self
-
-    def forward(
-        self,
-        prefix: Tensor,
-        labels: Tensor,
-        text: Tensor | None = None,
-        input_ids: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """Return the mean cross-entropy over the labelled positions (-100: none).
-
-        Positions without a label never reach the output matrix.
-        """
-        backbone = self._backbone[0]
-        if text is not None:
-            inputs = torch.cat([prefix, text], dim=1)
-        elif input_ids is not None:
-            inputs = backbone.embed(prefix, input_ids)
-        else:
-            raise ValueError("a batch needs text states or input_ids")
-        states = backbone.decode(inputs)[:, prefix.shape[1] :]
-        labelled = labels != -100
-        logits = backbone.output_head(states[labelled])
-        return {"loss": nn.functional.cross_entropy(logits.float(), labels[labelled])}
+    def __call__(self, samples: int) -> list[dict[str, Tensor]]:
+        """Return as many batches as hold `samples` samples, or all of the first epoch."""
+        count = math.ceil(samples / self._recipe.batch_size)
+        if len(self._read) < count:
+            devices = [self._device] if self._device.startswith("cuda") else []
+            with torch.random.fork_rng(devices), tempfile.TemporaryDirectory() as scratch:
+                arguments = _arguments(self._recipe, self._run, Path(scratch), self._device)
+                trainer = _trainer(nn.Linear(1, 1), self._trunk, arguments, [])
+                self._read = list(itertools.islice(trainer.get_train_dataloader(), count))
+        return self._read[:count]
 
 
-def _fit(
-    tail: Tail,
-    trunk: Trunk,
-    recipe: Training,
-    run: Run,
-    log: StepLog,
-    scratch: Path,
-    device: str,
-) -> None:
-    """Run Hugging Face Trainer over the trunk with the paper's recipe (Table 14)."""
+def _trainer(
+    model: nn.Module, trunk: Trunk, arguments: TrainingArguments, callbacks: list[TrainerCallback]
+) -> Trainer:
+    """Return Hugging Face's Trainer over the trunk."""
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=trunk,
+        data_collator=trunk.collate,
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _arguments(recipe: Training, run: Run, scratch: Path, device: str) -> TrainingArguments:
+    """Return the paper's recipe (Table 14) in Trainer's words."""
     assert run.seed is not None, "train_run lets no run without a seed come here"
-    arguments = TrainingArguments(
+    return TrainingArguments(
         output_dir=str(scratch / "trainer"),
         per_device_train_batch_size=recipe.batch_size,
         gradient_accumulation_steps=recipe.gradient_accumulation,
@@ -212,15 +229,6 @@ def _fit(
         data_seed=run.seed,
         use_cpu=device == "cpu",
     )
-    trainer = Trainer(
-        model=tail,
-        args=arguments,
-        train_dataset=trunk,
-        data_collator=trunk.collate,
-        callbacks=[log],
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
 
 
 def _require_same_backbone(

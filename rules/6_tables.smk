@@ -32,7 +32,7 @@ rule table:
         configuration=rules.configuration.output,
         scores=scores_of,
         records=records_of,
-        published=FOLDER / "config/published/gap-init.csv",
+        published=published_of,
     output:
         csv=report(
             f"{TABLES}/{{table}}.csv",

@@ -108,6 +108,12 @@ def scores_of(wildcards):
     return [f"{EVALUATIONS}/{path}" for path in PLAN.scores(wildcards.table)]
 
 
+def published_of(wildcards):
+    """The published numbers of the paper that a table is of."""
+    paper = PLAN.experiments[wildcards.table].paper
+    return str(FOLDER / f"config/published/{paper}.csv")
+
+
 def records_of(wildcards):
     """The record of every trained run in a table."""
     return [f"{RUNS}/{run.path}/run.json" for run in PLAN.trained(wildcards.table)]

@@ -27,6 +27,7 @@ from gapinit.data.dataset import prepare_dataset
 from gapinit.data.images import load_image
 from gapinit.data.manifest import read_manifest
 from gapinit.gap_file import estimate_gap_file
+from gapinit.methods import METHODS
 from gapinit.runs import Run
 from gapinit.settings import check_settings
 from gapinit.states import extract_states
@@ -115,7 +116,8 @@ class SmallWorld:
     ) -> Path:
         """Train one run of a few steps; `changes` go to the run, the recipe or the LoRA."""
         factors: dict[str, Any] = {"rank": 1, "epochs": 1, "seed": 42}
-        if method == "gap-init":
+        factors["rank"] += METHODS[method].even_rank
+        if METHODS[method].uses_gap:
             factors |= {"calibration": "in-domain", "calibration_size": 12}
         recipe: dict[str, Any] = {"batch_size": 24}
         factors |= {name: changes.pop(name) for name in list(changes) if name in _RUN}

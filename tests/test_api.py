@@ -54,13 +54,16 @@ def test_names() -> None:
     assert gapinit.GapinitError is GapinitError
     assert gapinit.gap_vector is gap_vector
     assert gapinit.spot_gap is spot_gap
-    assert set(gapinit.__all__) == {"GapinitError", "__version__", "gap_vector", "spot_gap"}
+    library = {"GapVectors", "alignment", "estimate_gap", "initialize_lora_gap_weights"}
+    functions = {"gap_vector", "spot_gap"}
+    others = {"GapAlignmentCallback", "GapinitError", "__version__"}
+    assert set(gapinit.__all__) == library | functions | others
     assert set(gapinit.__all__) <= set(dir(gapinit))
     names: dict[str, object] = {}
     exec("from gapinit import *", names)
     assert set(gapinit.__all__) <= names.keys()
-    with pytest.raises(AttributeError, match="module 'gapinit' has no attribute 'gap_vectors'"):
-        gapinit.gap_vectors  # noqa: B018
+    with pytest.raises(AttributeError, match="module 'gapinit' has no attribute 'gap_matrix'"):
+        gapinit.gap_matrix  # noqa: B018
     assert not hasattr(gapinit, "__path_to_nowhere__")
 
 

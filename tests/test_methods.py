@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,12 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 
+from gapinit.adapter_folder import load_adapter, save_adapter
 from gapinit.adapters import (
     alignment,
     layer_of,
-    load_adapter,
     lora_layers,
     module_directions,
-    save_adapter,
 )
 from gapinit.artifacts import read_json
 from gapinit.backbones import load_backbone
@@ -25,10 +25,17 @@ from gapinit.errors import GapinitError
 from gapinit.gap_file import read_gap
 from gapinit.methods import METHODS
 from gapinit.methods.gap_init import add_noise
-from gapinit.methods.setup import Adapted, Setup, adapt
-from gapinit.train import Tail
-from gapinit.trunk import read_trunk
+from gapinit.methods.setup import adapt
 
+from .method_cases import (
+    BASELINES,
+    CONTROLS,
+    PAPER,
+    logits,
+    losses,
+    matrices,
+    setup,
+)
 from .small_backbone import (
     SmallWorld,
     make_backbone,
@@ -41,7 +48,6 @@ from .small_backbone import (
 # The tests call plain PEFT, which asks transformers for a property under its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
-TRAINED = [name for name, method in METHODS.items() if method.module]
 POINTED = ["gap-init", "random-b"]
 WIDTH, FFN = 32, 128
 
@@ -51,34 +57,24 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> SmallWorld:
     return small_world(tmp_path_factory.getbasetemp())
 
 
-def setup(world: SmallWorld, **changes: Any) -> Setup:
-    options: dict[str, Any] = {
-        "layers": [1, 2],
-        "rank": 1,
-        "alpha": 2.0,
-        "dropout": 0.0,
-        "gap": torch.from_numpy(read_gap(world.gap).gap),
-        "noise": 0.0,
-        "noise_scale": "unit",
-        "generator": torch.Generator().manual_seed(4),
-    }
-    return Setup(backbone=load_backbone(world.backbone), **options | changes)
+def test_every_method_is_tested() -> None:
+    """The paper's here, the others in test_methods_baselines.py and test_methods_controls.py."""
+    trained = [name for name, method in METHODS.items() if method.module]
+    assert sorted([*PAPER, *BASELINES, *CONTROLS]) == sorted(trained)
 
 
-def matrices(adapted: Adapted) -> dict[str, tuple[Tensor, Tensor]]:
-    return {
-        name: (layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach())
-        for name, layer in lora_layers(adapted.model).items()
-    }
-
-
-def logits(model: Any, batch: dict[str, Tensor]) -> Tensor:
-    with torch.no_grad():
-        return model(**batch).logits
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_says_where_it_comes_from(name: str) -> None:
+    method = METHODS[name]
+    assert method.name == name and method.label and method.source and method.applies
+    assert method.uses_gap == (method.needs == "calibration pairs")
+    if method.module:
+        assert method.module == name.replace("-", "_")
+        assert callable(import_module(f"gapinit.methods.{method.module}").adapt)
 
 
 @pytest.mark.parametrize("rank", [1, 4])
-@pytest.mark.parametrize("method", TRAINED)
+@pytest.mark.parametrize("method", PAPER)
 def test_nothing_changes_at_step_0(world: SmallWorld, method: str, rank: int) -> None:
     batch = reference_batch(world, [0, 50])
     expected = logits(world.stock_model(), batch)
@@ -92,7 +88,7 @@ def test_nothing_changes_at_step_0(world: SmallWorld, method: str, rank: int) ->
         assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("method", TRAINED)
+@pytest.mark.parametrize("method", PAPER)
 def test_adapters_are_in_the_chosen_decoder_layers_alone(world: SmallWorld, method: str) -> None:
     names = list(lora_layers(adapt(method, setup(world, layers=[0, 2])).model))
     assert len(names) == 12
@@ -200,21 +196,6 @@ def test_scale_of_the_two_standard_initialisations(world: SmallWorld) -> None:
     assert norms["lora-kaiming"] < 0.05
 
 
-def losses(adapted: Adapted, world: SmallWorld, scheme: Setup, steps: int = 6) -> list[float]:
-    trunk = read_trunk(world.trunk("all"))
-    tail = Tail(adapted.model, scheme.backbone).train()
-    learned = [value for value in adapted.model.parameters() if value.requires_grad]
-    optimiser = torch.optim.AdamW(learned, lr=5e-3, weight_decay=0.01)
-    found = []
-    for step in range(steps):
-        loss = tail(**trunk.batch(range(8 * step, 8 * step + 8)))["loss"]
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        found.append(loss.item())
-    return found
-
-
 @pytest.mark.parametrize("method", POINTED)
 def test_the_sign_of_b_does_not_matter(world: SmallWorld, method: str) -> None:
     runs = []
@@ -286,7 +267,7 @@ def test_a_gap_of_another_width_names_the_module(world: SmallWorld) -> None:
 
 
 @pytest.mark.parametrize("rank", [1, 2])
-@pytest.mark.parametrize("method", TRAINED)
+@pytest.mark.parametrize("method", PAPER)
 def test_stock_peft_loads_what_was_trained(
     world: SmallWorld, method: str, rank: int, tmp_path: Path
 ) -> None:

@@ -97,10 +97,16 @@ def test_pairs_are_found_by_seed_and_only_shared_seeds_count() -> None:
     def row(seeds: list[int | None], values: list[float]) -> RowScores:
         runs = tuple(Run("b", "d", "lora-kaiming", 1, "naive", 1, seed=seed) for seed in seeds)
         scores = tuple(
-            Scores(Path(), {"CIDEr": value}, "images", (1, 2), {"CIDEr": np.array([value - 1, value + 1])})
+            Scores(
+                Path(),
+                {"CIDEr": value},
+                "images",
+                (1, 2),
+                {"CIDEr": np.array([value - 1, value + 1])},
+            )
             for value in values
         )
-        return RowScores(TableRow(f"row{seeds}", "", None, runs), scores)
+        return RowScores(TableRow(f"row{seeds}", "", None, runs), tuple(scores))
 
     first, second = row([1, 2, 3], [10, 20, 30]), row([4, 3, 1], [400, 3, 1])
     np.testing.assert_array_equal(paired_differences(first, second, "CIDEr"), [[9, 9], [27, 27]])

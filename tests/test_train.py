@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ from gapinit.states import extract_states
 from gapinit.train import Tail
 from gapinit.trunk import Trunk, extract_trunk, read_trunk
 
+from .method_cases import CHANGE_BASE
 from .small_backbone import (
     LAYERS,
     SmallWorld,
@@ -72,7 +74,7 @@ def steps(output: Path) -> list[dict[str, float]]:
 
 @pytest.fixture
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """The captions of every batch that a run draws, in order."""
+    """The captions of every batch that is drawn, in order, those before the run included."""
     drawn: list[list[int]] = []
     original = Trunk.batch
 
@@ -95,7 +97,7 @@ def test_every_step_is_the_whole_models(
         tmp_path / "run", method, strategy=strategy, dropout=0.0, batch_size=6, learning_rate=rate
     )
     logged = steps(output)
-    assert len(logged) == len(batches) == 20
+    assert len(logged) == 20
     set_seed(42)
     backbone = load_backbone(world.backbone)
     gap = torch.from_numpy(read_gap(world.gap).gap)
@@ -104,7 +106,7 @@ def test_every_step_is_the_whole_models(
     learned = list(trainable(model).values())
     optimiser = torch.optim.AdamW(learned, lr=rate, weight_decay=0.0)
     schedule = get_cosine_schedule_with_warmup(optimiser, 0, 20)
-    for row, batch in zip(logged, batches, strict=True):
+    for row, batch in zip(logged, batches[-20:], strict=True):
         loss = model(**reference_batch(world, batch)).loss
         assert row["loss"] == pytest.approx(loss.item(), rel=1e-5)
         optimiser.zero_grad()
@@ -121,6 +123,50 @@ def test_every_step_is_the_whole_models(
 
 
 @pytest.mark.parametrize("group_by_length", [False, True])
+def test_data_driven_methods_see_the_batches_that_the_run_begins_with(
+    world: SmallWorld, batches: list[list[int]], group_by_length: bool, tmp_path: Path
+) -> None:
+    """The gradient's batch is the first step's; another method's draw of it moves nothing."""
+    changes = {"batch_size": 50, "group_by_length": group_by_length, "epochs": 2}
+    world.train(tmp_path / "plain", "random-b", **changes)
+    trained = batches[-6:]
+    # Hugging Face's loader reads one batch more than it gives.
+    assert batches[:-6] == trained[:2]
+    batches.clear()
+    world.train(tmp_path / "measured", "gap-module", **changes)
+    assert batches[-6:] == trained
+    assert batches[:-6] == trained[:2] + trained[:3], "256 samples are wanted, 120 are there"
+
+
+def test_the_gradients_share_along_the_gap_is_that_of_the_first_batch(
+    world: SmallWorld, batches: list[list[int]], tmp_path: Path
+) -> None:
+    """Against the whole model: |u^T G|^2 / |G|^2 of each weight, whatever the method."""
+    shares = [
+        read_json(world.train(tmp_path / method, method) / "run.json")["gradient_share"]
+        for method in ("gap-init", "pissa", "eva", "loftq")
+    ]
+    model = world.stock_model()
+    weights = {
+        name: weight
+        for name, weight in model.named_parameters()
+        if re.search(r"decoder\.layers\.[12]\.(self_attn\..*_proj|fc[12])\.weight", name)
+    }
+    for weight in weights.values():
+        weight.requires_grad_(True)
+    model(**reference_batch(world, batches[0])).loss.backward()
+    expected = []
+    for name, weight in weights.items():
+        gap = read_gap(world.gap).gap[int(name.split(".layers.")[1][0])]
+        direction = weight.detach().double().numpy() @ gap if "fc1" in name else gap
+        gradient = weight.grad.double().numpy()
+        seen = direction @ gradient / np.linalg.norm(direction)
+        expected.append((seen**2).sum() / (gradient**2).sum())
+    assert len(expected) == 12
+    assert shares == pytest.approx([np.mean(expected)] * 4, rel=1e-4)
+
+
+@pytest.mark.parametrize("group_by_length", [False, True])
 def test_every_caption_is_seen_once_an_epoch(
     world: SmallWorld, batches: list[list[int]], group_by_length: bool, tmp_path: Path
 ) -> None:
@@ -131,6 +177,7 @@ def test_every_caption_is_seen_once_an_epoch(
         gradient_accumulation=2,
         group_by_length=group_by_length,
     )
+    del batches[:-16]
     assert [len(batch) for batch in batches] == [16] * 7 + [8] + [16] * 7 + [8]
     first, second = batches[:8], batches[8:]
     for epoch in (first, second):
@@ -165,7 +212,7 @@ def test_the_same_seed_gives_the_same_bits(world: SmallWorld, method: str, tmp_p
         assert (one != other) == (file != files[1])
 
 
-@pytest.mark.parametrize("method", [name for name in TRAINED if name != "pissa"])
+@pytest.mark.parametrize("method", [name for name in TRAINED if name not in CHANGE_BASE])
 def test_frozen_weights_stay_as_they_are(
     world: SmallWorld, method: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -266,7 +313,7 @@ def test_the_record_of_a_run(run: Path, world: SmallWorld) -> None:
     assert record["trainable_parameters"] == 2 * (4 * 64 + 2 * 160)
     assert record["first_grad_norm"] == rows[0]["grad_norm"] > 0
     assert record["final_loss"] == rows[-1]["loss"]
-    assert record["noise_cosine"] is None
+    assert record["noise_cosine"] is None and record["changes_base"] is False
     assert len(record["alignment_at_init"]) == 12
     assert record["inputs"]["gap"] == sha256(world.gap)
     assert record["inputs"]["layers"] == sha256(world.layers)

@@ -13,7 +13,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import Blip2ForConditionalGeneration
 
-from gapinit.adapters import add_lora, save_adapter
+from gapinit.adapter_folder import save_adapter
+from gapinit.adapters import add_lora
 from gapinit.artifacts import write_json
 from gapinit.backbones import load_backbone
 from gapinit.data.images import load_image

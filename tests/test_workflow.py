@@ -50,12 +50,20 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class TestWholeWorkflow:
     def test_every_table_and_figure_is_there(self, finished: Path) -> None:
         results = finished / "results/test"
-        for table in ("test-captioning", "test-transfer", "test-questions", "test-instruct"):
+        for table in (
+            "test-captioning",
+            "test-transfer",
+            "test-questions",
+            "test-instruct",
+            "test-dynamics",
+        ):
             for suffix in ("csv", "md", "tex"):
                 assert (results / f"6_tables/{table}.{suffix}").stat().st_size > 0
         for figure in (
             "figure1a",
             "figure1b",
+            "dynamics_loss",
+            "dynamics_gradnorm",
             "figure1c",
             "figure2",
             "figure3",
@@ -98,6 +106,17 @@ class TestWholeWorkflow:
         record = json.loads(run.read_text(encoding="utf-8"))
         assert record["factors"]["dataset"] == "scenes-test-instruct"
         assert record["recipe"]["max_tokens"] == 88
+
+    def test_trainings_are_measured_without_scores(self, finished: Path) -> None:
+        results = finished / "results/test"
+        table = rows(results / "6_tables/test-dynamics.csv")
+        assert {line["row"] for line in table} == {"lora", "pissa", "loftq"}
+        for line in table:
+            assert float(line["measured"]) > 0
+            assert not (results / "5_evaluate/runs" / line["runs"]).exists()
+        tidy = rows(results / "6_tables/runs.csv")
+        trainings = [line for line in tidy if line["evaluated"] == "training"]
+        assert {line["method"] for line in trainings} == {"lora-kaiming", "pissa-16", "loftq"}
 
     def test_published_numbers_stand_beside(self, finished: Path) -> None:
         table = rows(finished / "results/test/6_tables/test-captioning.csv")

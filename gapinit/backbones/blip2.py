@@ -6,6 +6,7 @@ processor). Nothing outside `gapinit.backbones` knows a module's name.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,9 +37,13 @@ TARGET_PATTERN = (
 class Blip2Backbone:
     """A BLIP-2 model and its processor, seen through the questions that gapinit asks."""
 
+    model_class = Blip2ForConditionalGeneration
     prompts = PROMPTS["blip2"]
 
-    def __init__(self, model: Blip2ForConditionalGeneration, processor: Blip2Processor) -> None:
+    def __init__(
+        self, model: Blip2ForConditionalGeneration, processor: Blip2Processor | None
+    ) -> None:
+        """Without a processor, for questions about the model alone: it has no tokenizer then."""
         if not model.config.use_decoder_only_language_model:
             raise GapinitError(
                 "this BLIP-2 has an encoder-decoder language model (T5); gapinit adapts BLIP-2 "
@@ -46,8 +51,8 @@ class Blip2Backbone:
             )
         # Any: the type stubs know submodules and nested configurations as unions only.
         self.model: Any = model
-        self.processor = processor
-        self.tokenizer = processor.tokenizer
+        self.processor: Any = processor
+        self.tokenizer: Any = None if processor is None else processor.tokenizer
         text_config: Any = model.config.text_config
         self.num_image_tokens: int = model.config.num_query_tokens
         self.hidden_size: int = text_config.hidden_size
@@ -104,6 +109,15 @@ class Blip2Backbone:
     def target_modules(self, layers: Sequence[int]) -> str:
         """Return PEFT's pattern for the attention and MLP matrices of these decoder layers."""
         return TARGET_PATTERN.format(layers="|".join(str(layer) for layer in layers))
+
+    def named_targets(self, layers: Sequence[int]) -> dict[str, nn.Linear]:
+        """Return the matrices that `target_modules` matches, while no adapter is on them."""
+        pattern = re.compile(self.target_modules(layers))
+        return {
+            name: module
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.Linear) and pattern.fullmatch(name)
+        }
 
     def pixel_values(self, images: Sequence[Image]) -> Tensor:
         """Return the processor's pixels of RGB images, (n, 3, height, width), float32."""
@@ -175,10 +189,16 @@ class Blip2Backbone:
         )
         return [list(next(encoded)) if text else [] for text in texts]
 
+    @property
+    def text_positions(self) -> int:
+        """Return how many text tokens, BOS included, fit beside the image."""
+        positions: int = self.model.config.text_config.max_position_embeddings
+        return positions - self.num_image_tokens
+
     def _require_positions(self, text_tokens: int, option: str) -> None:
-        positions = self.model.config.text_config.max_position_embeddings
-        room = positions - self.num_image_tokens
+        room = self.text_positions
         if text_tokens > room:
+            positions = room + self.num_image_tokens
             raise GapinitError(
                 f"{option}: {text_tokens} text tokens do not fit: the backbone has {positions} "
                 f"positions, {self.num_image_tokens} of them for the image. Use at most {room}."
@@ -205,7 +225,7 @@ class Blip2Backbone:
     def embed(self, image_features: Tensor, input_ids: Tensor) -> Tensor:
         """Return decoder inputs: image tokens first, then the text's embeddings."""
         text = self.decoder.embed_tokens(input_ids)
-        return torch.cat([image_features.to(text.dtype), text], dim=1)
+        return torch.cat([image_features.to(text), text], dim=1)
 
     def decode(self, inputs_embeds: Tensor) -> Tensor:
         """Run the decoder and return its states after the final norm.

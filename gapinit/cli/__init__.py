@@ -12,7 +12,7 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
-from gapinit.cli import data, evaluate, results, stages
+from gapinit.cli import data, evaluate, methods, results, stages
 from gapinit.errors import GapinitError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.add_typer(stages.app)
 app.add_typer(evaluate.app)
 app.add_typer(evaluate.score_app, name="score")
 app.add_typer(results.app)
+app.add_typer(methods.app)
 
 
 @app.callback()

@@ -5,20 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gapinit.adapters import add_lora, layer_of, module_directions, point, unit
+from gapinit.adapters import layer_of, module_directions, point, unit
 from gapinit.methods.setup import Adapted, Setup
 
 
 def adapt(setup: Setup) -> Adapted:
     """Add a LoRA and point it along the gap, or along the gap with noise (paper, Appendix E)."""
-    model = add_lora(
-        setup.backbone,
-        setup.layers,
-        rank=setup.rank,
-        alpha=setup.alpha,
-        dropout=setup.dropout,
-        init_lora_weights=True,
-    )
+    model = setup.add_lora()
     clean = module_directions(model, setup.gap)
     if setup.noise == 0:
         point(model, clean, setup.generator)

@@ -5,18 +5,9 @@ sqrt(d_in), and with alpha / r = 2 a small B already makes a large update."""
 
 from __future__ import annotations
 
-from gapinit.adapters import add_lora
 from gapinit.methods.setup import Adapted, Setup
 
 
 def adapt(setup: Setup) -> Adapted:
     """Add the adapter with PEFT's own initialiser."""
-    model = add_lora(
-        setup.backbone,
-        setup.layers,
-        rank=setup.rank,
-        alpha=setup.alpha,
-        dropout=setup.dropout,
-        init_lora_weights="gaussian",
-    )
-    return Adapted(model)
+    return Adapted(setup.add_lora("gaussian"))

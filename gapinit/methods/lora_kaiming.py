@@ -4,18 +4,9 @@ The difference to `lora-gaussian` is the scale of A alone, which at rank 1 is la
 
 from __future__ import annotations
 
-from gapinit.adapters import add_lora
 from gapinit.methods.setup import Adapted, Setup
 
 
 def adapt(setup: Setup) -> Adapted:
     """Add the adapter with PEFT's own initialiser."""
-    model = add_lora(
-        setup.backbone,
-        setup.layers,
-        rank=setup.rank,
-        alpha=setup.alpha,
-        dropout=setup.dropout,
-        init_lora_weights=True,
-    )
-    return Adapted(model)
+    return Adapted(setup.add_lora())

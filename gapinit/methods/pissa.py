@@ -5,18 +5,9 @@ on the untouched base."""
 
 from __future__ import annotations
 
-from gapinit.adapters import add_lora
 from gapinit.methods.setup import Adapted, Setup
 
 
 def adapt(setup: Setup) -> Adapted:
     """Add the adapter with PEFT's own initialiser."""
-    model = add_lora(
-        setup.backbone,
-        setup.layers,
-        rank=setup.rank,
-        alpha=setup.alpha,
-        dropout=setup.dropout,
-        init_lora_weights="pissa",
-    )
-    return Adapted(model, changes_base=True)
+    return Adapted(setup.add_lora("pissa"), changes_base=True)

@@ -7,26 +7,23 @@ gains over this is what the gap direction itself gives.
 from __future__ import annotations
 
 import torch
+from peft import PeftModel
+from torch import Tensor
 
-from gapinit.adapters import add_lora, lora_layers, point, unit
+from gapinit.adapters import lora_layers, point, unit
 from gapinit.methods.setup import Adapted, Setup
 
 
 def adapt(setup: Setup) -> Adapted:
     """Add a LoRA and point every module along its own random direction."""
-    model = add_lora(
-        setup.backbone,
-        setup.layers,
-        rank=setup.rank,
-        alpha=setup.alpha,
-        dropout=setup.dropout,
-        init_lora_weights=True,
-    )
-    directions = {
-        name: unit(
-            torch.randn(layer.out_features, generator=setup.generator, dtype=torch.float64), name
-        )
+    model = setup.add_lora()
+    point(model, random_directions(model, setup.generator), setup.generator)
+    return Adapted(model)
+
+
+def random_directions(model: PeftModel, generator: torch.Generator) -> dict[str, Tensor]:
+    """Return a random unit vector, (d_out,), for each adapted module."""
+    return {
+        name: unit(torch.randn(layer.out_features, generator=generator, dtype=torch.float64), name)
         for name, layer in lora_layers(model).items()
     }
-    point(model, directions, setup.generator)
-    return Adapted(model)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from gapinit.methods import METHODS
+from gapinit.errors import GapinitError
+from gapinit.methods import METHODS, require_rank
 
 if TYPE_CHECKING:
     import torch
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel
     from torch import Tensor
 
     from gapinit.backbones.blip2 import Blip2Backbone
+
+# ASSUME: no paper says how many samples a data-driven initialisation sees beside fine-tuning of
+# captions; all of them get as many as Gap-Init's calibration set has in the paper.
+CALIBRATION_SAMPLES = 256
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,42 @@ class Setup:
     noise: float
     noise_scale: str
     generator: torch.Generator
+    means: Mapping[str, Tensor] = field(default_factory=dict)
+    """"text" and "vision": (L, d) float64, the mean state of that modality in each layer."""
+    first_batches: Callable[[int], list[dict[str, Tensor]]] | None = None
+    """Returns the run's first batches, as many as hold so many samples; reads them when called."""
+
+    def add_lora(
+        self,
+        init_lora_weights: bool | str = True,
+        prepare: Callable[[LoraConfig], None] | None = None,
+        **options: Any,
+    ) -> PeftModel:
+        """Return the backbone with LoRA at this setup's place, rank and scale."""
+        from gapinit.adapters import add_lora
+
+        return add_lora(
+            self.backbone,
+            self.layers,
+            rank=self.rank,
+            alpha=self.alpha,
+            dropout=self.dropout,
+            init_lora_weights=init_lora_weights,
+            prepare=prepare,
+            **options,
+        )
+
+    def batches(self, samples: int) -> list[dict[str, Tensor]]:
+        """Return the run's first training batches, as many as hold `samples` samples."""
+        if self.first_batches is None:
+            raise GapinitError("this method is made from training batches, and none were given")
+        return self.first_batches(samples)
+
+    def mean(self, modality: str) -> Tensor:
+        """Return the mean state of a modality in each layer, (L, d)."""
+        if modality not in self.means:
+            raise GapinitError(f"this method needs the mean {modality} state, and none was given")
+        return self.means[modality]
 
 
 @dataclass(frozen=True)
@@ -39,13 +80,23 @@ class Adapted:
 
     model: PeftModel
     changes_base: bool = False
-    """Whether the frozen weights were changed, so that saving has to convert the adapter."""
+    """Whether the frozen weights were changed, so that saving has to make up for it."""
+    saves_base: bool = False
+    """Whether that change has no low rank: the changed weights are saved beside the adapter."""
     noise_cosine: float | None = None
     """Mean cosine of the noisy direction to the clean one, where noise was added."""
+
+    @property
+    def converts(self) -> bool:
+        """Whether saving turns the adapter into one of twice the rank for the untouched base."""
+        return self.changes_base and not self.saves_base
 
 
 def adapt(method: str, setup: Setup) -> Adapted:
     """Put the named method's adapter on the backbone."""
+    require_rank(method, setup.rank, "this run")
+    if setup.noise and not METHODS[method].takes_noise:
+        raise GapinitError(f"method '{method}' takes no noise, found {setup.noise:g}")
     module = import_module(f"gapinit.methods.{METHODS[method].module}")
     chosen: Callable[[Setup], Adapted] = module.adapt
     return chosen(setup)

@@ -1,0 +1,126 @@
+"""Adapters on disk: PEFT's folder, and the base weights beside it where a method changes those."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftModel
+from peft.utils.other import get_pattern_key
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from gapinit.adapters import ADAPTER, in_base, lora_layers, no_idle_warnings
+from gapinit.artifacts import atomic_folder, read_json
+from gapinit.errors import GapinitError
+
+if TYPE_CHECKING:
+    from gapinit.backbones.blip2 import Blip2Backbone
+
+BASE_WEIGHTS = "base_weights.safetensors"
+
+
+def save_adapter(
+    model: PeftModel, output: Path, converted_from: Path | None = None, *, with_base: bool = False
+) -> None:
+    """Write a PEFT adapter folder that stock `PeftModel.from_pretrained` loads on the base.
+
+    `converted_from`: for methods that take from the base weights what they put into A and B
+    (PiSSA), the adapter as it was before training; PEFT then writes the difference as a LoRA of
+    twice the rank, which works on the untouched base.
+
+    `with_base`: for methods that quantise the base (LoftQ), whose change has no low rank: the
+    adapted matrices of the base are written beside the adapter under the base's own names. Stock
+    PEFT does not look for them, so they have to be put into the base first:
+    `base.load_state_dict(load_file(folder / "base_weights.safetensors"), strict=False)`.
+    """
+    # The saved weights are all that counts: a plain initialisation makes any PEFT load them.
+    config: Any = model.peft_config[ADAPTER]
+    config.init_lora_weights = True
+    config.eva_config = config.corda_config = config.lora_ga_config = None
+    initial = None if converted_from is None else str(converted_from)
+    with atomic_folder(output) as folder:
+        model.save_pretrained(
+            str(folder),
+            save_embedding_layers=False,
+            path_initial_model_for_weight_conversion=initial,
+        )
+        (folder / "README.md").unlink(missing_ok=True)
+        if with_base:
+            weights = {
+                f"{in_base(name)}.weight": module.get_base_layer().weight.detach().cpu()
+                for name, module in lora_layers(model).items()
+            }
+            save_file(weights, folder / BASE_WEIGHTS, metadata={"format": "pt"})
+
+
+def load_adapter(backbone: Blip2Backbone, folder: Path) -> PeftModel:
+    """Put a saved adapter, and the base weights that lie beside it, on the backbone's model.
+
+    Raises GapinitError for a folder without an adapter, or with one that does not fit this
+    backbone: PEFT would only warn, and the captions would be those of the untrained model.
+    """
+    folder = Path(folder)
+    _require_fit(backbone, folder)
+    _put_base_weights(backbone, folder)
+    try:
+        with no_idle_warnings():
+            return PeftModel.from_pretrained(backbone.model, folder)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise GapinitError(f"{folder}: this adapter cannot be loaded ({reason})") from None
+
+
+@torch.no_grad()
+def _put_base_weights(backbone: Blip2Backbone, folder: Path) -> None:
+    """Replace matrices of the backbone by those that were saved with the adapter, if any were."""
+    path = folder / BASE_WEIGHTS
+    if not path.is_file():
+        return
+    shapes = _saved_shapes(path)
+    weights = {name: value for name, value in backbone.model.named_parameters() if name in shapes}
+    for name, shape in shapes.items():
+        found = list(weights[name].shape) if name in weights else None
+        if found != shape:
+            raise GapinitError(
+                f"{path}: '{name}' has shape {shape}, but this backbone has {found or 'none'}. It "
+                "was made for another backbone."
+            )
+    for name, value in load_file(path).items():
+        weights[name].copy_(value)
+
+
+def _require_fit(backbone: Blip2Backbone, folder: Path) -> None:
+    """Compare the names and the shapes of the saved matrices with the backbone's modules."""
+    path = folder / "adapter_model.safetensors"
+    if not path.is_file():
+        raise GapinitError(f"{path}: no such file (expected a PEFT adapter folder)")
+    config = read_json(folder / "adapter_config.json")
+    # EVA gives modules ranks of their own.
+    ranks = config.get("rank_pattern") or {}
+    modules = dict(backbone.model.named_modules())
+    for name, shape in _saved_shapes(path).items():
+        module_name, _, matrix = in_base(name).rpartition(".lora_")
+        weight = getattr(modules.get(module_name), "weight", None)
+        if weight is None:
+            raise GapinitError(
+                f"{folder}: adapts '{module_name}', which this backbone does not have. It was "
+                "made for another backbone."
+            )
+        d_out, d_in = weight.shape
+        rank = ranks.get(get_pattern_key(list(ranks), module_name), config.get("r"))
+        expected = {"A.weight": [rank, d_in], "B.weight": [d_out, rank]}.get(matrix, [d_out])
+        if shape != expected:
+            raise GapinitError(
+                f"{folder}: '{name}' has shape {shape}, but this backbone needs {expected}. It "
+                "was made for another backbone."
+            )
+
+
+def _saved_shapes(path: Path) -> dict[str, list[int]]:
+    try:
+        with safe_open(path, "pt") as saved:
+            return {name: list(saved.get_slice(name).get_shape()) for name in saved.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise GapinitError(f"{path}: damaged ({error}). Train the run again.") from None

@@ -1,0 +1,148 @@
+"""A model that is already in memory, plain or under PEFT, seen as the backbone of its family.
+
+Adapters wrap modules and put names of their own between those of the model. Here every module goes
+by the name that it has in the plain model, so that what is measured on the one is found in the
+other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.integrations import get_bnb_param_type
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+
+from gapinit.backbones import FAMILIES
+from gapinit.errors import GapinitError
+
+if TYPE_CHECKING:
+    from gapinit.backbones.blip2 import Blip2Backbone
+
+
+class DecoderLinear(NamedTuple):
+    """A linear module inside a decoder layer, and the index of that layer."""
+
+    layer: int
+    module: nn.Module
+    """As it stands in the model: the adapter's wrapper where there is one."""
+
+
+def wrap_model(model: Any, processor: Any = None) -> Blip2Backbone:
+    """Return the backbone around a Hugging Face model or a PeftModel, without a copy of it.
+
+    `processor` is needed only where images and captions are read. `GapinitError` for a model or a
+    processor of a class that no family takes; it names those that are supported.
+    """
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    model_type: Any = getattr(getattr(plain, "config", None), "model_type", None)
+    family = _family(model_type) if model_type in FAMILIES else None
+    if family is None or not isinstance(plain, family.model_class):
+        supported = ", ".join(
+            f"{_family(known).model_class.__name__} ('{known}')" for known in FAMILIES
+        )
+        raise GapinitError(
+            f"model: {type(plain).__name__} (model type {model_type!r}) is not supported, expected "
+            f"one of: {supported}; or a PeftModel around one"
+        )
+    if processor is not None and not (
+        hasattr(processor, "tokenizer") and hasattr(processor, "image_processor")
+    ):
+        raise GapinitError(
+            f"processor: expected the model's processor (AutoProcessor.from_pretrained), with a "
+            f"tokenizer and an image processor, found {type(processor).__name__}"
+        )
+    backbone: Blip2Backbone = family(plain, processor)
+    return backbone
+
+
+def _family(model_type: str) -> Any:
+    module, name = FAMILIES[model_type]
+    return getattr(import_module(module), name)
+
+
+def base_of(module: nn.Module) -> Any:
+    """Return the model's own module under an adapter's wrapper; any other module as it is."""
+    if isinstance(module, BaseTunerLayer):
+        return module.get_base_layer()
+    if isinstance(module, AuxiliaryTrainingWrapper):
+        return module.original_module
+    return module
+
+
+def base_modules(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules of the plain model with their names in it, wrappers as they stand."""
+    yield name, module
+    for child_name, child in base_of(module).named_children():
+        yield from base_modules(child, f"{name}.{child_name}" if name else child_name)
+
+
+def decoder_linears(backbone: Blip2Backbone) -> dict[str, DecoderLinear]:
+    """Return the linear modules inside the decoder layers by name, bottom layer first."""
+    index = {id(layer): number for number, layer in enumerate(backbone.decoder_layers)}
+    return {
+        name: DecoderLinear(index[id(layer)], module)
+        for layer_name, layer in base_modules(backbone.model)
+        if id(layer) in index
+        for name, module in base_modules(layer, layer_name)
+        if _is_linear(base_of(module))
+    }
+
+
+def _is_linear(module: Any) -> bool:
+    # Quantised modules are not all subclasses of nn.Linear, but they keep its two sizes.
+    sizes = (getattr(module, "in_features", None), getattr(module, "out_features", None))
+    return all(isinstance(size, int) for size in sizes)
+
+
+def holds_numbers(parameter: Any) -> bool:
+    """Say whether a parameter holds a weight as it is: in memory, and not quantised."""
+    return (
+        isinstance(parameter, torch.Tensor)
+        and type(parameter.data) is torch.Tensor  # torchao and DTensor have types of their own
+        and not parameter.is_meta
+        and parameter.is_floating_point()
+        and parameter.element_size() >= 2  # float8 comes with a scale
+        and not get_bnb_param_type(cast(nn.Parameter, parameter))
+    )
+
+
+@contextmanager
+def frozen_base(model: nn.Module) -> Iterator[None]:
+    """Run the block with the plain model in evaluation mode and without gradients.
+
+    Afterwards every module's mode, every adapter's state and every `requires_grad` is what it was.
+    `GapinitError` for an adapter that is merged: the plain model is not there then.
+    """
+    wrappers = [
+        module
+        for module in model.modules()
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)
+    ]
+    if any(isinstance(module, BaseTunerLayer) and module.merged for module in wrappers):
+        raise GapinitError(
+            "model: an adapter is merged into the weights, so the plain model cannot be measured. "
+            "Call unmerge_adapter() first."
+        )
+    enabled = [module for module in wrappers if not module.disable_adapters]
+    modes = [(module, module.training) for module in model.modules()]
+    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        model.eval()
+        for wrapper in enabled:
+            wrapper.enable_adapters(False)
+        with torch.no_grad():
+            yield
+    finally:
+        for wrapper in enabled:
+            wrapper.enable_adapters(True)
+        for module, mode in modes:
+            module.training = mode
+        for parameter, flag in trainable:
+            parameter.requires_grad_(flag)

@@ -1,0 +1,112 @@
+"""Which methods there are to test, and what their tests have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gapinit.adapters import lora_layers
+from gapinit.backbones import load_backbone
+from gapinit.gap_file import read_gap
+from gapinit.methods import METHODS
+from gapinit.methods.setup import Adapted, Setup
+from gapinit.tail import Tail
+from gapinit.trunk import read_trunk
+
+from .small_backbone import SmallWorld
+
+PAPER = ["lora-gaussian", "lora-kaiming", "pissa", "gap-init", "random-b"]
+BASELINES = [
+    "pissa-16",
+    "qpissa",
+    "loftq",
+    "dora",
+    "eva",
+    "olora",
+    "orthogonal",
+    "corda",
+    "lora-ga",
+    "mica",
+]
+CONTROLS = [
+    "orthogonal-to-gap",
+    "text-mean",
+    "vision-mean",
+    "gradient",
+    "gap-other-layer",
+    "gap-module",
+    "gap-init-frozen-b",
+    "random-b-frozen-b",
+]
+QUANTISED = ["qpissa", "loftq"]
+CONVERTED = ["pissa", "pissa-16", "olora", "corda", "lora-ga"]
+CHANGE_BASE = [*QUANTISED, *CONVERTED]
+BATCH = 24
+
+
+def ranks(methods: list[str], *wanted: int) -> list[tuple[str, int]]:
+    """Return every method with every rank that it is defined for."""
+    return [
+        (method, rank)
+        for method in methods
+        for rank in wanted
+        if not (METHODS[method].even_rank and rank % 2)
+    ]
+
+
+def setup(world: SmallWorld, **changes: Any) -> Setup:
+    """Return what a method is given, on the whole small backbone."""
+    trunk, gaps = read_trunk(world.trunk("all")), read_gap(world.gap)
+
+    def first_batches(samples: int) -> list[dict[str, Tensor]]:
+        stop = min(len(trunk), -(-samples // BATCH) * BATCH)
+        return [trunk.batch(range(start, start + BATCH)) for start in range(0, stop, BATCH)]
+
+    options: dict[str, Any] = {
+        "layers": [1, 2],
+        "rank": 1,
+        "alpha": 2.0,
+        "dropout": 0.0,
+        "gap": torch.from_numpy(gaps.gap),
+        "noise": 0.0,
+        "noise_scale": "unit",
+        "generator": torch.Generator().manual_seed(4),
+        "means": {
+            "text": torch.from_numpy(gaps.text_mean),
+            "vision": torch.from_numpy(gaps.vision_mean),
+        },
+        "first_batches": first_batches,
+    }
+    return Setup(backbone=load_backbone(world.backbone), **options | changes)
+
+
+def matrices(adapted: Adapted) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return A and B of every adapted module."""
+    return {
+        name: (layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach())
+        for name, layer in lora_layers(adapted.model).items()
+    }
+
+
+def logits(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """Return the whole model's outputs, without gradients."""
+    with torch.no_grad():
+        return model(**batch).logits
+
+
+def losses(adapted: Adapted, world: SmallWorld, scheme: Setup, steps: int = 6) -> list[float]:
+    """Train a few steps by a plain loop and return the loss of each."""
+    trunk = read_trunk(world.trunk("all"))
+    tail = Tail(adapted.model, scheme.backbone).train()
+    learned = [value for value in adapted.model.parameters() if value.requires_grad]
+    optimiser = torch.optim.AdamW(learned, lr=5e-3, weight_decay=0.01)
+    found = []
+    for step in range(steps):
+        loss = tail(**trunk.batch(range(8 * step, 8 * step + 8)))["loss"]
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        found.append(loss.item())
+    return found

@@ -1,0 +1,470 @@
+"""`estimate_gap` and `GapVectors`: equal to plain forward passes, one pair at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import gapinit
+from gapinit.data.captions import CaptionedImage
+from gapinit.gap_vectors import GapVectors
+from gapinit.model_fingerprint import model_fingerprint
+
+from .small_library import (
+    LAYERS,
+    WIDTH,
+    Reference,
+    SmallLibrary,
+    hooks_of,
+    reference,
+    small_library,
+    weights_of,
+)
+
+CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
+FC1 = "language_model.model.decoder.layers.1.fc1"
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> SmallLibrary:
+    return small_library(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="module")
+def expected(library: SmallLibrary) -> Reference:
+    return reference(library.model(), library.processor(), library.pairs)
+
+
+@pytest.fixture(scope="module")
+def gap(library: SmallLibrary) -> GapVectors:
+    return estimate(library, library.model(), batch_size=3)
+
+
+def estimate(library: SmallLibrary, model: Any, pairs: Any = None, **options: Any) -> GapVectors:
+    pairs = library.pairs if pairs is None else pairs
+    options = {"progress": False} | options
+    return gapinit.estimate_gap(model, library.processor(), pairs, **options)
+
+
+def with_lora(model: Any, **options: Any) -> Any:
+    options = {"target_modules": ["q_proj", "fc1"]} | options
+    return get_peft_model(model, LoraConfig(**options))
+
+
+def randomise_adapters(model: torch.nn.Module) -> None:
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "lora_" in name:
+                value.normal_()
+
+
+def test_gaps_are_those_of_plain_forward_passes(gap: GapVectors, expected: Reference) -> None:
+    assert gap.layers == (0, 1, 2) and gap.num_layers == LAYERS and gap.pairs == 7
+    assert gap.vectors.shape == (LAYERS, WIDTH) and gap.vectors.dtype == torch.float64
+    torch.testing.assert_close(gap.vectors, expected.gaps, **CLOSE)
+    for layer in range(LAYERS):
+        torch.testing.assert_close(gap.vector(layer), expected.gaps[layer], **CLOSE)
+
+
+def test_module_gaps_are_those_of_plain_forward_passes(
+    gap: GapVectors, expected: Reference
+) -> None:
+    assert gap.modules.keys() == expected.modules.keys() and len(gap.modules) == 6 * LAYERS
+    for name, module in gap.modules.items():
+        assert f".layers.{module.layer}." in name
+        torch.testing.assert_close(module.vector, expected.module_gap(name), **CLOSE)
+    assert gap.modules[FC1].vector.shape != (WIDTH,)
+
+
+def test_the_workflow_measures_the_same(
+    library: SmallLibrary, gap: GapVectors, tmp_path: Path
+) -> None:
+    from gapinit.backbones import load_backbone
+    from gapinit.states import pooled_states
+
+    images = []
+    for index, (image, caption) in enumerate(library.pairs):
+        image.save(tmp_path / f"{index}.png")
+        path = tmp_path / f"{index}.png"
+        images.append((CaptionedImage(index, path, (caption,), "train"), caption))
+    vision, text = pooled_states(
+        load_backbone(library.folder),
+        images,
+        pooling="mean",
+        context="joint",
+        max_caption_tokens=50,
+    )
+    for layer in range(LAYERS):
+        workflow = gapinit.gap_vector(text[layer], vision[layer])
+        torch.testing.assert_close(gap.vectors[layer], workflow, **CLOSE)
+
+
+@pytest.mark.parametrize("neighbours", [None, 2])
+def test_smoothing_scores_and_spectrum(
+    library: SmallLibrary, expected: Reference, neighbours: int | None
+) -> None:
+    gap = estimate(library, library.model(), neighbours=neighbours)
+    assert gap.neighbours == neighbours
+    for layer in range(LAYERS):
+        vision, text = expected.layers[layer, :, 0].numpy(), expected.layers[layer, :, 1].numpy()
+        smoothed = gapinit.gap_vector(text, vision, neighbours=neighbours)
+        np.testing.assert_allclose(gap.vectors[layer], smoothed, **CLOSE)
+        score = gapinit.spot_gap(text, vision, neighbours=neighbours or 6).score
+        assert float(gap.spot_scores[layer]) == pytest.approx(score, rel=1e-5)
+        differences = text - vision
+        values = np.linalg.svd(differences, compute_uv=False)
+        centred = np.linalg.svd(differences - differences.mean(axis=0), compute_uv=False)
+        np.testing.assert_allclose(gap.spectrum.singular_values[layer], values, **CLOSE)
+        np.testing.assert_allclose(
+            gap.spectrum.singular_values_centred[layer], centred, rtol=1e-5, atol=1e-4
+        )
+    if neighbours:
+        assert not torch.allclose(gap.vectors, expected.gaps, atol=1e-3)
+
+
+def test_last_pooling(library: SmallLibrary, gap: GapVectors) -> None:
+    model, processor = library.model(), library.processor()
+    last = estimate(library, model, pooling="last")
+    outputs: list[torch.Tensor] = []
+    layer = model.language_model.model.decoder.layers[2]
+    handle = layer.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+    gaps = []
+    for image, caption in library.pairs:
+        with torch.no_grad():
+            model(**processor(images=image, text=caption, return_tensors="pt"))
+        gaps.append((outputs[-1][0, -1] - outputs[-1][0, 3]).double())
+    handle.remove()
+    torch.testing.assert_close(last.vectors[2], torch.stack(gaps).mean(dim=0), **CLOSE)
+    assert last.pooling == "last" and not torch.allclose(last.vectors, gap.vectors)
+
+
+def test_paths_generators_and_batches_change_nothing(
+    library: SmallLibrary, gap: GapVectors, tmp_path: Path
+) -> None:
+    def pairs() -> Iterator[tuple[Any, str]]:
+        for index, (image, caption) in enumerate(library.pairs):
+            path = tmp_path / f"{index}.png"
+            image.save(path)
+            yield [path, str(path), image][index % 3], caption
+
+    for size in (1, 4, 100):
+        found = estimate(library, library.model(), pairs(), batch_size=size)
+        torch.testing.assert_close(found.vectors, gap.vectors, **CLOSE)
+
+
+def test_some_layers_only(library: SmallLibrary, gap: GapVectors) -> None:
+    some = estimate(library, library.model(), layers=[2, 0])
+    assert some.layers == (0, 2) and {one.layer for one in some.modules.values()} == {0, 2}
+    torch.testing.assert_close(some.vectors, gap.vectors[[0, 2]], **CLOSE)
+    torch.testing.assert_close(some.spot_scores, gap.spot_scores[[0, 2]], **CLOSE)
+    with pytest.raises(gapinit.GapinitError, match="decoder layer 1: the gap covers only.* 0, 2"):
+        some.vector(1)
+
+
+def test_a_peft_model_is_measured_without_its_adapters(
+    library: SmallLibrary, gap: GapVectors
+) -> None:
+    model = with_lora(library.model(), target_modules=".*(q_proj|fc1|qkv|fc2)")
+    model.add_adapter("second", LoraConfig(target_modules=["v_proj"]))
+    randomise_adapters(model)
+    found = estimate(library, model)
+    torch.testing.assert_close(found.vectors, gap.vectors, **CLOSE)
+    assert found.modules.keys() == gap.modules.keys()
+    assert found.fingerprint.compare(gap.fingerprint).difference is None
+
+
+def test_the_model_is_left_as_it_was(library: SmallLibrary) -> None:
+    model = with_lora(library.model().train(), lora_dropout=0.3, modules_to_save=["lm_head"])
+    model.add_adapter("second", LoraConfig(target_modules=["v_proj"]))
+    randomise_adapters(model)
+    model.base_model.model.vision_model.eval()
+    frozen = next(value for name, value in model.named_parameters() if "lora_A.default" in name)
+    frozen.requires_grad_(False)  # enabling adapters would turn it on again
+    calls: list[int] = []
+    for layer in model.base_model.model.language_model.model.decoder.layers:
+        layer.register_forward_hook(lambda *_: calls.append(1))
+        layer.register_forward_pre_hook(lambda *_: calls.append(2))
+    before = weights_of(model), hooks_of(model)
+    flags = {name: value.requires_grad for name, value in model.named_parameters()}
+    modes = {name: module.training for name, module in model.named_modules()}
+    active = [
+        module.disable_adapters for module in model.modules() if hasattr(module, "disable_adapters")
+    ]
+    for pairs in (library.pairs, [*library.pairs[:2], (library.pairs[0][0], " ")]):
+        calls.clear()
+        try:
+            estimate(library, model, pairs, batch_size=1)
+        except gapinit.GapinitError:
+            assert len(pairs) == 3
+        assert calls, "hooks of others are called"
+        assert hooks_of(model) == before[1]
+        assert {name: value.requires_grad for name, value in model.named_parameters()} == flags
+        assert {name: module.training for name, module in model.named_modules()} == modes
+        assert [
+            one.disable_adapters for one in model.modules() if hasattr(one, "disable_adapters")
+        ] == active
+        for name, value in weights_of(model).items():
+            assert torch.equal(value, before[0][name]), name
+    assert torch.is_grad_enabled()
+
+
+def test_adapters_that_were_off_stay_off(library: SmallLibrary) -> None:
+    model = with_lora(library.model())
+    with model.disable_adapter():
+        estimate(library, model, library.pairs[:2])
+        assert all(m.disable_adapters for m in model.modules() if hasattr(m, "disable_adapters"))
+
+
+def test_a_half_precision_model(library: SmallLibrary, gap: GapVectors) -> None:
+    found = estimate(library, library.model(dtype=torch.bfloat16))
+    cosine = torch.cosine_similarity(found.vectors, gap.vectors, dim=1)
+    assert found.vectors.dtype == torch.float64 and cosine.min() > 0.995
+    assert found.fingerprint.compare(gap.fingerprint).difference is None
+
+
+def image() -> Image.Image:
+    return Image.new("RGB", (8, 8))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ([], "pairs: expected at least 2, found 0"),
+        ([(image(), "one")], "pairs: expected at least 2, found 1"),
+        ([(image(), "one"), (image(), " \n")], r"pairs\[1\]: the caption is empty"),
+        ([(image(), "one"), (image(), None)], r"pairs\[1\]: expected a caption.*NoneType"),
+        ([("missing.png", "one")], r"pairs\[0\]: missing.png: no such image"),
+        ([(__file__, "one")], r"pairs\[0\]: .*test_library.py: damaged or unreadable image"),
+        ([(np.zeros((8, 8, 3)), "one")], r"pairs\[0\]: expected a PIL image or a path.*ndarray"),
+        (["ab"], r"pairs\[0\]: expected \(image, caption\), found str"),
+    ],
+)
+def test_pairs_that_cannot_be_measured(library: SmallLibrary, pairs: Any, message: str) -> None:
+    with pytest.raises(gapinit.GapinitError, match=message):
+        estimate(library, library.model(), pairs)
+
+
+def test_a_truncated_image_is_named(library: SmallLibrary, tmp_path: Path) -> None:
+    path = tmp_path / "whole.png"
+    library.pairs[0][0].save(path)
+    (tmp_path / "cut.png").write_bytes(path.read_bytes()[:200])
+    with Image.open(tmp_path / "cut.png") as cut:
+        for item in (cut, tmp_path / "cut.png"):
+            pairs = [library.pairs[0], library.pairs[1], (item, "a star")]
+            with pytest.raises(gapinit.GapinitError, match=r"pairs\[2\]: .*unreadable image"):
+                estimate(library, library.model(), pairs)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layers": []}, r"layers: expected decoder layers from 0 to 2, found \[\]"),
+        ({"layers": [3]}, r"layers: .*found \[3\]"),
+        ({"layers": [True]}, r"layers: .*found \[True\]"),
+        ({"pooling": "max"}, "pooling: expected one of mean, last, found 'max'"),
+        ({"batch_size": 0}, "batch_size: expected a whole number of at least 1, found 0"),
+        ({"neighbours": 0}, "neighbours: expected a whole number of at least 1, found 0"),
+        ({"neighbours": 7}, "neighbours: 7 neighbours asked for.*at most 6"),
+    ],
+)
+def test_options_that_make_no_sense(
+    library: SmallLibrary, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(gapinit.GapinitError, match=message):
+        estimate(library, library.model(), **options)
+
+
+@pytest.mark.parametrize("row", [0, 4])
+def test_a_state_that_is_not_finite_is_named(library: SmallLibrary, row: int) -> None:
+    model = library.model()
+    seen: list[int] = []
+
+    def spoil(_module: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        start = sum(seen)
+        seen.append(len(output))
+        if start <= row < start + len(output):
+            output = output.clone()
+            output[row - start, 2] = float("nan")
+        return output
+
+    model.language_model.model.decoder.layers[1].register_forward_hook(spoil)
+    with pytest.raises(gapinit.GapinitError) as error:
+        estimate(library, model, batch_size=3)
+    assert f"pairs[{row}]: the vision state of decoder layer 1 is not finite" in str(error.value)
+
+
+def test_models_and_processors_of_other_classes(library: SmallLibrary) -> None:
+    model, processor = library.model(), library.processor()
+    expected = r"Blip2ForConditionalGeneration \('blip-2'\); or a PeftModel"
+    for other, found in (
+        (model.language_model, r"model: OPTForCausalLM \(model type 'opt'\)"),
+        (model.vision_model, "model: Blip2VisionModel"),
+        (torch.nn.Linear(2, 2), r"model: Linear \(model type None\)"),
+    ):
+        with pytest.raises(gapinit.GapinitError, match=f"{found}.* is not supported.*{expected}"):
+            gapinit.estimate_gap(other, processor, library.pairs)
+    for other_processor, found in ((processor.tokenizer, "Tokenizer"), (None, "None")):
+        with pytest.raises(gapinit.GapinitError, match=f"processor: expected .*found .*{found}"):
+            gapinit.estimate_gap(model, other_processor, library.pairs)
+
+
+def test_a_merged_adapter_is_refused(library: SmallLibrary) -> None:
+    model = with_lora(library.model())
+    model.merge_adapter()
+    with pytest.raises(gapinit.GapinitError, match="merged into the weights.*unmerge_adapter"):
+        estimate(library, model)
+
+
+def test_progress_is_told(
+    library: SmallLibrary, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("gapinit.progress.SECONDS_BETWEEN_LINES", -1.0)
+    estimate(library, library.model(), batch_size=3, progress=True)
+    assert "gap: 1 of 3" in capsys.readouterr().err
+    estimate(library, library.model(), iter(library.pairs), progress=False)
+    assert "gap:" not in capsys.readouterr().err
+
+
+def test_choosing_layers(gap: GapVectors) -> None:
+    scored = replace(gap, spot_scores=torch.tensor([3.0, 1.0, 2.0], dtype=torch.float64))
+    assert scored.select(2) == scored.select(2, "naive") == [1, 2]
+    assert scored.select(1, "gg-safe") == [0]
+    assert scored.select(1, "gg-safe", exclude_bottom=1) == [2]
+    assert scored.select(1, "all") == [0, 1, 2]
+    some = replace(
+        scored, layers=(0, 2), vectors=gap.vectors[[0, 2]], spot_scores=scored.spot_scores[[0, 2]]
+    )
+    assert some.select(1, "gg-safe", exclude_bottom=1) == some.select(1) == [2]
+    with pytest.raises(gapinit.GapinitError, match="4 layers asked for"):
+        scored.select(4)
+    with pytest.raises(gapinit.GapinitError, match="expected one of naive, gg-safe, all"):
+        scored.select(1, "best")  # type: ignore[arg-type]
+
+
+def test_target_modules_are_the_decoders_own(library: SmallLibrary, gap: GapVectors) -> None:
+    model = library.model()
+    model.vision_model.encoder.layers.append(model.vision_model.encoder.layers[0])
+    names = gap.target_modules([1, 2])
+    assert len(names) == 12 and all(".decoder.layers." in name for name in names)
+    adapted = with_lora(model, target_modules=names)
+    found = {name.split(".lora_A")[0] for name, _ in adapted.named_parameters() if "lora_A" in name}
+    assert found == {f"base_model.model.{name}" for name in names}
+
+
+def test_saved_and_loaded(library: SmallLibrary, gap: GapVectors, tmp_path: Path) -> None:
+    gap = replace(gap, neighbours=2)
+    path = tmp_path / "deep" / "gap.safetensors"
+    gap.save(path)
+    assert [one.name for one in path.parent.iterdir()] == ["gap.safetensors"]
+    again = gapinit.GapVectors.load(str(path))
+    for name in ("layers", "num_layers", "pairs", "pooling", "neighbours", "model_type"):
+        assert getattr(again, name) == getattr(gap, name), name
+    assert torch.equal(again.vectors, gap.vectors)
+    assert torch.equal(again.spot_scores, gap.spot_scores)
+    for one, other in zip(again.spectrum, gap.spectrum, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert again.modules.keys() == gap.modules.keys()
+    assert all(torch.equal(again.modules[n].vector, gap.modules[n].vector) for n in gap.modules)
+    assert [m.layer for m in again.modules.values()] == [m.layer for m in gap.modules.values()]
+    assert again.fingerprint.digest == gap.fingerprint.digest
+    found = again.fingerprint.compare(model_fingerprint(library.model()))
+    assert found.difference is None and found.skipped == 0 and found.compared > 60
+
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        metadata = {name: json.loads(value) for name, value in file.metadata().items()}
+    assert metadata["format_version"] == 1 and metadata["pairs"] == 7
+    assert metadata["model_type"] == "blip-2" and metadata["neighbours"] == 2
+    assert metadata["pooling"] == "mean" and metadata["gapinit_version"]
+    assert metadata["model_fingerprint"] == gap.fingerprint.digest
+
+
+def read(path: Path) -> dict[str, torch.Tensor]:
+    """Read copies: the file will be overwritten, and the tensors would be windows into it."""
+    return {name: tensor.clone() for name, tensor in load_file(path).items()}
+
+
+def test_files_that_are_no_gap_are_refused_by_name(gap: GapVectors, tmp_path: Path) -> None:
+    path = tmp_path / "gap.safetensors"
+    gap.save(path)
+    whole = path.read_bytes()
+    tensors = read(path)
+    text = {"format": '"gapinit.gap_vectors"', "format_version": "1"}
+
+    def refused(message: str) -> None:
+        with pytest.raises(gapinit.GapinitError) as error:
+            GapVectors.load(path)
+        assert str(error.value).startswith(f"{path}: ") and message in str(error.value)
+
+    for length in (0, 5, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        refused("not a whole safetensors file")
+    path.write_bytes(b"\x89HDF\r\n\x1a\n" * 100)
+    refused("not a whole safetensors file")
+    save_file(tensors, path)
+    refused("another kind ('unnamed')")
+    save_file(tensors, path, {"format": "pt"})
+    refused("another kind ('pt')")
+    save_file(tensors, path, text | {"format_version": "2"})
+    refused("format version 2, expected 1")
+    save_file(tensors, path, text)
+    refused("damaged ('model_config')")
+    save_file(tensors, path, text | {"pairs": "{"})
+    refused("damaged metadata")
+    replace(gap, modules={}).save(path)
+    damaged = read(path)
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    save_file(damaged | {"vectors": damaged["vectors"][:2].contiguous()}, path, metadata)
+    refused("vectors: 3 layers were measured, found shape (2, 32)")
+    path.unlink()
+    refused("no such file")
+
+
+def test_the_fingerprint_knows_the_model(library: SmallLibrary, gap: GapVectors) -> None:
+    def found(model: Any) -> str | None:
+        return gap.fingerprint.compare(model_fingerprint(model)).difference
+
+    model = library.model()
+    assert model_fingerprint(model).digest == gap.fingerprint.digest
+    adapted = with_lora(model, target_modules=".*(q_proj|fc1|qkv)", modules_to_save=["fc2"])
+    randomise_adapters(adapted)
+    assert model_fingerprint(adapted.get_base_model()).digest == gap.fingerprint.digest
+    for dtype in (torch.bfloat16, torch.float16):
+        assert found(library.model(dtype=dtype)) is None
+        assert found(library.model(dtype=dtype).float()) is None
+    resized = library.model()
+    resized.resize_token_embeddings(400)
+    assert found(resized) is None, "new tokens leave the gap what it was"
+    assert found(adapted.merge_and_unload()) is not None
+
+    for part in ("vision_model.encoder.layers.0.mlp", "language_model.model.decoder.layers.2"):
+        other = library.model()
+        with torch.no_grad():
+            for value in other.get_submodule(part).parameters():
+                value.add_(0.01 * torch.randn(value.shape))
+        difference = found(other)
+        assert difference is not None and part in difference
+    other = library.model()
+    other.config.text_config.num_attention_heads = 2
+    assert found(other) == "its configuration has other sizes"
+
+
+def test_pairs_in_a_list_of_lists(library: SmallLibrary, gap: GapVectors) -> None:
+    pairs: list[Any] = [list(pair) for pair in library.pairs]
+    torch.testing.assert_close(
+        estimate(library, library.model(), pairs).vectors, gap.vectors, **CLOSE
+    )

@@ -1,0 +1,576 @@
+"""`initialize_lora_gap_weights`: what it sets, what it leaves alone, what it refuses."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+import warnings
+from dataclasses import replace
+from importlib import util
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+
+import gapinit
+from gapinit.gap_vectors import GapVectors, ModuleGap
+
+from .small_backbone import make_backbone
+from .small_library import (
+    CAPTIONS,
+    WIDTH,
+    Reference,
+    SmallLibrary,
+    hooks_of,
+    inputs_of,
+    logits,
+    reference,
+    small_library,
+    weights_of,
+)
+
+DECODER = "language_model.model.decoder.layers"
+Q, FC1, FC2 = (f"{DECODER}.2.{name}" for name in ("self_attn.q_proj", "fc1", "fc2"))
+VISION = "vision_model.encoder.layers.0.mlp.fc1"
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> SmallLibrary:
+    return small_library(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="module")
+def plain(library: SmallLibrary) -> Any:
+    """The plain model. No test changes it."""
+    return library.model().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def expected(library: SmallLibrary, plain: Any) -> Reference:
+    return reference(plain, library.processor(), library.pairs)
+
+
+@pytest.fixture(scope="module")
+def base_logits(library: SmallLibrary, plain: Any) -> Tensor:
+    return logits(plain, library)
+
+
+@pytest.fixture(scope="module")
+def gap(library: SmallLibrary, plain: Any) -> GapVectors:
+    return gapinit.estimate_gap(plain, library.processor(), library.pairs, progress=False)
+
+
+def with_lora(plain: Any, layers: tuple[int, ...] = (1, 2), **options: Any) -> Any:
+    """Return a copy of the plain model with LoRA on all linear modules of some decoder layers."""
+    pattern = rf"{DECODER}\.({'|'.join(map(str, layers))})\.(self_attn\..*_proj|fc1|fc2)"
+    given = {name: options.pop(name) for name in list(options) if name == "low_cpu_mem_usage"}
+    options = {"target_modules": pattern.replace(".layers", r"\.layers"), "r": 1} | options
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return get_peft_model(copy.deepcopy(plain), LoraConfig(**options), **given)
+
+
+def lora(model: Any, name: str) -> Any:
+    return model.get_base_model().get_submodule(name)
+
+
+def matrices(model: Any, name: str, adapter: str = "default") -> tuple[Tensor, Tensor]:
+    module = lora(model, name)
+    return module.lora_A[adapter].weight.detach(), module.lora_B[adapter].weight.detach()
+
+
+def direction(expected: Reference, plain: Any, name: str) -> Tensor:
+    """Return what the module's first column should be, from the independent measurement."""
+    vector = expected.gaps[int(name.split(".layers.")[1].split(".")[0])]
+    weight = plain.get_submodule(name).weight.double()
+    if weight.shape[0] != WIDTH:
+        vector = weight @ vector
+    return vector / vector.norm()
+
+
+def train_a_step(model: Any, library: SmallLibrary) -> None:
+    inputs = inputs_of(model, library.processor(), library.pairs[0])
+    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    labels = inputs["input_ids"].clone()
+    labels[:, :5] = -100
+    model(**inputs, labels=labels).loss.backward()
+    optimiser.step()
+
+
+@pytest.mark.parametrize("rank", [1, 4])
+def test_a_is_zero_and_b_points_along_the_gap(
+    plain: Any, gap: GapVectors, expected: Reference, rank: int
+) -> None:
+    model = with_lora(plain, r=rank)
+    generator = torch.Generator().manual_seed(5)
+    report = gapinit.initialize_lora_gap_weights(model, gap, generator=generator)
+    assert len(report.modules) == 12 and {one.layer for one in report.modules} == {1, 2}
+    for one in report.modules:
+        a, b = matrices(model, one.name)
+        assert torch.equal(a, torch.zeros_like(a))
+        torch.testing.assert_close(b.norm(dim=0), torch.ones(rank), rtol=1e-6, atol=1e-6)
+        cosine = b[:, 0].double() @ direction(expected, plain, one.name)
+        assert cosine.item() == pytest.approx(1, abs=1e-6)
+        assert one.cosine == pytest.approx(1, abs=1e-6) and one.noise_cosine == 1
+        if rank > 1:
+            others = b.T @ b - torch.eye(rank)
+            assert others.abs().max() < 0.99, "the further columns are others"
+    again = with_lora(plain, r=rank)
+    gapinit.initialize_lora_gap_weights(again, gap, generator=torch.Generator().manual_seed(5))
+    for name in (Q, FC1):
+        assert torch.equal(matrices(model, name)[1], matrices(again, name)[1])
+
+
+def test_the_last_layers_gap_is_not_behind_the_norm(
+    library: SmallLibrary, plain: Any, gap: GapVectors
+) -> None:
+    model = with_lora(plain)
+    gapinit.initialize_lora_gap_weights(model, gap)
+    norm = plain.language_model.model.decoder.final_layer_norm
+    inputs = inputs_of(plain, library.processor(), library.pairs[0])
+    with torch.no_grad():
+        states = plain(**inputs, output_hidden_states=True).language_model_outputs.hidden_states
+    behind = (states[-1][0, 5:].mean(dim=0) - states[-1][0, :4].mean(dim=0)).double()
+    column = matrices(model, FC2)[1][:, 0].double()
+    assert norm is not None and torch.cosine_similarity(column, behind, dim=0) < 0.99
+
+
+def test_outputs_are_those_of_the_base_until_a_step(
+    library: SmallLibrary, plain: Any, gap: GapVectors, base_logits: Tensor, tmp_path: Path
+) -> None:
+    model = with_lora(plain, lora_alpha=2)
+    gapinit.initialize_lora_gap_weights(model, gap)
+    torch.testing.assert_close(logits(model, library), base_logits, rtol=0, atol=1e-6)
+    frozen = {n: v for n, v in weights_of(model).items() if "lora_" not in n}
+    train_a_step(model, library)
+    assert all(matrices(model, name)[0].abs().max() > 0 for name in (Q, FC1, FC2))
+    trained = logits(model, library)
+    assert (trained - base_logits).abs().max() > 1e-3
+    assert all(torch.equal(weights_of(model)[n], v) for n, v in frozen.items())
+
+    model.save_pretrained(str(tmp_path))
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["init_lora_weights"] is True and config["peft_type"] == "LORA"
+    stock = PeftModel.from_pretrained(copy.deepcopy(plain), tmp_path).eval()
+    torch.testing.assert_close(logits(stock, library), trained, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_dora": True},
+        {"use_dora": True, "init_lora_weights": False},
+        {"use_rslora": True, "r": 2, "lora_alpha": 7},
+        {"lora_bias": True, "init_lora_weights": False},
+        {"init_lora_weights": "gaussian"},
+        {"init_lora_weights": False, "lora_alpha": 32},
+        {"low_cpu_mem_usage": True},
+        {"low_cpu_mem_usage": True, "use_dora": True},
+    ],
+    ids=str,
+)
+def test_every_kind_of_lora_starts_as_the_base(
+    library: SmallLibrary,
+    plain: Any,
+    gap: GapVectors,
+    base_logits: Tensor,
+    options: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    model = with_lora(plain, **options)
+    meta = options.get("low_cpu_mem_usage", False)
+    assert lora(model, Q).lora_A["default"].weight.is_meta == meta
+    gapinit.initialize_lora_gap_weights(model, gap)
+    assert all(not value.is_meta for value in model.parameters())
+    assert lora(model, Q).lora_A["default"].weight.requires_grad
+    torch.testing.assert_close(logits(model, library), base_logits, rtol=0, atol=1e-6)
+    train_a_step(model, library)
+    trained = logits(model, library)
+    assert (trained - base_logits).abs().max() > 1e-4
+    model.save_pretrained(str(tmp_path))
+    stock = PeftModel.from_pretrained(copy.deepcopy(plain), tmp_path).eval()
+    torch.testing.assert_close(logits(stock, library), trained, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("adapter_dtype", [torch.float32, torch.bfloat16])
+def test_dtypes_stay(library: SmallLibrary, gap: GapVectors, adapter_dtype: torch.dtype) -> None:
+    half = library.model(dtype=torch.bfloat16).requires_grad_(False)
+    expected = logits(half, library)
+    model = with_lora(half)
+    for name, value in model.named_parameters():
+        if "lora_" in name:
+            value.data = value.data.to(adapter_dtype)
+    report = gapinit.initialize_lora_gap_weights(model, gap)  # measured in float32
+    a, b = matrices(model, Q)
+    assert a.dtype == b.dtype == adapter_dtype and torch.equal(a, torch.zeros_like(a))
+    assert all(value.dtype != torch.float64 for value in model.parameters())
+    assert b.double().norm().item() == pytest.approx(1, abs=5e-3)
+    assert all(one.cosine > 0.9999 for one in report.modules)
+    torch.testing.assert_close(logits(model, library), expected, rtol=0, atol=0)
+
+
+def test_nothing_else_is_touched(library: SmallLibrary, plain: Any, gap: GapVectors) -> None:
+    model = with_lora(plain)
+    model.add_adapter("second", LoraConfig(target_modules=["q_proj", "k_proj"], r=2))
+    model.train()
+    calls: list[int] = []
+    lora(model, Q).register_forward_hook(lambda *_: calls.append(1))
+    before, hooks = weights_of(model), hooks_of(model)
+    flags = {name: value.requires_grad for name, value in model.named_parameters()}
+    identities = {name: id(value) for name, value in model.named_parameters()}
+    gapinit.initialize_lora_gap_weights(model, gap)
+    for name, value in model.named_parameters():
+        changed = not torch.equal(value, before[name])
+        assert changed == (".default.weight" in name), name
+        assert flags[name] == value.requires_grad and identities[name] == id(value)
+    assert hooks_of(model) == hooks and not calls and model.training
+    assert model.active_adapters == ["default"]
+
+    model.set_adapter("second")
+    first = weights_of(model)
+    gap_of_all = gapinit.estimate_gap(model, library.processor(), library.pairs, progress=False)
+    torch.testing.assert_close(gap_of_all.vectors, gap.vectors)
+    report = gapinit.initialize_lora_gap_weights(model, gap, adapter_name="second")
+    assert report.adapter_name == "second" and {one.layer for one in report.modules} == {0, 1, 2}
+    for name, value in model.named_parameters():
+        assert torch.equal(value, first[name]) == (".second.weight" not in name), name
+
+
+def test_coordinates_of_the_module(plain: Any, gap: GapVectors, expected: Reference) -> None:
+    model = with_lora(plain)
+    report = gapinit.initialize_lora_gap_weights(model, gap, coordinates="module")
+    for one in report.modules:
+        column = matrices(model, one.name)[1][:, 0].double()
+        cosine = torch.cosine_similarity(column, expected.module_gap(one.name), dim=0)
+        assert cosine.item() == pytest.approx(1, abs=1e-6)
+    layer = gapinit.alignment(model, gap)
+    own = gapinit.alignment(model, gap, coordinates="module")
+    assert min(own.values()) > 1 - 1e-6 > max(map(abs, layer.values()))
+
+
+def test_noise_is_what_the_report_says(plain: Any, gap: GapVectors, expected: Reference) -> None:
+    model = with_lora(plain)
+    generator = torch.Generator().manual_seed(0)
+    report = gapinit.initialize_lora_gap_weights(model, gap, noise=0.6, generator=generator)
+    for one in report.modules:
+        column = matrices(model, one.name)[1][:, 0].double()
+        cosine = column @ direction(expected, plain, one.name)
+        assert cosine.item() == pytest.approx(one.noise_cosine, abs=1e-6)
+        assert cosine.item() == pytest.approx(one.cosine, abs=1e-6)
+    modules = {one.name: one for one in report.modules}
+    # Modules of one layer that take the gap itself share its noise: cosine near 1/sqrt(1 + 0.36).
+    assert modules[Q].noise_cosine == pytest.approx(modules[FC2].noise_cosine, abs=1e-12)
+    assert modules[Q].noise_cosine == pytest.approx(1.36**-0.5, abs=0.2)
+
+    generator.manual_seed(0)
+    noise = {
+        layer: torch.randn(WIDTH, generator=generator, dtype=torch.float64) for layer in (1, 2)
+    }
+    unit = expected.gaps[2] / expected.gaps[2].norm()
+    noisy = unit + 0.6 * noise[2] / WIDTH**0.5
+    column = matrices(model, Q)[1][:, 0].double()
+    torch.testing.assert_close(column, noisy / noisy.norm(), rtol=0, atol=1e-5)
+    torch.manual_seed(3)
+    own = gapinit.initialize_lora_gap_weights(model, gap, noise=0.6, coordinates="module")
+    assert len({one.noise_cosine for one in own.modules}) == 12
+
+
+def test_the_report_is_a_short_table(plain: Any, gap: GapVectors) -> None:
+    report = gapinit.initialize_lora_gap_weights(with_lora(plain), gap)
+    lines = str(report).splitlines()
+    assert lines[0] == (
+        "adapter 'default': A = 0, first column of B along the gap (coordinates: layer, noise: 0)"
+    )
+    assert [line.split() for line in lines[2:]] == [
+        ["1", "6", "1.0000", "1.0000"],
+        ["2", "6", "1.0000", "1.0000"],
+    ]
+    assert report.weights_skipped == 0 and report.weights_compared > 60
+
+
+def test_alignment_of_other_starts(plain: Any, gap: GapVectors, expected: Reference) -> None:
+    model = with_lora(plain)
+    assert set(gapinit.alignment(model, gap).values()) == {0.0}
+    with torch.no_grad():
+        for name in (Q, FC1):
+            weight = lora(model, name).lora_B["default"].weight
+            weight.copy_(torch.randn(weight.shape))
+    found = gapinit.alignment(model, gap)
+    assert len(found) == 12
+    for name in (Q, FC1):
+        column = matrices(model, name)[1][:, 0].double()
+        cosine = torch.cosine_similarity(column, direction(expected, plain, name), dim=0)
+        assert found[name] == pytest.approx(cosine.item(), abs=1e-6)
+
+
+def refused(message: str, model: Any, gap: GapVectors, **options: Any) -> None:
+    """The call fails with a message, and not a single weight has changed."""
+    before = weights_of(model)
+    with pytest.raises(gapinit.GapinitError, match=message):
+        gapinit.initialize_lora_gap_weights(model, gap, **options)
+    assert all(torch.equal(value, before[name]) for name, value in weights_of(model).items())
+
+
+def test_adapters_that_are_not_there(plain: Any, gap: GapVectors) -> None:
+    refused(r"it has no LoRA layer. Add an adapter first", plain, gap)
+    model = with_lora(plain)
+    model.add_adapter("second", LoraConfig(target_modules=["q_proj"]))
+    refused("no LoRA adapter 'third', expected: default, second", model, gap, adapter_name="third")
+    refused(
+        r"adapter 'second' is frozen.*set_adapter\('second'\)", model, gap, adapter_name="second"
+    )
+    refused("is not supported, expected one of", nn.Linear(2, 2), gap)
+
+
+def test_options_that_make_no_sense(plain: Any, gap: GapVectors) -> None:
+    model = with_lora(plain)
+    refused(
+        "coordinates: expected one of layer, module, found 'own'", model, gap, coordinates="own"
+    )
+    for noise in (-0.1, float("nan"), float("inf"), "0.2"):
+        refused("noise: expected a finite number of at least 0", model, gap, noise=noise)
+    with pytest.raises(gapinit.GapinitError, match="coordinates: expected"):
+        gapinit.alignment(model, gap, coordinates="own")  # type: ignore[arg-type]
+    with pytest.raises(gapinit.GapinitError, match="coordinates: expected"):
+        gapinit.GapAlignmentCallback(gap, coordinates="own")  # type: ignore[arg-type]
+
+
+def test_gaps_of_other_models(plain: Any, gap: GapVectors) -> None:
+    narrow = replace(gap, vectors=gap.vectors[:, :16])
+    refused(
+        "vectors have width 16, but the model's hidden states have 32", with_lora(plain), narrow
+    )
+    other = copy.deepcopy(plain)
+    with torch.no_grad():
+        other.get_submodule(FC1).weight.mul_(1.1)
+    refused(
+        rf"measured on another model.*1 of its \d+ weights differ.*{FC1}", with_lora(other), gap
+    )
+    pissa = with_lora(plain, init_lora_weights="pissa")
+    refused("measured on another model", pissa, gap)
+    refused(
+        "init_lora_weights='orthogonal'", with_lora(plain, r=2, init_lora_weights="orthogonal"), gap
+    )
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
+def test_gaps_without_direction(plain: Any, gap: GapVectors, value: float) -> None:
+    vectors = gap.vectors.clone()
+    vectors[2] = value
+    refused(
+        "gap of decoder layer 2: the direction has norm",
+        with_lora(plain),
+        replace(gap, vectors=vectors),
+    )
+    gapinit.initialize_lora_gap_weights(with_lora(plain, (1,)), replace(gap, vectors=vectors))
+    own = dict(gap.modules) | {FC1: ModuleGap(2, gap.modules[FC1].vector * value)}
+    broken = replace(gap, modules=own)
+    refused(f"gap at the output of {FC1}: ", with_lora(plain), broken, coordinates="module")
+    own = {name: module for name, module in gap.modules.items() if name != FC1}
+    missing = replace(gap, modules=own)
+    refused(f"{FC1}: its output was not measured", with_lora(plain), missing, coordinates="module")
+
+
+def test_modules_that_the_gap_does_not_cover(
+    library: SmallLibrary, plain: Any, gap: GapVectors
+) -> None:
+    some = gapinit.estimate_gap(
+        plain, library.processor(), library.pairs, layers=[1], progress=False
+    )
+    refused(
+        rf"covers the decoder layers 1, but.*'{DECODER}.2.self_attn.k_proj'.* and 3 more",
+        with_lora(plain),
+        some,
+    )
+    gapinit.initialize_lora_gap_weights(with_lora(plain, (1,)), some)
+    for targets, name in (
+        (["fc1"], VISION),
+        (["language_projection"], "language_projection"),
+        (["q_proj", "lm_head"], "language_model.lm_head"),
+        (["q_proj", "embed_tokens"], "language_model.model.decoder.embed_tokens"),
+    ):
+        model = with_lora(plain, target_modules=targets)
+        refused(f"outside the language model's decoder layers.*'{name}'", model, gap)
+
+
+def test_lora_fa_is_refused(plain: Any, gap: GapVectors) -> None:
+    model = with_lora(plain)
+    for name, value in model.named_parameters():
+        if "lora_A" in name:
+            value.requires_grad_(False)
+    refused(r"A is frozen and B is trained \(LoRA-FA\).*ever be learned", model, gap)
+    callback = gapinit.GapAlignmentCallback(gap)
+    with pytest.warns(UserWarning, match="LoRA-FA"):
+        callback.on_train_begin(None, None, None, model=model)  # type: ignore[arg-type]
+
+
+class Params4bit(nn.Parameter):
+    """Stands for bitsandbytes' packed parameter: PEFT knows it by its name."""
+
+    quant_state: Any
+
+    def __deepcopy__(self, memo: Any) -> Params4bit:
+        copied = Params4bit(self.data.clone(), requires_grad=False)
+        copied.quant_state = self.quant_state
+        return copied
+
+
+class FakeLinear4bit(nn.Linear):
+    """A linear module whose weight is whole numbers and a scale."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear.in_features, linear.out_features)
+        self.bias = linear.bias
+        scale = linear.weight.abs().max() / 127
+        packed = (linear.weight / scale).round().to(torch.int8)
+        self.weight = Params4bit(packed, requires_grad=False)
+        self.weight.quant_state = scale
+
+    def forward(self, states: Tensor) -> Tensor:
+        weight = self.weight.data.float() * self.weight.quant_state
+        return nn.functional.linear(states, weight, self.bias)
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_a_quantised_base(
+    library: SmallLibrary,
+    plain: Any,
+    gap: GapVectors,
+    expected: Reference,
+    use_dora: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bitsandbytes: Any = ModuleType("bitsandbytes")
+    bitsandbytes.functional = SimpleNamespace(
+        dequantize_4bit=lambda data, scale: data.float() * scale
+    )
+    monkeypatch.setitem(sys.modules, "bitsandbytes", bitsandbytes)
+    quantised = copy.deepcopy(plain)
+    for layer in quantised.language_model.model.decoder.layers:
+        for name in ("fc1", "fc2"):
+            setattr(layer, name, FakeLinear4bit(getattr(layer, name)))
+    base = logits(quantised, library)
+    own = gapinit.estimate_gap(quantised, library.processor(), library.pairs, progress=False)
+    assert own.modules.keys() == gap.modules.keys()
+    model = with_lora(quantised, use_dora=use_dora)
+    packed = lora(model, FC1).base_layer.weight.data.clone()
+    for measured in (gap, own):
+        report = gapinit.initialize_lora_gap_weights(model, measured)
+        assert report.weights_skipped == 6
+        assert "6 of" in str(report) and "quantised" in str(report)
+    gapinit.initialize_lora_gap_weights(model, gap)
+    for name in (Q, FC1, FC2):
+        column = matrices(model, name)[1][:, 0].double()
+        cosine = torch.cosine_similarity(column, direction(expected, plain, name), dim=0)
+        assert cosine > (0.999 if name == FC1 else 1 - 1e-6)
+    assert torch.equal(lora(model, FC1).base_layer.weight.data, packed)
+    torch.testing.assert_close(logits(model, library), base, rtol=0, atol=1e-6)
+    train_a_step(model, library)
+
+
+@pytest.mark.parametrize("options", [{"load_in_4bit": True}, {"load_in_8bit": True}], ids=str)
+def test_a_base_that_bitsandbytes_quantised(
+    library: SmallLibrary, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    # Its blocks are of 64 entries.
+    wide = replace(library, folder=tmp_path)
+    make_backbone(tmp_path, list(CAPTIONS) * 4, vocabulary=300, decoder_width=64)
+    others = ["lm_head", "qformer", "vision_model", "language_projection"]
+    quantisation = BitsAndBytesConfig(llm_int8_skip_modules=others, **options)
+    quantised = wide.model(dtype=torch.float32, quantization_config=quantisation)
+    base = logits(quantised, wide)
+    full = wide.model()
+    gap = gapinit.estimate_gap(full, wide.processor(), wide.pairs, progress=False)
+    own = gapinit.estimate_gap(quantised, wide.processor(), wide.pairs, progress=False)
+    assert torch.cosine_similarity(own.vectors, gap.vectors, dim=1).min() > 0.97
+    config = LoraConfig(r=1, target_modules=gap.target_modules([1, 2]))
+    model, reference_model = get_peft_model(quantised, config), get_peft_model(full, config)
+    report = gapinit.initialize_lora_gap_weights(model, gap)
+    gapinit.initialize_lora_gap_weights(reference_model, gap)
+    assert report.weights_skipped == 18
+    for name in (Q, FC1, FC2):
+        columns = [matrices(one, name)[1][:, 0].double() for one in (model, reference_model)]
+        assert torch.cosine_similarity(*columns, dim=0) > 0.98
+    torch.testing.assert_close(logits(model, wide), base, rtol=0, atol=1e-6)
+
+
+def test_a_base_that_cannot_be_read(plain: Any, gap: GapVectors) -> None:
+    model = with_lora(plain)
+    layer = lora(model, FC1)
+    layer.base_layer.weight = nn.Parameter(layer.base_layer.weight.to("meta"), requires_grad=False)
+    refused_meta = pytest.raises(gapinit.GapinitError, match=f"{FC1}: .*not in memory")
+    with refused_meta:
+        gapinit.initialize_lora_gap_weights(model, gap)
+    del layer.base_layer.weight
+    layer.base_layer.qweight = nn.Parameter(torch.zeros(3, dtype=torch.int32), requires_grad=False)
+    refused(f"{FC1}: the weight of Linear cannot be read.*coordinates='module'", model, gap)
+    report = gapinit.initialize_lora_gap_weights(model, gap, coordinates="module")
+    assert len(report.modules) == 12 and report.weights_skipped == 1
+
+
+def test_an_adapter_and_a_base_that_are_not_in_memory(plain: Any, gap: GapVectors) -> None:
+    model = with_lora(plain, target_modules=[Q], low_cpu_mem_usage=True)
+    lora(model, Q).base_layer.to("meta")
+    with pytest.raises(gapinit.GapinitError, match=f"{Q}: neither adapter nor base weight"):
+        gapinit.initialize_lora_gap_weights(model, gap)
+
+
+def example(repository: Path) -> Any:
+    spec = util.spec_from_file_location("example", repository / "examples" / "blip2_gap_init.py")
+    assert spec is not None and spec.loader is not None
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_example_runs(
+    library: SmallLibrary,
+    repository: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    lines = []
+    for index, (image, caption) in enumerate(library.pairs):
+        image.save(images / f"{index}.png")
+        lines.append(json.dumps({"file_name": f"{index}.png", "text": caption}))
+    (images / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    script = example(repository)
+    output = tmp_path / "adapter"
+    histories = []
+
+    class Trainer(script.Trainer):  # type: ignore[misc, name-defined]
+        def train(self) -> Any:
+            result = super().train()
+            gap = self.callback_handler.callbacks[-2]._gap  # the last one prints
+            found = gapinit.alignment(self.model, gap)
+            mean = sum(map(abs, found.values())) / len(found)
+            assert self.state.log_history[-2]["gap_alignment"] == pytest.approx(mean, abs=1e-9)
+            histories.append(self.state.log_history)
+            return result
+
+    monkeypatch.setattr(script, "Trainer", Trainer)
+    script.main(
+        ["--model", str(library.folder), "--images", str(images), "--output", str(output)]
+        + ["--calibration", "5", "--layers", "2", "--steps", "3", "--batch-size", "2"]
+    )
+    printed = capsys.readouterr().out
+    assert "first column of B along the gap" in printed and "gap_alignment" in printed
+    steps = [entry for entry in histories[0] if "loss" in entry]
+    assert [entry["step"] for entry in steps] == [1, 2, 3]
+    assert all(0.9 < entry["gap_alignment"] <= 1 for entry in steps)
+    assert all("gap_alignment" not in entry for entry in histories[0] if "loss" not in entry)
+    adapted = PeftModel.from_pretrained(library.model(), output)
+    assert not torch.equal(logits(adapted, library), logits(library.model(), library))
+    a, _ = matrices(adapted, FC2)
+    assert a.abs().max() > 0
