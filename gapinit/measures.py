@@ -60,7 +60,7 @@ def measure(name: str, folder: Path, record: Mapping[str, Any], target_loss: flo
 
 def running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the trailing mean over a twentieth of the steps; the first ones have fewer."""
-    width = max(1, round(WINDOW_SHARE * len(values)))
+    width = max(2, round(WINDOW_SHARE * len(values)))
     sums = np.concatenate([[0.0], np.cumsum(values)])
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - width, 0)
