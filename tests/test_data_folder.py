@@ -35,15 +35,13 @@ def coco_name(image_id: int, year: str = "2014") -> str:
     return f"COCO_{part}2014_{image_id:012d}.jpg" if year == "2014" else f"{image_id:012d}.jpg"
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """Write a data folder as the workflow retrieves it: COCO, Karpathy's splits, and the rest."""
-    ids = [1, 2, 3, 4, 101, 102, 103, 104]
-    for image_id in ids:
-        part = "train2014" if image_id < 100 else "val2014"
-        draw(tmp_path / "coco" / part / coco_name(image_id), image_id)
-    splits = ["train"] * 4 + ["restval", "val", "test", "test"]
-    karpathy = [
+SPLITS = {image_id: "train" for image_id in (1, 2, 3, 4)}
+SPLITS |= {101: "restval", 102: "val", 103: "test", 104: "test"}
+
+
+def karpathy() -> list[dict[str, Any]]:
+    """Return the entries of a Karpathy split of eight COCO images, one caption each."""
+    return [
         {
             "filepath": "train2014" if image_id < 100 else "val2014",
             "filename": coco_name(image_id),
@@ -54,9 +52,17 @@ def data(tmp_path: Path) -> Path:
             "sentences": [{"raw": f"caption {image_id}", "tokens": [], "imgid": number,
                            "sentid": number}],
         }
-        for number, (image_id, split) in enumerate(zip(ids, splits, strict=True))
+        for number, (image_id, split) in enumerate(SPLITS.items())
     ]  # fmt: skip
-    write(tmp_path / "karpathy/dataset_coco.json", {"images": karpathy, "dataset": "coco"})
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Write a data folder as the workflow retrieves it: COCO, Karpathy's splits, and the rest."""
+    for image_id in SPLITS:
+        part = "train2014" if image_id < 100 else "val2014"
+        draw(tmp_path / "coco" / part / coco_name(image_id), image_id)
+    write(tmp_path / "karpathy/dataset_coco.json", {"images": karpathy(), "dataset": "coco"})
     # train2017 holds images of 2014's validation set, Karpathy's test images among them.
     in_2017 = [1, 2, 4, 101, 102, 103]
     write(

@@ -17,7 +17,7 @@ import yaml
 from gapinit.data.downloads import read_downloads
 from gapinit.data.manifest import read_manifest
 
-from .test_data_folder import coco_name, vqa
+from .test_data_folder import coco_name, karpathy, vqa
 from .test_data_retrieve import Site, jpeg
 from .test_workflow import ROOT, snakemake
 
@@ -27,21 +27,6 @@ TRAIN, VAL = [1, 2, 3, 4], [101, 102, 103, 104]
 
 def contents(folder: Path) -> dict[str, list[tuple[str, bytes]]]:
     """Make what each download holds, in the real formats: name -> files."""
-    karpathy = [
-        {
-            "filepath": "train2014" if image_id < 100 else "val2014",
-            "filename": coco_name(image_id),
-            "imgid": number,
-            "split": split,
-            "cocoid": image_id,
-            "sentids": [number],
-            "sentences": [{"raw": f"a {image_id}", "tokens": [], "imgid": number,
-                           "sentid": number}],
-        }
-        for number, (image_id, split) in enumerate(
-            zip([*TRAIN, *VAL], ["train"] * 4 + ["restval", "val", "test", "test"], strict=True)
-        )
-    ]  # fmt: skip
     captions = {
         "images": [{"id": i, "file_name": f"{i:012d}.jpg"} for i in (1, 2, 101, 103)],
         "annotations": [{"id": i, "image_id": i, "caption": f"b {i}"} for i in (1, 2, 101, 103)],
@@ -77,7 +62,7 @@ def contents(folder: Path) -> dict[str, list[tuple[str, bytes]]]:
         "coco-train2014": [(f"train2014/{coco_name(i)}", jpeg(i)) for i in TRAIN],
         "coco-val2014": [(f"val2014/{coco_name(i)}", jpeg(i)) for i in VAL],
         "coco-annotations2017": json_file("annotations/captions_train2017.json", captions),
-        "karpathy-splits": json_file("dataset_coco.json", {"images": karpathy})
+        "karpathy-splits": json_file("dataset_coco.json", {"images": karpathy()})
         + json_file("dataset_flickr30k.json", {"images": []}),
         "vqav2-train-questions": some("OpenEnded_mscoco_train"),
         "vqav2-train-annotations": some("mscoco_train"),

@@ -18,6 +18,21 @@ INT64 = 2**63
 ID_KEYS = ("question_id", "cocoid", "imgid", "sentid", "id")
 
 
+def read_text(path: Path, *, encoding: str = "utf-8", expected: str = "") -> str:
+    """Read a text file of other people's; one that cannot be read is an error that names it.
+
+    `expected` says, with a space in front, where a missing file should have been.
+    """
+    try:
+        return path.read_text(encoding=encoding)
+    except FileNotFoundError:
+        raise GapinitError(f"{path}: no such file{expected}") from None
+    except UnicodeDecodeError as error:
+        raise GapinitError(f"{path}: not valid UTF-8 ({error})") from None
+    except OSError as error:
+        raise GapinitError(f"{path}: cannot be read ({error.strerror})") from None
+
+
 def read_any(path: Path) -> Any:
     """Read a JSON file of other people's; one that cannot be read is an error that names it."""
     try:
@@ -46,14 +61,7 @@ def read_list(path: Path) -> list[Any]:
 
 def read_lines(path: Path, defects: Defects) -> Iterator[Entry]:
     """Yield the objects of a JSON-lines file; blank lines, a byte-order mark and CRLF are fine."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise GapinitError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise GapinitError(f"{path}: not valid UTF-8 ({error})") from None
-    except OSError as error:
-        raise GapinitError(f"{path}: cannot be read ({error.strerror})") from None
+    text = read_text(path, encoding="utf-8-sig")
     if text.lstrip().startswith("[") and isinstance(_parsed(text), list):
         raise GapinitError(f"{path}: expected one JSON object a line, found a list")
     for number, line in enumerate(text.split("\n"), start=1):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gapinit.data.defects import Defects
-from gapinit.data.entries import clean_caption, file_name, locate_image, read_lines
+from gapinit.data.entries import clean_caption, file_name, locate_image, read_lines, read_text
 from gapinit.errors import GapinitError
 
 ALT_TEXT = "alt_text.jsonl"
@@ -45,14 +45,7 @@ def read_corpus(folder: Path) -> list[str]:
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise GapinitError(f"{path}: no such file (expected in a pretraining folder)") from None
-    except UnicodeDecodeError as error:
-        raise GapinitError(f"{path}: not valid UTF-8 ({error})") from None
-    except OSError as error:
-        raise GapinitError(f"{path}: cannot be read ({error.strerror})") from None
+    text = read_text(path, expected=" (expected in a pretraining folder)")
     lines = [stripped for line in text.split("\n") if (stripped := line.strip())]
     if not lines:
         raise GapinitError(f"{path}: expected at least 1 line, found none")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +9,9 @@ from typing import Any
 
 from gapinit.artifacts import read_json
 from gapinit.errors import GapinitError
+from gapinit.metrics.entries import LONE_SURROGATE, examples
 
 ImageId = int | str
-
-# Half of a UTF-16 pair: legal in JSON, but neither UTF-8 nor a tokenizer can hold it.
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -96,7 +93,7 @@ def match_captions(
         if not found:
             raise GapinitError(
                 f"{place} is not in {references_path}, which has {len(references.captions)} "
-                f"images (such as {_examples(references.captions)}). Are these the references of "
+                f"images (such as {examples(references.captions)}). Are these the references of "
                 f"this dataset?"
             )
         if found[0] in predicted:
@@ -188,7 +185,7 @@ def _caption(entry: Any, key: str, place: str) -> str:
     if not isinstance(value, str):
         found = f"{value!r}" if isinstance(entry, dict) and key in entry else "no such key"
         raise GapinitError(f"{place}: key '{key}': expected the text of a caption, found {found}")
-    return _LONE_SURROGATE.sub("\ufffd", value)
+    return LONE_SURROGATE.sub("\ufffd", value)
 
 
 def _kind(value: Any) -> str:
@@ -198,7 +195,3 @@ def _kind(value: Any) -> str:
     if isinstance(value, list):
         return f"a list of {len(value)}"
     return "nothing" if value is None else f"{value!r:.60}"
-
-
-def _examples(ids: Mapping[ImageId, Any]) -> str:
-    return ", ".join(repr(image_id) for image_id in list(ids)[:3])

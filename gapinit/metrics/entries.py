@@ -12,14 +12,14 @@ from gapinit.errors import GapinitError
 EntryId = int | str
 
 # Half of a UTF-16 pair: legal in JSON, but no UTF-8 file can hold it.
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def entry_id(entry: Any, key: str, place: str) -> EntryId:
     """Return an id, which is a number or text; `place` says in errors where the entry is."""
     value = _field(entry, key, place)
     if isinstance(value, str):
-        return _LONE_SURROGATE.sub("\ufffd", value)
+        return LONE_SURROGATE.sub("\ufffd", value)
     if isinstance(value, float) and value.is_integer():
         return int(value)  # what tables make of a column of ids
     if isinstance(value, bool) or not isinstance(value, int):
@@ -32,7 +32,7 @@ def entry_text(entry: Any, key: str, place: str) -> str:
     value = _field(entry, key, place)
     if not isinstance(value, str):
         raise GapinitError(f"{place}: '{key}': expected text, found {shown(value)}")
-    return _LONE_SURROGATE.sub("\ufffd", value)
+    return LONE_SURROGATE.sub("\ufffd", value)
 
 
 def _field(entry: Any, key: str, place: str) -> Any:
