@@ -16,7 +16,7 @@ from gapinit.artifacts import atomic_folder, read_json
 from gapinit.errors import GapinitError
 
 if TYPE_CHECKING:
-    from gapinit.backbones.blip2 import Blip2Backbone
+    from gapinit.backbones.base import Backbone
 
 BASE_WEIGHTS = "base_weights.safetensors"
 
@@ -55,7 +55,7 @@ def save_adapter(
             save_file(weights, folder / BASE_WEIGHTS, metadata={"format": "pt"})
 
 
-def load_adapter(backbone: Blip2Backbone, folder: Path) -> PeftModel:
+def load_adapter(backbone: Backbone, folder: Path) -> PeftModel:
     """Put a saved adapter, and the base weights that lie beside it, on the backbone's model.
 
     Raises GapinitError for a folder without an adapter, or with one that does not fit this
@@ -73,7 +73,7 @@ def load_adapter(backbone: Blip2Backbone, folder: Path) -> PeftModel:
 
 
 @torch.no_grad()
-def _put_base_weights(backbone: Blip2Backbone, folder: Path) -> None:
+def _put_base_weights(backbone: Backbone, folder: Path) -> None:
     """Replace matrices of the backbone by those that were saved with the adapter, if any were."""
     path = folder / BASE_WEIGHTS
     if not path.is_file():
@@ -91,7 +91,7 @@ def _put_base_weights(backbone: Blip2Backbone, folder: Path) -> None:
         weights[name].copy_(value)
 
 
-def _require_fit(backbone: Blip2Backbone, folder: Path) -> None:
+def _require_fit(backbone: Backbone, folder: Path) -> None:
     """Compare the names and the shapes of the saved matrices with the backbone's modules."""
     path = folder / "adapter_model.safetensors"
     if not path.is_file():

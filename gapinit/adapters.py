@@ -20,14 +20,14 @@ from torch import Tensor
 from gapinit.errors import GapinitError
 
 if TYPE_CHECKING:
-    from gapinit.backbones.blip2 import Blip2Backbone
+    from gapinit.backbones.base import Backbone
 
 ADAPTER = "default"
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
 def add_lora(
-    backbone: Blip2Backbone,
+    backbone: Backbone,
     layers: Sequence[int],
     *,
     rank: int,

@@ -13,8 +13,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
+from gapinit.backbone_settings import BackboneRecipe, overridden, read_recipe
 from gapinit.errors import GapinitError
 from gapinit.methods import METHODS
+from gapinit.recipe import Decoding, Layers, Positive, Training
 from gapinit.settings import Settings, check_settings
 
 # Names become folder names, so they may hold nothing that a shell or a file system reads specially.
@@ -22,8 +24,6 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 Source = Literal["in-domain", "ood", "mixed"]
 Strategy = Literal["naive", "gg-safe", "all"]
 NoiseScale = Literal["unit", "raw"]
-Positive = Annotated[int, Field(gt=0)]
-
 
 Part = Literal["in-domain", "calibration", "ood", "vqa", "okvqa", "pope", "instruct"]
 
@@ -84,45 +84,11 @@ class Gap(Settings):
     smoothing: Literal["spot", "mean"] = "spot"
 
 
-class Layers(Settings):
-    """How many decoder layers are adapted, and which are never chosen by score."""
-
-    num_layers: Positive
-    exclude_bottom: Annotated[int, Field(ge=0)] = 0
-
-
 class Lora(Settings):
     """LoRA as in the paper's Table 13."""
 
     alpha_per_rank: Annotated[float, Field(gt=0)] = 2.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
-
-
-class Training(Settings):
-    """The recipe, the same for every method (paper, Table 14)."""
-
-    learning_rate: Annotated[float, Field(gt=0, lt=1e30)] = 2e-4
-    scheduler: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    batch_size: Positive = 32
-    gradient_accumulation: Positive = 1
-    epochs: Positive = 1
-    group_by_length: bool = False
-    """Batches of captions of like length: less padding is computed, order is less random."""
-    max_caption_tokens: Positive = 32
-    max_sequence_tokens: Positive = 256
-    """Prompt and answer together, of questions and conversations."""
-
-
-class Decoding(Settings):
-    """How captions and answers are decoded for scoring."""
-
-    num_beams: Positive = 1
-    max_new_tokens: Positive = 32
-    max_answer_tokens: Positive = 10
-    batch_size: Positive = 64
 
 
 class Config(Settings):
@@ -131,6 +97,9 @@ class Config(Settings):
     name: Name
     results: str = "results"
     backbone: Name
+    """The main one: of every row that names no other, and of the figures."""
+    backbones: dict[Name, Name] = {}
+    """Which backbone plays which part, for rows that name a part."""
     datasets: Datasets
     data_root: str | None = None
     annotations: str | None = None
@@ -151,6 +120,35 @@ class Config(Settings):
     decoding: Decoding = Decoding()
     experiments: Annotated[list[Name], Field(min_length=1)]
     figures: list[Name] = []
+    recipes: dict[Name, BackboneRecipe] = {}
+    """What each backbone has of its own: filled in from its file, never written here."""
+
+    def backbone_of(self, part: str | None) -> str:
+        """Return the backbone that plays a part, or the main one; an error says if none does."""
+        if part is None:
+            return self.backbone
+        if part not in self.backbones:
+            raise GapinitError(
+                f"no backbone is configured for the part '{part}' (key 'backbones'), expected one "
+                f"of: {', '.join(self.backbones) or 'none'}"
+            )
+        return self.backbones[part]
+
+    def recipe_of(self, backbone: str) -> BackboneRecipe:
+        """Return what a backbone has of its own; nothing if its file says nothing."""
+        return self.recipes.get(backbone, BackboneRecipe())
+
+    def layers_of(self, backbone: str) -> Layers:
+        """Return how many layers of a backbone are adapted."""
+        return overridden(self.layers, self.recipe_of(backbone).layers)
+
+    def training_of(self, backbone: str) -> Training:
+        """Return how a backbone is trained."""
+        return overridden(self.training, self.recipe_of(backbone).training)
+
+    def decoding_of(self, backbone: str) -> Decoding:
+        """Return how a backbone is decoded."""
+        return overridden(self.decoding, self.recipe_of(backbone).decoding)
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Config:
@@ -172,15 +170,24 @@ def load_config(
     Raises GapinitError that names the key, what was expected and what was found.
     """
     config = check_settings(content, Config, origin)
+    if "recipes" in content:
+        place = origin if isinstance(origin, str) else origin(("recipes",))
+        raise GapinitError(
+            f"{place}: key 'recipes': a configuration has none, expected what a backbone has of "
+            f"its own in its file, {folder}/backbones/NAME.yaml"
+        )
     names: list[tuple[str, tuple[str, ...], str]] = [
         ("backbones", ("backbone",), config.backbone),
+        *(("backbones", ("backbones", part), name) for part, name in config.backbones.items()),
         *(("datasets", ("datasets", part), name) for part, name in config.datasets.named().items()),
         *(("experiments", ("experiments",), name) for name in config.experiments),
     ]
     for kind, key, name in names:
         place = origin if isinstance(origin, str) else origin(key)
         _known(name, folder / kind, ".".join(key), place)
-    return config
+    used = dict.fromkeys([config.backbone, *config.backbones.values()])
+    recipes = {name: read_recipe(folder / "backbones" / f"{name}.yaml") for name in used}
+    return config.model_copy(update={"recipes": recipes})
 
 
 def known_method(name: str, origin: str) -> None:

@@ -28,7 +28,7 @@ from gapinit.model_fingerprint import Comparison, model_fingerprint
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gapinit.backbones.blip2 import Blip2Backbone
+    from gapinit.backbones.base import Backbone
     from gapinit.gap_vectors import GapVectors
 
 Coordinates = Literal["layer", "module"]
@@ -111,7 +111,7 @@ def adapted_modules(
     return adapted, comparison
 
 
-def _lora_modules(backbone: Blip2Backbone, adapter_name: str) -> dict[str, LoraLayer]:
+def _lora_modules(backbone: Backbone, adapter_name: str) -> dict[str, LoraLayer]:
     layers = {
         name: module
         for name, module in base_modules(backbone.model)
@@ -136,7 +136,7 @@ def _lora_modules(backbone: Blip2Backbone, adapter_name: str) -> dict[str, LoraL
     return found
 
 
-def _require_same_model(backbone: Blip2Backbone, gap: GapVectors) -> Comparison:
+def _require_same_model(backbone: Backbone, gap: GapVectors) -> Comparison:
     if gap.width != backbone.hidden_size:
         raise GapinitError(
             f"gap: its vectors have width {gap.width}, but the model's hidden states have "
@@ -194,6 +194,11 @@ def raw_vector(gap: GapVectors, key: int | str) -> Tensor:
         vector, origin = gap.vector(key), f"gap of decoder layer {key}"
     elif key in gap.modules:
         vector, origin = gap.modules[key].vector, f"gap at the output of {key}"
+    elif not gap.modules:
+        raise GapinitError(
+            f"{key}: the gap of a '{gap.model_type}' has no modules. A model that reads images by "
+            "cross-attention has nothing of an image at a module's output; use coordinates='layer'"
+        )
     else:
         raise GapinitError(f"{key}: its output was not measured; use coordinates='layer'")
     unit(vector, origin)

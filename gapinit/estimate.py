@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -21,17 +21,20 @@ from gapinit.gap_vectors import GapVectors, ModuleGap
 from gapinit.geometry import Spectrum, spectrum
 from gapinit.model_fingerprint import model_fingerprint
 from gapinit.neighbours import check_neighbours
+from gapinit.pooling import Pooling, caption_positions, pool
 from gapinit.progress import track
 from gapinit.spot import DEFAULT_NEIGHBOURS, spot_gap
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from gapinit.backbones.blip2 import Blip2Backbone
+    from gapinit.backbones.base import Backbone
+    from gapinit.backbones.inputs import Inputs
 
     Pair: TypeAlias = tuple[Image | str | os.PathLike[str], str]
 
-Pooling = Literal["mean", "last"]
+LONGEST_CAPTION = 512
+"""Tokens, where a model has no fixed number of positions."""
 SIDES = ("vision", "text")
 
 
@@ -103,7 +106,7 @@ def estimate_gap(
 class _Measurement:
     """Pooled states of every pair and layer, and summed gaps of every linear module."""
 
-    def __init__(self, backbone: Blip2Backbone, layers: Sequence[int], pooling: Pooling) -> None:
+    def __init__(self, backbone: Backbone, layers: Sequence[int], pooling: Pooling) -> None:
         self.pairs = 0
         self._backbone = backbone
         self._layers = layers
@@ -111,7 +114,8 @@ class _Measurement:
         self._linears = {
             name: linear
             for name, linear in decoder_linears(backbone).items()
-            if linear.layer in layers
+            # A model that reads images by cross-attention has no vision at its modules' outputs.
+            if linear.layer in layers and not backbone.cross_attends
         }
         self._states: dict[int, list[Tensor]] = {layer: [] for layer in layers}
         self._sums: dict[str, Tensor] = {}
@@ -119,42 +123,50 @@ class _Measurement:
     def add(self, batch: Sequence[tuple[Image, str]]) -> None:
         """Run the decoder on some pairs and keep what it shows of them."""
         backbone = self._backbone
+        captions = [caption for _, caption in batch]
         # ASSUME: a caption that is longer than the model's positions is cut.
-        encoded = backbone.encode([caption for _, caption in batch], backbone.text_positions)
-        for row, ids in enumerate(encoded):
-            if len(ids) < 2:
+        encoded = backbone.encode_captions(captions, backbone.text_positions or LONGEST_CAPTION)
+        for row, (_, labels) in enumerate(encoded):
+            if sum(label != -100 for label in labels) < 2:  # its tokens, and EOS
                 raise GapinitError(f"pairs[{self.pairs + row}]: the caption has no token")
-        input_ids, lengths = backbone.pad(encoded)
-        features = backbone.image_features(backbone.pixel_values([image for image, _ in batch]))
-        inputs = backbone.embed(features, input_ids)
-        weights = _pooling_weights(lengths, features.shape[1], inputs.shape[1], self._pooling)
+        images = backbone.image_features(backbone.pixels([image for image, _ in batch]))
+        inputs = backbone.embed(images, [ids for ids, _ in encoded])
+        text = caption_positions(inputs, [labels for _, labels in encoded])
         with ExitStack() as hooks:
             for layer in self._layers:
                 module = backbone.decoder_layers[layer]
-                hooks.enter_context(_output_of(module, self._keep_states(layer, weights)))
+                keep = self._keep_states(layer, inputs, text)
+                hooks.enter_context(_output_of(module, keep))
             for name, linear in self._linears.items():
-                hook = self._add_module(name, weights)
+                hook = self._add_module(name, inputs, text)
                 hooks.enter_context(_output_of(base_of(linear.module), hook))
             backbone.decode(inputs)
         self._require_finite()
         self.pairs += len(batch)
 
-    def _keep_states(self, layer: int, weights: Tensor) -> Callable[[Tensor], None]:
+    def _keep_states(self, layer: int, inputs: Inputs, text: Tensor) -> Callable[[Tensor], None]:
         def keep(output: Tensor) -> None:
-            self._states[layer].append(_pool(output, weights).float().cpu())
+            sides = self._sides(output, inputs, text)
+            self._states[layer].append(torch.stack(sides, dim=1).float().cpu())
 
         return keep
 
-    def _add_module(self, name: str, weights: Tensor) -> Callable[[Tensor], None]:
-        rows, _, positions = weights.shape
+    def _add_module(self, name: str, inputs: Inputs, text: Tensor) -> Callable[[Tensor], None]:
+        rows, positions = text.shape
 
         def add(output: Tensor) -> None:
             # OPT folds pairs and positions into one axis for its MLP.
-            pooled = _pool(output.reshape(rows, positions, output.shape[-1]), weights)
-            total = (pooled[:, 1] - pooled[:, 0]).sum(dim=0)
+            states = output.reshape(rows, positions, output.shape[-1])
+            vision_side, text_side = self._sides(states, inputs, text)
+            total = (text_side - vision_side).sum(dim=0)
             self._sums[name] = self._sums[name] + total if name in self._sums else total
 
         return add
+
+    def _sides(self, states: Tensor, inputs: Inputs, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the pooled vision and text sides of a layer's or a module's output, (n, width)."""
+        seen, where = self._backbone.vision_states(inputs, states)
+        return pool(seen, where, self._pooling), pool(states, text, self._pooling)
 
     def _require_finite(self) -> None:
         for layer, blocks in self._states.items():
@@ -206,32 +218,6 @@ def _output_of(module: torch.nn.Module, use: Callable[[Tensor], None]) -> Iterat
         yield
     finally:
         handle.remove()
-
-
-def _pooling_weights(lengths: Tensor, image: int, positions: int, pooling: Pooling) -> Tensor:
-    """Return what each position counts for vision and for text, (pairs, 2, positions) bool.
-
-    Image tokens come first, then BOS, then the caption; `lengths` counts both of the latter.
-    """
-    position = torch.arange(positions, device=lengths.device)[None]
-    end = image + lengths[:, None]
-    if pooling == "last":
-        sides = [(position == image - 1).expand(len(lengths), -1), position == end - 1]
-    else:
-        sides = [
-            (position < image).expand(len(lengths), -1),
-            (position > image) & (position < end),
-        ]
-    return torch.stack(sides, dim=1)
-
-
-def _pool(states: Tensor, weights: Tensor) -> Tensor:
-    """Return the mean state of each pair's two sides, (pairs, 2, width) float64."""
-    if states.device.type == "mps":  # has no float64
-        states = states.cpu()
-    counted = weights.to(states.device, torch.float64)
-    # The sum is divided, not the weights: 1 / count is not exact.
-    return counted @ states.double() / counted.sum(dim=2, keepdim=True)
 
 
 def _batches(pairs: Iterable[Pair], size: int) -> Iterator[list[tuple[Image, str]]]:

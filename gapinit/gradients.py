@@ -13,13 +13,13 @@ from gapinit.adapters import gap_direction, layer_of
 from gapinit.tail import tail_loss
 
 if TYPE_CHECKING:
-    from gapinit.backbones.blip2 import Blip2Backbone
+    from gapinit.backbones.base import Backbone
 
 Measured = TypeVar("Measured")
 
 
 def over_gradients(
-    backbone: Blip2Backbone,
+    backbone: Backbone,
     layers: Sequence[int],
     batch: Mapping[str, Tensor],
     measure: Callable[[str, Tensor], Measured],
@@ -54,7 +54,7 @@ def over_gradients(
 
 
 def gap_share(
-    backbone: Blip2Backbone, layers: Sequence[int], batch: Mapping[str, Tensor], gap: Tensor
+    backbone: Backbone, layers: Sequence[int], batch: Mapping[str, Tensor], gap: Tensor
 ) -> float:
     """Return the mean over target weights of their gradient's share along the gap.
 

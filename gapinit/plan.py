@@ -20,6 +20,7 @@ from gapinit.data.references import reference_options
 from gapinit.data.scenes.settings import ScenesSettings
 from gapinit.errors import GapinitError
 from gapinit.methods import METHODS
+from gapinit.recipe import Decoding, Layers, Training
 from gapinit.runs import Experiment, Run, TableRow, load_experiment, table_rows
 from gapinit.settings import read_yaml
 
@@ -33,7 +34,7 @@ VERSIONS = {
     "predict": 2,
     "score": 2,
     "tables": 2,
-    "figures": 1,
+    "figures": 2,
     "report": 2,
 }
 DRAWN = {
@@ -42,6 +43,7 @@ DRAWN = {
     "dynamics_gradnorm": "loss_oscillation",
 }
 """Figures that draw the first table with a metric, and that metric."""
+_NUM_LAYERS = ("layers", "num_layers")
 SCORERS = {
     "CIDEr": "cider",
     **{f"Bleu_{n}": "bleu" for n in range(1, 5)},
@@ -91,33 +93,51 @@ class Plan:
         """Return what a dataset holds: captions, questions or conversations."""
         return dataset_kind(self.datasets[dataset])
 
-    def score_options(self, dataset: str, references: str) -> list[str]:
-        """Return what predictions for a dataset are scored against, as options."""
+    def score_options(self, run: Run, dataset: str, references: str) -> list[str]:
+        """Return what a run's predictions for a dataset are scored against, as options."""
         options = reference_options(self.kind(dataset), references)
         if self.kind(dataset) == "captions":
-            options.append(f"--metrics={self.scorers(dataset)}")
+            options.append(f"--metrics={self.scorers(run, dataset)}")
         return options
 
-    def scorers(self, dataset: str) -> str:
-        """Return what `gapinit score captions --metrics` takes for this dataset's tables."""
+    def scorers(self, run: Run, dataset: str) -> str:
+        """Return what `gapinit score captions --metrics` takes for the tables that a run is in."""
         wanted = {
             SCORERS[metric]
-            for experiment in self.experiments.values()
+            for name, experiment in self.experiments.items()
+            if any(run in row.runs for row in self.rows[name])
             for metric in experiment.metrics
             if metric in SCORERS and self.config.datasets.of(experiment.part(metric)) == dataset
         }
         # CIDEr, BLEU and ROUGE-L share one tokenisation and cost a second; METEOR costs far more.
         return ",".join(sorted(wanted | {"cider", "bleu", "rouge"}))
 
-    def max_tokens(self, dataset: str) -> int:
+    def layers_of(self, backbone: str) -> Layers:
+        """Return how many layers of a backbone are adapted: its own number, or everyone's."""
+        return self.config.layers_of(backbone)
+
+    def training_of(self, backbone: str) -> Training:
+        """Return how a backbone is trained: its own keys over everyone's."""
+        return self.config.training_of(backbone)
+
+    def decoding_of(self, backbone: str) -> Decoding:
+        """Return how a backbone is decoded: its own keys over everyone's."""
+        return self.config.decoding_of(backbone)
+
+    def resource(self, backbone: str, name: str, default: int | None) -> int | None:
+        """Return what a backbone's file says that its jobs need; None: it need not be told."""
+        value: int | None = getattr(self.config.recipe_of(backbone).resources, name)
+        return default if value is None else value
+
+    def max_tokens(self, dataset: str, backbone: str) -> int:
         """Return the length to which a dataset's training texts are cut."""
-        training = self.config.training
+        training = self.training_of(backbone)
         captions = self.kind(dataset) == "captions"
         return training.max_caption_tokens if captions else training.max_sequence_tokens
 
-    def max_new_tokens(self, dataset: str) -> int:
+    def max_new_tokens(self, dataset: str, backbone: str) -> int:
         """Return how long a prediction for a dataset may become."""
-        decoding = self.config.decoding
+        decoding = self.decoding_of(backbone)
         captions = self.kind(dataset) == "captions"
         return decoding.max_new_tokens if captions else decoding.max_answer_tokens
 
@@ -259,13 +279,16 @@ def make_plan(content: Mapping[str, Any], folder: Path, sources: Sequence[Path] 
 
 def _check_layers(plan: Plan, origin: Callable[[Sequence[Any]], str]) -> None:
     """Refuse more layers than a backbone has, where its file says how many those are."""
-    name, layers = plan.config.backbone, plan.config.layers
-    available = plan.backbone_setting(name, "decoder_layers")
-    if available is not None and layers.num_layers + layers.exclude_bottom > available:
+    for name in dict.fromkeys([plan.config.backbone, *(run.backbone for run in plan.runs())]):
+        layers, recipe = plan.layers_of(name), plan.config.recipe_of(name)
+        available = recipe.decoder_layers
+        if available is None or layers.num_layers + layers.exclude_bottom <= available:
+            continue
+        own = recipe.layers is not None
+        place = plan.folder / "backbones" / f"{name}.yaml" if own else origin(_NUM_LAYERS)
         raise GapinitError(
-            f"{origin(('layers', 'num_layers'))}: key 'layers.num_layers': {layers.num_layers} "
-            f"layers, but backbone '{name}' has {available}, of which exclude_bottom takes away "
-            f"{layers.exclude_bottom}"
+            f"{place}: key '{'.'.join(_NUM_LAYERS)}': {layers.num_layers} layers, but backbone "
+            f"'{name}' has {available}, of which exclude_bottom takes away {layers.exclude_bottom}"
         )
 
 

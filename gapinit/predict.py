@@ -10,21 +10,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from gapinit.artifacts import create_hdf5, hdf5_inputs, open_hdf5, sha256, write_json
 from gapinit.backbones import load_backbone
+from gapinit.backbones.inputs import Images
 from gapinit.backbones.prompts import sample_prompt
-from gapinit.data.images import load_image
+from gapinit.data.images import image_size, load_image
 from gapinit.data.manifest import Manifest, read_manifest
 from gapinit.data.references import write_lines
 from gapinit.errors import GapinitError
 from gapinit.plan import VERSIONS
 from gapinit.progress import track
 from gapinit.states import backbone_digest
+from gapinit.trunk import memory_map
 
 if TYPE_CHECKING:
-    from gapinit.backbones.blip2 import Blip2Backbone
+    from gapinit.backbones.base import Backbone
     from gapinit.data.manifest import Sample
 
 
@@ -40,7 +43,8 @@ def extract_features(
 ) -> None:
     """Write the image tokens of a split in the language model's space (kind "features").
 
-    An image about which several questions are asked has one row.
+    The file holds `features` (tokens of all images, d), `counts` (images,), `grid` (images, k) and
+    `image`, the names. An image about which several questions are asked stands there once.
     """
     data = read_manifest(manifest)
     images = data.images(split)
@@ -51,15 +55,20 @@ def extract_features(
         "split": split,
         "version": VERSIONS["predict"],
     }
-    shape = (len(images), model.num_image_tokens, model.hidden_size)
+    counts = np.array([model.image_tokens(*image_size(path)) for path in images])
+    ends = np.cumsum(counts)
     with create_hdf5(output, "features", inputs) as file:
-        features = file.create_dataset("features", shape, dtype="f4")
+        features = file.create_dataset("features", (int(ends[-1]), model.hidden_size), dtype="f4")
+        file["counts"] = counts
         file["image"] = [data.file(path) for path in images]
+        grids = []
         for start in track(range(0, len(images), batch_size), "image features"):
             block = images[start : start + batch_size]
-            pixels = model.pixel_values([load_image(path) for path in block])
-            values = model.image_features(pixels).float().cpu().numpy()
-            features[start : start + len(block)] = values
+            found = model.image_features(model.pixels([load_image(path) for path in block]))
+            first = int(ends[start] - counts[start])
+            features[first : first + len(found.tokens)] = found.tokens.float().cpu().numpy()
+            grids.append(found.grid.cpu().numpy())
+        file["grid"] = np.concatenate(grids)
 
 
 def predict(
@@ -92,7 +101,11 @@ def predict(
                     "again."
                 )
         row_of = {name: row for row, name in enumerate(file["image"].asstr()[:])}
-        values = torch.from_numpy(file["features"][:])
+        images = Images(
+            torch.from_numpy(memory_map(features, file["features"])),
+            torch.from_numpy(file["counts"][:]),
+            torch.from_numpy(file["grid"][:]),
+        )
     samples = data.split(inputs["split"])
     rows = torch.tensor([row_of[data.file(sample.path)] for sample in samples])
     model = load_backbone(backbone, device)
@@ -104,7 +117,7 @@ def predict(
     answers = [""] * len(samples)
     for block in track(_batches(model, samples, batch_size), data.kind):
         said = model.generate(
-            values[rows[block]],
+            images.take(rows[block]),
             max_new_tokens=max_new_tokens,
             num_beams=num_beams,
             prompts=[sample_prompt(model.prompts, samples[index]) for index in block],
@@ -114,7 +127,7 @@ def predict(
     _write(output, data, samples, answers)
 
 
-def _batches(model: Blip2Backbone, samples: Sequence[Sample], batch_size: int) -> list[list[int]]:
+def _batches(model: Backbone, samples: Sequence[Sample], batch_size: int) -> list[list[int]]:
     """Return batches of samples with prompts of like length, so that little padding is computed."""
     lengths = [len(sample_prompt(model.prompts, sample)) for sample in samples]
     order = sorted(range(len(samples)), key=lambda index: lengths[index])

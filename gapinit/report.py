@@ -80,7 +80,10 @@ def make_report(
     arranged = _tables(tables, experiments)
     headline = next((table for table in arranged if table.id == HEADLINE_TABLE), arranged[0])
     results = arrange_claims(read_claims(claims) if claims else [], arranged)
-    lines, versions = arrange_runs(read_runs(runs_table), runs, headline.metrics[0].metric)
+    lines, versions = arrange_runs(
+        read_runs(runs_table), runs, headline.metrics[0].metric, config.backbone
+    )
+    backbones = dict.fromkeys(line.run.backbone for line in lines)
     shown = headline.metrics[0]
     browser = browse_predictions(
         # Only captions are browsed: a table of questions or of trainings has none.
@@ -95,6 +98,7 @@ def make_report(
         "commit": commit,
         "config_digest": digest(config.model_dump(mode="json")),
         "scale": _scale(config, manifest, predictions_dataset),
+        "other_backbones": [name for name in backbones if name != config.backbone],
         "headline": headline,
         "claims": results,
         "verdicts": count_verdicts(results),

@@ -47,8 +47,8 @@ class MetricTable:
     notes: tuple[tuple[str, str], ...]
     """Row label and what is to be known about its published number."""
     has_published: bool
-    reference: str | None
-    """Id of the row that the others are compared with."""
+    references: tuple[str, ...]
+    """Ids of the rows that the others are compared with."""
 
 
 @dataclass(frozen=True)
@@ -149,11 +149,12 @@ def count_verdicts(claims: Sequence[Claim]) -> dict[str, int]:
 
 
 def arrange_runs(
-    results: Sequence[RunResult], folder: Path, metric: str
+    results: Sequence[RunResult], folder: Path, metric: str, backbone: str
 ) -> tuple[list[RunLine], dict[str, str]]:
     """Return one line a run, and the package versions that the runs recorded.
 
-    Reads `<folder>/<run.path>/run.json` of every trained run; a missing one is an error.
+    Runs of other backbones than `backbone` are labelled with theirs. Reads
+    `<folder>/<run.path>/run.json` of every trained run; a missing one is an error.
     """
     grouped: dict[Run, list[RunResult]] = {}
     for result in results:
@@ -164,7 +165,10 @@ def arrange_runs(
         record = read_json(folder / run.path / "run.json") if run.trained else {}
         for package, version in record.get("versions", {}).items():
             versions.setdefault(package, {})[str(version)] = None
-        lines.append(_run_line(run, group, record, metric))
+        label = METHODS[run.method].label
+        if run.backbone != backbone:
+            label += f" on {run.backbone}"
+        lines.append(_run_line(label, run, group, record, metric))
     # Several versions of one package among the runs are worth seeing, so all of them are named.
     recorded = {package: ", ".join(found) for package, found in sorted(versions.items())}
     return lines, recorded or package_versions()
@@ -202,14 +206,14 @@ def _metric_table(metric: str, rows: Sequence[Measurement]) -> MetricTable:
         interval_over="; ".join(over),
         notes=tuple((row.label, row.note) for row in rows if row.note),
         has_published=any(row.published is not None for row in rows),
-        reference=_reference(rows),
+        references=_references(rows),
     )
 
 
-def _reference(rows: Sequence[Measurement]) -> str | None:
-    """Return the one row without a comparison, if the others have one."""
-    without = [row.row for row in rows if row.vs_reference is None]
-    return without[0] if len(without) == 1 and len(rows) > 1 else None
+def _references(rows: Sequence[Measurement]) -> tuple[str, ...]:
+    """Return the rows without a comparison, if the others have one."""
+    without = tuple(row.row for row in rows if row.vs_reference is None)
+    return without if len(without) < len(rows) else ()
 
 
 def _axis(rows: Sequence[Measurement]) -> Axis:
@@ -224,7 +228,7 @@ def _axis(rows: Sequence[Measurement]) -> Axis:
 
 
 def _run_line(
-    run: Run, group: Sequence[RunResult], record: Mapping[str, Any], metric: str
+    label: str, run: Run, group: Sequence[RunResult], record: Mapping[str, Any], metric: str
 ) -> RunLine:
     calibration = ""
     if run.calibration is not None:
@@ -233,7 +237,7 @@ def _run_line(
             calibration += f", noise {run.noise:g} ({run.noise_scale})"
     return RunLine(
         run=run,
-        label=METHODS[run.method].label,
+        label=label,
         calibration=calibration,
         tables=tuple(dict.fromkeys(table for result in group for table in result.tables)),
         # Questions have their accuracy in the place of a caption metric.

@@ -136,6 +136,7 @@ METRICS = {
 """Metrics that an experiment may ask for, by the names of the published numbers."""
 
 FACTORS = (
+    "backbone",
     "method",
     "rank",
     "layers",
@@ -156,6 +157,8 @@ class Row(Settings):
     id: str
     """Name of the row within its table; may hold factors in braces when lists multiply it."""
     label: str
+    backbone: Name | list[Name] | None = None
+    """Part of the configuration's `backbones`; None: its main backbone."""
     method: str | list[str]
     rank: Positive | list[Positive] = 1
     layers: Strategy | list[Strategy] = "naive"
@@ -166,6 +169,8 @@ class Row(Settings):
     noise_scale: NoiseScale | list[NoiseScale] = "unit"
     published: str | None = None
     """Row of `config/published/*.csv` to stand beside; may hold factors in braces."""
+    reference: str | None = None
+    """Id of the row to compare with, if not the experiment's; may hold factors in braces."""
 
     @model_validator(mode="after")
     def _multiplies_out(self) -> Row:
@@ -176,7 +181,7 @@ class Row(Settings):
             # A run's path spells the noise with six digits: more would make two runs one.
             if float(f"{noise:g}") != noise:
                 raise ValueError(f"noise {noise!r} has more than six significant digits")
-        for template in (self.id, self.label, self.published or ""):
+        for template in (self.id, self.label, self.published or "", self.reference or ""):
             _check_template(template)
         return self
 
@@ -217,7 +222,8 @@ class Experiment(Settings):
     target_loss: float | None = None
     """The loss that `steps_to_loss` waits for."""
     reference: str | None = None
-    """Id of the row that all others are compared with, seed by seed and image by image."""
+    """Id of the row that all others are compared with, seed by seed and image by image, unless a
+    row names its own."""
     rows: Annotated[list[Row], Field(min_length=1)]
     claims: list[Claim] = []
     note: str = ""
@@ -237,6 +243,13 @@ class Experiment(Settings):
                     f"a claim speaks of metric '{claim.metric}', the table has: "
                     f"{', '.join(self.metrics)}"
                 )
+        if self.reference is None and any(row.reference for row in self.rows):
+            for row in self.rows:
+                if row.reference is None:
+                    raise ValueError(
+                        f"row '{row.id}' has no 'reference', but other rows have: give it one, or "
+                        "the experiment one for all"
+                    )
         return self
 
     def part(self, metric: str) -> str:
@@ -257,6 +270,8 @@ class TableRow:
     label: str
     published: str | None
     runs: tuple[Run, ...]
+    reference: str | None = None
+    """Id of the row that it is compared with; of the reference itself, its own."""
 
 
 def load_experiment(path: Path) -> Experiment:
@@ -272,10 +287,7 @@ def load_experiment(path: Path) -> Experiment:
 
 def table_rows(experiment: Experiment, config: Config, origin: str) -> list[TableRow]:
     """Multiply out an experiment's rows into runs, with the configuration's defaults filled in."""
-    seeds = experiment.seeds if experiment.seeds is not None else config.seeds
-    rows = [
-        row for given in experiment.rows for row in _expand(given, seeds, config, experiment.train)
-    ]
+    rows = [row for given in experiment.rows for row in _expand(given, experiment, config, origin)]
     ids = [row.id for row in rows]
     for id_ in ids:
         if ids.count(id_) > 1:
@@ -285,6 +297,12 @@ def table_rows(experiment: Experiment, config: Config, origin: str) -> list[Tabl
             f"{origin}: key 'reference' names row '{experiment.reference}', expected one of: "
             f"{', '.join(ids)}"
         )
+    for row in rows:
+        if row.reference is not None and row.reference not in ids:
+            raise GapinitError(
+                f"{origin}: row '{row.id}': key 'reference' names row '{row.reference}', expected "
+                f"one of: {', '.join(ids)}"
+            )
     for claim in experiment.claims:
         for id_ in (claim.better, claim.worse):
             if id_ not in ids:
@@ -294,12 +312,14 @@ def table_rows(experiment: Experiment, config: Config, origin: str) -> list[Tabl
     return rows
 
 
-def _expand(row: Row, seeds: list[int], config: Config, train: str) -> list[TableRow]:
+def _expand(row: Row, experiment: Experiment, config: Config, origin: str) -> list[TableRow]:
+    seeds = experiment.seeds if experiment.seeds is not None else config.seeds
     factors = {
+        "backbone": row.backbone,
         "method": row.method,
         "rank": row.rank,
         "layers": row.layers,
-        "epochs": row.epochs or config.training.epochs,
+        "epochs": row.epochs,
         "calibration": row.calibration or config.calibration.source,
         "calibration_size": row.calibration_size or config.calibration.size,
         "noise": row.noise,
@@ -308,15 +328,24 @@ def _expand(row: Row, seeds: list[int], config: Config, train: str) -> list[Tabl
     rows = []
     for values in itertools.product(*(_values(value) for value in factors.values())):
         point = dict(zip(factors, values, strict=True))
+        try:
+            backbone = config.backbone_of(point["backbone"])
+        except GapinitError as error:
+            raise GapinitError(f"{origin}: row '{row.id}': key 'backbone': {error}") from None
+        point["epochs"] = point["epochs"] or config.training_of(backbone).epochs
         # A template names factors only; format_map keeps "0.6" and "256" as they are written.
         named = {key: f"{value:g}" if key == "noise" else value for key, value in point.items()}
-        runs = [_run(point, seed, config, train) for seed in seeds]
+        named["backbone"] = point["backbone"] or backbone
+        point["backbone"] = backbone
+        reference = row.reference and row.reference.format_map(named)
+        runs = [_run(point, seed, config, experiment.train) for seed in seeds]
         rows.append(
             TableRow(
                 id=row.id.format_map(named),
                 label=row.label.format_map(named),
                 published=row.published and row.published.format_map(named),
                 runs=tuple(dict.fromkeys(runs)),
+                reference=reference or experiment.reference,
             )
         )
     return rows
@@ -325,7 +354,7 @@ def _expand(row: Row, seeds: list[int], config: Config, train: str) -> list[Tabl
 def _run(point: dict[str, Any], seed: int, config: Config, train: str) -> Run:
     """Keep of a row's factors those that the method depends on: equal runs get equal paths."""
     method = METHODS[point["method"]]
-    head: dict[str, Any] = {"backbone": config.backbone, "dataset": config.datasets.of(train)}
+    head: dict[str, Any] = {"backbone": point["backbone"], "dataset": config.datasets.of(train)}
     if not method.module:
         return Run(**head, method=method.name)
     run = {key: point[key] for key in ("method", "rank", "layers", "epochs")}

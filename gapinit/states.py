@@ -2,7 +2,7 @@
 
 One forward pass of the frozen model over (image, caption). For layer l and pair i,
 h_v is the mean of the layer's output over the image positions and h_t over the caption positions
-(no BOS, no padding); source: paper, Section 4.2 and Appendix G.4.
+(no BOS, no template, no padding); source: paper, Section 4.2 and Appendix G.4.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from gapinit.data.images import load_image
 from gapinit.data.manifest import read_manifest
 from gapinit.errors import GapinitError
 from gapinit.plan import VERSIONS
+from gapinit.pooling import Pooling, caption_positions, pool
 from gapinit.progress import track
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gapinit.backbones.blip2 import Blip2Backbone
+    from gapinit.backbones.base import Backbone
     from gapinit.data.captions import CaptionedImage
 
-Pooling = Literal["mean", "last"]
 Context = Literal["joint", "separate"]
 
 
@@ -111,7 +111,7 @@ def calibration_pairs(
 
 @torch.inference_mode()
 def pooled_states(
-    backbone: Blip2Backbone,
+    backbone: Backbone,
     pairs: Sequence[tuple[CaptionedImage, str]],
     *,
     pooling: Pooling,
@@ -123,26 +123,28 @@ def pooled_states(
     Layers are read by hooks at their own output, before the final norm that Hugging Face applies
     to the last entry of `hidden_states`: behind it, layer L would lie in other coordinates.
     """
-    features = backbone.image_features(
-        backbone.pixel_values([load_image(image.path) for image, _ in pairs])
+    images = backbone.image_features(
+        backbone.pixels([load_image(image.path) for image, _ in pairs])
     )
-    encoded = backbone.encode([caption for _, caption in pairs], max_caption_tokens)
-    input_ids, lengths = backbone.pad(encoded)
-    seen = backbone.num_image_tokens
+    encoded = backbone.encode_captions([caption for _, caption in pairs], max_caption_tokens)
+    texts = [ids for ids, _ in encoded]
+    inputs = backbone.embed(images, texts)
     with _layer_outputs(backbone) as outputs:
-        backbone.decode(backbone.embed(features, input_ids))
-        vision = torch.stack([_pool(states[:, :seen], pooling) for states in outputs])
+        backbone.decode(inputs)
+        seen = [backbone.vision_states(inputs, states) for states in outputs]
+        vision = torch.stack([pool(states, where, pooling).float() for states, where in seen])
         if context == "separate":
             outputs.clear()
-            backbone.decode(backbone.embed(features[:, :0], input_ids))
-            seen = 0
-        text = torch.stack([_pool_text(states[:, seen:], lengths, pooling) for states in outputs])
+            inputs = backbone.embed(images.without_tokens(), texts)
+            backbone.decode(inputs)
+        where = caption_positions(inputs, [labels for _, labels in encoded])
+        text = torch.stack([pool(states, where, pooling).float() for states in outputs])
     _require_finite(vision, text, pairs)
     return vision.cpu(), text.cpu()
 
 
 @contextmanager
-def _layer_outputs(backbone: Blip2Backbone) -> Iterator[list[Tensor]]:
+def _layer_outputs(backbone: Backbone) -> Iterator[list[Tensor]]:
     """Collect every decoder layer's output during the block, bottom layer first."""
     outputs: list[Tensor] = []
 
@@ -155,22 +157,6 @@ def _layer_outputs(backbone: Blip2Backbone) -> Iterator[list[Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _pool(states: Tensor, pooling: Pooling) -> Tensor:
-    # Means are taken in float64: a mean of many half-precision states loses the small gap.
-    pooled = states[:, -1].double() if pooling == "last" else states.double().mean(dim=1)
-    return pooled.float()
-
-
-def _pool_text(states: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
-    """Pool over caption positions: position 0 is BOS, positions from `lengths` on are padding."""
-    if pooling == "last":
-        return states[torch.arange(len(states), device=states.device), lengths - 1].float()
-    position = torch.arange(states.shape[1], device=states.device)[None]
-    caption = (position > 0) & (position < lengths[:, None])
-    total = (states.double() * caption[..., None]).sum(dim=1)
-    return (total / caption.sum(dim=1, keepdim=True)).float()
 
 
 def _require_finite(

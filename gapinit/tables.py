@@ -14,7 +14,7 @@ from typing import Any
 from gapinit.artifacts import atomic_file
 from gapinit.config import Config
 from gapinit.published import PublishedNumber, elsewhere, find, published_files, read_published
-from gapinit.runs import Experiment, Run, load_experiment, table_rows
+from gapinit.runs import Experiment, Run, TableRow, load_experiment, table_rows
 from gapinit.scores import RowScores, ScoreFolder, paired_differences, read_run_record
 from gapinit.statistics import bootstrap_interval, holm, mean_and_std, permutation_p_value
 from gapinit.table_formats import Caption, latex_table, markdown_table
@@ -78,14 +78,14 @@ def make_table(
         runs: folder of run records, `<run.path>/run.json`; each run's is checked to be its own.
         published: folder of the published numbers, `config/published`.
         output: `<table>.csv`; `.md` and `.tex` are written beside it.
-        reference: id of the row to compare with, if not the experiment's own `reference`.
+        reference: id of the row to compare all with, if not what the experiment says.
 
     Raises:
         GapinitError: a file is missing, damaged or of other runs; a name is unknown.
     """
     loaded = load_experiment(experiment)
     if reference is not None:
-        loaded = loaded.model_copy(update={"reference": reference})
+        loaded = _compared_with(loaded, reference)
     origin = f"table '{Path(experiment).stem}'"
     rows = table_rows(loaded, config, str(experiment))
     numbers = [
@@ -108,11 +108,11 @@ def make_table(
     caption = Caption(
         title=f"{loaded.title} ({loaded.place} of the paper).",
         scale=(
-            f"Measured: backbone {config.backbone}, fine-tuned on "
+            f"Measured: {_backbones(rows)}, fine-tuned on "
             f"{config.datasets.of(loaded.train)}, {_scored_on(scored, loaded, config)}. "
             "Published: as the paper prints it, with its own backbones and datasets at full scale."
         ),
-        reading=_reading(loaded, lines),
+        reading=_reading(rows, lines),
         note=loaded.note,
     )
     write_csv(output, TABLE_COLUMNS, lines)
@@ -124,6 +124,18 @@ def make_table(
     for suffix, text in texts:
         with atomic_file(Path(output).with_suffix(suffix)) as temporary:
             temporary.write_text(text, encoding="utf-8")
+
+
+def _compared_with(experiment: Experiment, reference: str) -> Experiment:
+    """Return an experiment whose rows are all compared with one row."""
+    rows = [row.model_copy(update={"reference": None}) for row in experiment.rows]
+    return experiment.model_copy(update={"reference": reference, "rows": rows})
+
+
+def _backbones(rows: Sequence[TableRow]) -> str:
+    """Name the backbones of a table's runs."""
+    names = list(dict.fromkeys(run.backbone for row in rows for run in row.runs))
+    return f"backbone{'s' * (len(names) > 1)} {' and '.join(names)}"
 
 
 def _scored_on(
@@ -206,7 +218,7 @@ def _lines(
     """Return the lines of a table, row by row; p-values are corrected metric by metric."""
     by_cell: dict[tuple[str, str], dict[str, Any]] = {}
     for metric, rows in scored.items():
-        reference = next((row for row in rows if row.row.id == experiment.reference), None)
+        by_id = {row.row.id: row for row in rows}
         lines = [_cell(row, metric) for row in rows]
         tested = []
         for row, line in zip(rows, lines, strict=True):
@@ -216,6 +228,7 @@ def _lines(
                 line["published"], line["published_std"] = number.value, number.std
                 line["difference"] = line["measured"] - number.value
                 line["note"] = elsewhere(numbers, number)
+            reference = by_id.get(row.row.reference or "")
             if reference is not None and row is not reference:
                 line.update(_comparison(row, reference, metric))
                 tested.append(line)
@@ -262,18 +275,22 @@ def _comparison(row: RowScores, reference: RowScores, metric: str) -> dict[str, 
     }
 
 
-def _reading(experiment: Experiment, lines: Sequence[Mapping[str, Any]]) -> str:
+def _reading(rows: Sequence[TableRow], lines: Sequence[Mapping[str, Any]]) -> str:
     """Say how the cells of a table are to be read."""
     over = sorted({line["interval_over"] for line in lines if line["interval_over"]})
     text = "Measured is mean ± standard deviation over seeds"
     if over:
         text += f", with a 95 % bootstrap interval over {' or over '.join(over)} in brackets"
-    if experiment.reference is None:
+    labels = {row.id: row.label for row in rows}
+    references = dict.fromkeys(f"'{labels[row.reference]}'" for row in rows if row.reference)
+    if not references:
         return f"{text}."
-    labels = {line["row"]: line["label"] for line in lines}
+    named = " or ".join(references)
+    if len(references) > 1:
+        named = f"each row's own reference ({named})"
     tests = sorted({line["p_over"] for line in lines if line.get("p_over")})
     return (
-        f"{text}. Versus is the difference to '{labels[experiment.reference]}' on the same seeds "
+        f"{text}. Versus is the difference to {named} on the same seeds "
         f"and samples, with its interval; p is of a paired permutation test over "
         f"{_tested_over(tests)}, corrected by Holm's method over the rows. A test over images or "
         "questions takes the trained models as they are: unlike the interval, it does not speak "

@@ -5,43 +5,43 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
+
+from gapinit.backbones.inputs import Inputs
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from gapinit.backbones.blip2 import Blip2Backbone
+    from gapinit.backbones.base import Backbone
 
 
-def tail_states(backbone: Blip2Backbone, batch: Mapping[str, Tensor]) -> Tensor:
-    """Run the layers above the trunk: final states of image and text, (n, positions, d)."""
-    prefix = batch["prefix"]
-    if "text" in batch:
-        inputs = torch.cat([prefix, batch["text"]], dim=1)
-    elif "input_ids" in batch:
-        inputs = backbone.embed(prefix, batch["input_ids"])
-    else:
-        raise ValueError("a batch needs text states or input_ids")
-    return backbone.decode(inputs)
+def batch_inputs(backbone: Backbone, batch: Mapping[str, Tensor]) -> Inputs:
+    """Return the decoder's inputs of a trunk's batch; token ids become embeddings."""
+    names = ("states", "prefix_length", "length", "grid", "memory", "memory_length")
+    inputs = Inputs(**{name: batch[name] for name in names if name in batch})
+    return backbone.with_text(inputs, batch["input_ids"]) if "input_ids" in batch else inputs
 
 
-def tail_loss(backbone: Blip2Backbone, batch: Mapping[str, Tensor]) -> Tensor:
+def tail_states(backbone: Backbone, batch: Mapping[str, Tensor]) -> Tensor:
+    """Run the layers above the trunk: final states of image and text, (n, width, d)."""
+    return backbone.decode(batch_inputs(backbone, batch))
+
+
+def tail_loss(backbone: Backbone, batch: Mapping[str, Tensor]) -> Tensor:
     """Return the mean cross-entropy over the labelled positions (-100: none).
 
     Positions without a label never reach the output matrix.
     """
     labels = batch["labels"]
-    states = tail_states(backbone, batch)[:, batch["prefix"].shape[1] :]
     labelled = labels != -100
-    logits = backbone.output_head(states[labelled])
+    logits = backbone.output_head(tail_states(backbone, batch)[labelled])
     return nn.functional.cross_entropy(logits.float(), labels[labelled])
 
 
 class Tail(nn.Module):
     """The trained part of a backbone as Trainer wants it: a batch in, a loss out."""
 
-    def __init__(self, model: PeftModel, backbone: Blip2Backbone) -> None:
+    def __init__(self, model: PeftModel, backbone: Backbone) -> None:
         super().__init__()
         self.model = model
         # In tuples: not a second owner of the parameters.
@@ -60,14 +60,28 @@ class Tail(nn.Module):
             module.train(mode)
         return self
 
+    # By name, each of them: for a `**batch` Trainer would take care of averaging the loss itself.
     def forward(
         self,
-        prefix: Tensor,
+        states: Tensor,
         labels: Tensor,
-        text: Tensor | None = None,
+        prefix_length: Tensor,
+        length: Tensor,
+        grid: Tensor,
         input_ids: Tensor | None = None,
+        memory: Tensor | None = None,
+        memory_length: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return the batch's loss, as `tail_loss` does."""
-        batch = {"prefix": prefix, "labels": labels, "text": text, "input_ids": input_ids}
+        batch = {
+            "states": states,
+            "labels": labels,
+            "prefix_length": prefix_length,
+            "length": length,
+            "grid": grid,
+            "input_ids": input_ids,
+            "memory": memory,
+            "memory_length": memory_length,
+        }
         given = {name: value for name, value in batch.items() if value is not None}
         return {"loss": tail_loss(self._backbone[0], given)}

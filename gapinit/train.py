@@ -42,7 +42,7 @@ from gapinit.tail import Tail
 from gapinit.trunk import Trunk, read_trunk
 
 if TYPE_CHECKING:
-    from gapinit.backbones.blip2 import Blip2Backbone
+    from gapinit.backbones.base import Backbone
     from gapinit.gap_file import GapFile
 
 
@@ -121,7 +121,7 @@ def train_run(
 
 def _setup(
     run: Run,
-    backbone: Blip2Backbone,
+    backbone: Backbone,
     layers: list[int],
     gap: GapFile,
     lora: Lora,

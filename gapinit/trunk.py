@@ -20,7 +20,7 @@ import torch
 from gapinit.artifacts import create_hdf5, hdf5_inputs, open_hdf5, read_json, sha256
 from gapinit.backbones import load_backbone
 from gapinit.backbones.prompts import Segment, training_texts
-from gapinit.data.images import load_image
+from gapinit.data.images import image_size, load_image
 from gapinit.data.manifest import Manifest, read_manifest
 from gapinit.errors import GapinitError
 from gapinit.plan import VERSIONS
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import h5py
     from numpy.typing import NDArray
 
-    from gapinit.backbones.blip2 import Blip2Backbone
+    from gapinit.backbones.base import Backbone
 
 
 def extract_trunk(
@@ -48,9 +48,12 @@ def extract_trunk(
 ) -> None:
     """Write the training set's states at the input of the lowest layer that `strategy` adapts.
 
-    The file (kind "trunk") holds `prefix` (images, image tokens, d); for all texts one after
-    another `input_ids`, `labels` (the next token, EOS last; -100: not learned) and, unless the
-    lowest layer is adapted, `text` (tokens, d); `offset` (texts + 1,) and `image_row` (texts,).
+    The file (kind "trunk") holds, for all images one after another, `prefix` (tokens, d): what the
+    template puts in front of an image and the image's tokens; `prefix_offset` (images + 1,) and
+    `grid` (images, k). A model that reads images by cross-attention has their tokens in `memory`,
+    with `memory_offset`. For all texts one after another: `input_ids`, `labels` (the next token,
+    EOS last; -100: not learned) and, unless the lowest layer is adapted, `text` (tokens, d);
+    `offset` (texts + 1,) and `image_row` (texts,).
     """
     first = min(read_json(layers)[strategy])
     data = read_manifest(manifest)
@@ -58,6 +61,7 @@ def extract_trunk(
     images, encoded = encoded_texts(model, data, split, max_tokens, origin=str(manifest))
     lengths = [len(ids) for texts in encoded for ids, _ in texts]
     offset = np.concatenate([[0], np.cumsum(lengths)])
+    counts = np.array([model.image_tokens(*image_size(path)) for path in images])
     inputs = {
         "backbone": backbone_digest(backbone),
         "manifest": sha256(manifest),
@@ -69,22 +73,47 @@ def extract_trunk(
     model.keep_below(first)
     with create_hdf5(output, "trunk", inputs) as file:
         file.attrs["first_layer"] = first
-        shape = (len(images), model.num_image_tokens, model.hidden_size)
-        file.create_dataset("prefix", shape, dtype="f4")
+        in_stream = model.stream_counts(torch.from_numpy(counts)).numpy()
+        write = _Writer(file, model.hidden_size)
+        write.create("prefix", in_stream + len(model.head))
+        if model.cross_attends:
+            write.create("memory", counts)
         if first > 0:
-            file.create_dataset("text", (int(offset[-1]), model.hidden_size), dtype="f4")
+            write.create("text", np.array(lengths))
         file["offset"] = offset
         file["image_row"] = np.repeat(np.arange(len(images)), [len(texts) for texts in encoded])
         file["input_ids"] = np.concatenate([ids for texts in encoded for ids, _ in texts])
         file["labels"] = np.concatenate([labels for texts in encoded for _, labels in texts])
-        token = 0
+        grids = []
         for start in track(range(0, len(images), images_per_batch), "trunk"):
             rows = slice(start, start + images_per_batch)
-            prefix, text = _trunk_states(model, images[rows], encoded[rows], first)
-            file["prefix"][start : start + len(prefix)] = prefix
-            if text is not None:
-                file["text"][token : token + len(text)] = text
-                token += len(text)
+            states, grid = _trunk_states(model, images[rows], encoded[rows], first)
+            grids.append(grid)
+            for name, values in states.items():
+                write.append(name, values)
+        file["grid"] = np.concatenate(grids)
+
+
+class _Writer:
+    """Appends rows to contiguous datasets whose length is known beforehand."""
+
+    def __init__(self, file: h5py.File, width: int) -> None:
+        self._file = file
+        self._width = width
+        self._written: dict[str, int] = {}
+
+    def create(self, name: str, counts: NDArray[np.int64]) -> None:
+        """Make room for items of so many rows each."""
+        self._file.create_dataset(name, (int(counts.sum()), self._width), dtype="f4")
+        if name != "text":
+            self._file[f"{name}_offset"] = np.concatenate([[0], np.cumsum(counts)])
+        self._written[name] = 0
+
+    def append(self, name: str, values: NDArray[np.float32]) -> None:
+        """Write the next rows."""
+        start = self._written[name]
+        self._file[name][start : start + len(values)] = values
+        self._written[name] = start + len(values)
 
 
 Encoded = tuple[list[int], list[int]]
@@ -92,7 +121,7 @@ Encoded = tuple[list[int], list[int]]
 
 
 def encoded_texts(
-    backbone: Blip2Backbone, manifest: Manifest, split: str, max_tokens: int, origin: str
+    backbone: Backbone, manifest: Manifest, split: str, max_tokens: int, origin: str
 ) -> tuple[list[Path], list[list[Encoded]]]:
     """Return the images of a split and, for each, its samples' texts as token ids and labels.
 
@@ -117,24 +146,55 @@ def encoded_texts(
 
 @torch.inference_mode()
 def _trunk_states(
-    backbone: Blip2Backbone,
-    images: Sequence[Path],
+    backbone: Backbone,
+    paths: Sequence[Path],
     encoded: Sequence[Sequence[Encoded]],
     first: int,
-) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-    """Return the states of some images' tokens and, one after another, of their texts'."""
-    pixels = backbone.pixel_values([load_image(path) for path in images])
-    features = backbone.image_features(pixels)
+) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.int64]]:
+    """Return the next rows of each dataset for some images and their texts, and their grids."""
+    images = backbone.image_features(backbone.pixels([load_image(path) for path in paths]))
+    found = {}
+    if backbone.cross_attends:
+        found["memory"] = images.tokens
     if first == 0:
-        return features.float().cpu().numpy(), None
-    texts = [len(group) for group in encoded]
-    image_row = torch.repeat_interleave(torch.arange(len(images)), torch.tensor(texts))
-    input_ids, lengths = backbone.pad([ids for group in encoded for ids, _ in group])
-    states = backbone.decode(backbone.embed(features[image_row], input_ids)).float().cpu()
-    seen = backbone.num_image_tokens
-    first_text = np.cumsum([0, *texts[:-1]])
-    valid = torch.arange(input_ids.shape[1])[None] < lengths.cpu()[:, None]
-    return states[first_text, :seen].numpy(), states[:, seen:][valid].numpy()
+        alone = backbone.embed(images, [[] for _ in paths])
+        found["prefix"] = alone.states[_positions(alone.states) < alone.length[:, None]]
+    else:
+        texts = [len(group) for group in encoded]
+        rows = torch.repeat_interleave(torch.arange(len(paths)), torch.tensor(texts))
+        inputs = backbone.embed(images.take(rows), [ids for group in encoded for ids, _ in group])
+        states = backbone.decode(inputs)
+        position = _positions(states)
+        is_prefix = position < inputs.prefix_length[:, None]
+        # An image's prefix is the same for all its texts: that of the first one is kept.
+        once = torch.zeros(len(states), dtype=torch.bool)
+        once[np.cumsum([0, *texts[:-1]])] = True
+        found["prefix"] = states[is_prefix & once.to(states.device)[:, None]]
+        found["text"] = states[~is_prefix & (position < inputs.length[:, None])]
+    rows_found = {name: value.float().cpu().numpy() for name, value in found.items()}
+    return rows_found, images.grid.cpu().numpy()
+
+
+def _positions(states: torch.Tensor) -> torch.Tensor:
+    return torch.arange(states.shape[1], device=states.device)[None]
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Items of several rows each, one after another, mapped from disk."""
+
+    rows: NDArray[np.float32]
+    offset: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.offset) - 1
+
+    def __getitem__(self, index: int) -> NDArray[np.float32]:
+        return self.rows[self.offset[index] : self.offset[index + 1]]
+
+    def lengths(self, items: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return how many rows some items have."""
+        return self.offset[items + 1] - self.offset[items]
 
 
 @dataclass(frozen=True)
@@ -142,8 +202,10 @@ class Trunk:
     """A trunk file, read through memory maps: random access without loading it."""
 
     first_layer: int
-    prefix: NDArray[np.float32]
+    prefix: Ragged
+    grid: NDArray[np.int64]
     text: NDArray[np.float32] | None
+    memory: Ragged | None
     input_ids: NDArray[np.int64]
     labels: NDArray[np.int64]
     offset: NDArray[np.int64]
@@ -163,38 +225,63 @@ class Trunk:
         return self.batch([item["index"] for item in items])
 
     def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        """Return one padded batch: prefix, text states or token ids, labels (-100: none)."""
+        """Return one batch, padded on the right (`gapinit.backbones.inputs.Inputs`, and labels).
+
+        `states` (n, width, d), `labels` (n, width; -100: none), `prefix_length`, `length`, `grid`;
+        `input_ids` (n, width) where the texts' states are not cached; `memory` where there is one.
+        """
         chosen = np.asarray(indices)
+        images = self.image_row[chosen]
         starts, ends = self.offset[chosen], self.offset[chosen + 1]
-        width = int((ends - starts).max())
-        labels = np.full((len(chosen), width), -100, dtype=np.int64)
-        input_ids = np.zeros((len(chosen), width), dtype=np.int64)
-        batch = {"prefix": torch.from_numpy(np.asarray(self.prefix[self.image_row[chosen]]))}
-        hidden = self.prefix.shape[2]
-        text = None
-        if self.text is not None:
-            text = np.zeros((len(chosen), width, hidden), dtype=np.float32)
-        for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
-            labels[row, : end - start] = self.labels[start:end]
-            if text is not None and self.text is not None:
-                text[row, : end - start] = self.text[start:end]
+        prefix = self.prefix.lengths(images)
+        length = prefix + ends - starts
+        shape = (len(chosen), int(length.max()))
+        states = np.zeros((*shape, self.prefix.rows.shape[1]), dtype=np.float32)
+        labels = np.full(shape, -100, dtype=np.int64)
+        input_ids = np.zeros(shape, dtype=np.int64)
+        for row, (image, start, end) in enumerate(zip(images, starts, ends, strict=True)):
+            text = slice(prefix[row], length[row])
+            states[row, : prefix[row]] = self.prefix[image]
+            labels[row, text] = self.labels[start:end]
+            if self.text is None:
+                input_ids[row, text] = self.input_ids[start:end]
             else:
-                input_ids[row, : end - start] = self.input_ids[start:end]
-        batch["labels"] = torch.from_numpy(labels)
-        if text is None:
-            batch["input_ids"] = torch.from_numpy(input_ids)
-        else:
-            batch["text"] = torch.from_numpy(text)
-        return batch
+                states[row, text] = self.text[start:end]
+        batch = {
+            "states": states,
+            "labels": labels,
+            "prefix_length": prefix,
+            "length": length,
+            "grid": self.grid[images],
+        }
+        if self.text is None:
+            batch["input_ids"] = input_ids
+        if self.memory is not None:
+            batch |= _padded_memory(self.memory, images)
+        return {name: torch.from_numpy(value) for name, value in batch.items()}
+
+
+def _padded_memory(memory: Ragged, images: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    lengths = memory.lengths(images)
+    values = np.zeros((len(images), int(lengths.max()), memory.rows.shape[1]), dtype=np.float32)
+    for row, image in enumerate(images):
+        values[row, : lengths[row]] = memory[image]
+    return {"memory": values, "memory_length": lengths}
 
 
 def read_trunk(path: Path) -> Trunk:
     """Open a trunk file; states are mapped from disk, token ids are read."""
     with open_hdf5(path, "trunk") as file:
+
+        def ragged(name: str) -> Ragged:
+            return Ragged(memory_map(path, file[name]), file[f"{name}_offset"][:])
+
         return Trunk(
             first_layer=int(file.attrs["first_layer"]),
-            prefix=_memory_map(path, file["prefix"]),
-            text=_memory_map(path, file["text"]) if "text" in file else None,
+            prefix=ragged("prefix"),
+            grid=file["grid"][:],
+            text=memory_map(path, file["text"]) if "text" in file else None,
+            memory=ragged("memory") if "memory" in file else None,
             input_ids=file["input_ids"][:],
             labels=file["labels"][:],
             offset=file["offset"][:],
@@ -203,8 +290,8 @@ def read_trunk(path: Path) -> Trunk:
         )
 
 
-def _memory_map(path: Path, dataset: h5py.Dataset) -> NDArray[np.float32]:
-    """Map a contiguous HDF5 dataset through its offset in the file."""
+def memory_map(path: Path, dataset: h5py.Dataset) -> NDArray[np.float32]:
+    """Map a contiguous HDF5 dataset through its offset in the file; what is changed stays here."""
     return np.memmap(
-        path, mode="r", dtype=dataset.dtype, shape=dataset.shape, offset=dataset.id.get_offset()
+        path, mode="c", dtype=dataset.dtype, shape=dataset.shape, offset=dataset.id.get_offset()
     )

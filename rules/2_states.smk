@@ -22,14 +22,15 @@ rule states:
         "../envs/gapinit.yaml"
     resources:
         expected_s=9,
-        mem_mb=3000,
-        runtime=60,
+        mem_mb=resource("mem_mb", 3000),
+        gpu_mem_mb=resource("gpu_mem_mb"),
+        runtime=resource("runtime", 60),
         gpu=1,
     params:
         backbone=subpath(input.backbone, parent=True),
         pairs=CONFIG.calibration.pairs(),
         seed=CONFIG.calibration.seed,
-        max_caption_tokens=CONFIG.training.max_caption_tokens,
+        max_caption_tokens=training_setting("max_caption_tokens"),
         version=PLAN.version("states"),
     message:
         "States of {wildcards.backbone} on {wildcards.dataset}"

@@ -53,8 +53,8 @@ rule layers:
     resources:
         expected_s=1,
     params:
-        num_layers=CONFIG.layers.num_layers,
-        exclude_bottom=CONFIG.layers.exclude_bottom,
+        num_layers=layers_setting("num_layers"),
+        exclude_bottom=layers_setting("exclude_bottom"),
         version=PLAN.version("gap"),
     message:
         "Layers of {wildcards.backbone}: naive, GG-Safe, all"

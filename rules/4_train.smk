@@ -26,12 +26,13 @@ rule trunk:
         "../envs/gapinit.yaml"
     resources:
         expected_s=12,
-        mem_mb=3000,
-        runtime=240,
+        mem_mb=resource("mem_mb", 3000),
+        gpu_mem_mb=resource("gpu_mem_mb"),
+        runtime=resource("runtime", 240),
         gpu=1,
     params:
         backbone=subpath(input.backbone, parent=True),
-        max_tokens=lambda wildcards: PLAN.max_tokens(wildcards.dataset),
+        max_tokens=max_tokens,
         version=PLAN.version("trunk"),
     message:
         "Trunk of {wildcards.backbone} on {wildcards.dataset} below the {wildcards.layers} layers"
@@ -61,22 +62,23 @@ rule train:
         "../envs/gapinit.yaml"
     resources:
         expected_s=18,
-        mem_mb=3000,
-        runtime=480,
+        mem_mb=resource("mem_mb", 3000),
+        gpu_mem_mb=resource("gpu_mem_mb"),
+        runtime=resource("runtime", 480),
         gpu=1,
     params:
         backbone=subpath(input.backbone, parent=True),
         folder=subpath(output.run, parent=True),
         alpha_per_rank=CONFIG.lora.alpha_per_rank,
         dropout=CONFIG.lora.dropout,
-        learning_rate=CONFIG.training.learning_rate,
-        scheduler=CONFIG.training.scheduler,
-        warmup_ratio=CONFIG.training.warmup_ratio,
-        weight_decay=CONFIG.training.weight_decay,
-        max_grad_norm=CONFIG.training.max_grad_norm,
-        batch_size=CONFIG.training.batch_size,
-        gradient_accumulation=CONFIG.training.gradient_accumulation,
-        grouping="--group-by-length" if CONFIG.training.group_by_length else "",
+        learning_rate=training_setting("learning_rate"),
+        scheduler=training_setting("scheduler"),
+        warmup_ratio=training_setting("warmup_ratio"),
+        weight_decay=training_setting("weight_decay"),
+        max_grad_norm=training_setting("max_grad_norm"),
+        batch_size=training_setting("batch_size"),
+        gradient_accumulation=training_setting("gradient_accumulation"),
+        grouping=grouping_option,
         version=PLAN.version("train"),
     message:
         "Train {wildcards.run}"

@@ -22,8 +22,9 @@ rule features:
         "../envs/gapinit.yaml"
     resources:
         expected_s=7,
-        mem_mb=3000,
-        runtime=60,
+        mem_mb=resource("mem_mb", 3000),
+        gpu_mem_mb=resource("gpu_mem_mb"),
+        runtime=resource("runtime", 60),
         gpu=1,
     params:
         backbone=subpath(input.backbone, parent=True),
@@ -51,15 +52,16 @@ rule predict:
         "../envs/gapinit.yaml"
     resources:
         expected_s=8,
-        mem_mb=3000,
-        runtime=240,
+        mem_mb=resource("mem_mb", 3000),
+        gpu_mem_mb=resource("gpu_mem_mb"),
+        runtime=resource("runtime", 240),
         gpu=1,
     params:
         backbone=subpath(input.backbone, parent=True),
         adapter=adapter_option,
-        num_beams=CONFIG.decoding.num_beams,
-        max_new_tokens=lambda wildcards: PLAN.max_new_tokens(wildcards.dataset),
-        batch_size=CONFIG.decoding.batch_size,
+        num_beams=decoding_setting("num_beams"),
+        max_new_tokens=max_new_tokens,
+        batch_size=decoding_setting("batch_size"),
         version=PLAN.version("predict"),
     message:
         "Predictions for {wildcards.dataset} by {wildcards.run}"

@@ -70,6 +70,47 @@ def gap_of(wildcards):
     return f"{GAPS}/{run.backbone}/{PLAN.gap_name(run)}.h5"
 
 
+def backbone_name(wildcards):
+    """The backbone that a job is about: the path's own, or its run's."""
+    return wildcards.get("backbone") or Run.parse(wildcards.run).backbone
+
+
+def layers_setting(key):
+    """What the plan says of the layers of a job's backbone."""
+    return lambda wildcards: getattr(PLAN.layers_of(backbone_name(wildcards)), key)
+
+
+def training_setting(key):
+    """What the plan says of the training of a job's backbone."""
+    return lambda wildcards: getattr(PLAN.training_of(backbone_name(wildcards)), key)
+
+
+def decoding_setting(key):
+    """What the plan says of the decoding of a job's backbone."""
+    return lambda wildcards: getattr(PLAN.decoding_of(backbone_name(wildcards)), key)
+
+
+def resource(name, default=None):
+    """What a job needs: what its backbone's file says, or the rule's default; None: unset."""
+    return lambda wildcards: PLAN.resource(backbone_name(wildcards), name, default)
+
+
+def max_tokens(wildcards):
+    """The length to which a training text is cut."""
+    return PLAN.max_tokens(wildcards.dataset, backbone_name(wildcards))
+
+
+def max_new_tokens(wildcards):
+    """How long a prediction may become."""
+    return PLAN.max_new_tokens(wildcards.dataset, backbone_name(wildcards))
+
+
+def grouping_option(wildcards):
+    """Whether batches are of like length, as an option of the command."""
+    training = PLAN.training_of(backbone_name(wildcards))
+    return "--group-by-length" if training.group_by_length else ""
+
+
 def layers_of(wildcards):
     """The layer choice of a run's backbone."""
     return f"{GAPS}/{Run.parse(wildcards.run).backbone}/layers.json"
@@ -100,7 +141,7 @@ def adapter_option(wildcards):
 
 def score_options(wildcards, input):
     """What predictions are scored against, as options of the dataset's scorer."""
-    return PLAN.score_options(wildcards.dataset, input.references)
+    return PLAN.score_options(Run.parse(wildcards.run), wildcards.dataset, input.references)
 
 
 def scores_of(wildcards):
@@ -149,7 +190,9 @@ def figure_inputs(wildcards):
             "run": [
                 f"{RUNS}/{run.path}/run.json"
                 for run in PLAN.trained()
-                if run.method in ("gap-init", "random-b") and PLAN.uses_default_gap(run)
+                if run.backbone == CONFIG.backbone
+                and run.method in ("gap-init", "random-b")
+                and PLAN.uses_default_gap(run)
             ],
         },
         "figure3": {"gap": DEFAULT_GAP},

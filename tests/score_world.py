@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -126,12 +127,18 @@ CONTENT: dict[str, Any] = {
 MEANS = {"lora": 120.0, "gap": 130.0, "random-b": 129.9, "zero-shot": 40.0}
 
 
-def make_world(folder: Path, seeds: list[int] = SEEDS, **changes: Any) -> World:
+def make_world(
+    folder: Path,
+    seeds: list[int] = SEEDS,
+    backbones: Mapping[str, str] | None = None,
+    **changes: Any,
+) -> World:
     """Return an empty world; keyword arguments change the experiment."""
     config = Config.model_validate(
         {
             "name": "test",
             "backbone": "mini-blip2",
+            "backbones": backbones or {},
             "datasets": {"in-domain": "scenes", "ood": "scenes-ood"},
             "seeds": seeds,
             "calibration": {},

@@ -22,6 +22,7 @@ from gapinit.backbones import fingerprint as fingerprints
 from gapinit.backbones import load_backbone, make_backbone
 from gapinit.backbones.blip2 import Blip2Backbone
 from gapinit.backbones.fingerprint import fingerprint
+from gapinit.backbones.inputs import Images
 from gapinit.data.dataset import prepare_dataset
 from gapinit.data.images import load_image
 from gapinit.errors import GapinitError
@@ -68,27 +69,27 @@ def test_encoding_is_the_real_processors(world: SmallWorld, backbone: Blip2Backb
     image = world.images("train")[0]
     for caption in image.captions:
         expected = reference_inputs(processor, image, caption)["input_ids"][0].tolist()
-        assert expected[: backbone.num_image_tokens] == [340] * backbone.num_image_tokens
-        text = expected[backbone.num_image_tokens :]
-        assert backbone.encode([caption], 50) == [text]
-        assert backbone.encode([caption], 7) == [text[:7]]
+        assert expected[: backbone.image_tokens(1, 1)] == [340] * backbone.image_tokens(1, 1)
+        text = expected[backbone.image_tokens(1, 1) :]
+        assert [ids for ids, _ in backbone.encode_captions([caption], 50)] == [text]
+        assert [ids for ids, _ in backbone.encode_captions([caption], 7)] == [text[:7]]
 
 
 def test_stock_processor_reads_the_folder(world: SmallWorld, backbone: Blip2Backbone) -> None:
     processor = world.stock_processor()
     assert isinstance(processor, Blip2Processor)
-    assert processor.num_query_tokens == backbone.num_image_tokens
+    assert processor.num_query_tokens == backbone.image_tokens(1, 1)
     images = [load_image(image.path) for image in world.images("test")]
     expected = processor(images=images, return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(backbone.pixel_values(images), expected, rtol=0, atol=0)
+    torch.testing.assert_close(backbone.pixels(images)["pixel_values"], expected, rtol=0, atol=0)
     assert not list(world.backbone.glob("*.bin")) and not list(world.backbone.glob("*.pt"))
 
 
 def test_no_room_for_the_text(backbone: Blip2Backbone) -> None:
-    assert backbone.encode(["a"], 56)
+    assert backbone.encode_captions(["a"], 56)
     with pytest.raises(GapinitError, match="max_caption_tokens: 57 .* 60 positions.*at most 56"):
-        backbone.encode(["a"], 57)
-    features = torch.zeros(1, 4, 32)
+        backbone.encode_captions(["a"], 57)
+    features = Images.equal(torch.zeros(1, 4, 32))
     with pytest.raises(GapinitError, match="max_new_tokens: 57 "):
         backbone.generate(features, max_new_tokens=57, num_beams=1)
 

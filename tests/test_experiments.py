@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from gapinit.config import Config
+from gapinit.config import Config, load_config
 from gapinit.errors import GapinitError
 from gapinit.published import read_published
 from gapinit.runs import Experiment, Run, TableRow, load_experiment, table_rows
+from gapinit.settings import read_yaml
 
 TABLES = (
     "table2",
@@ -18,9 +20,11 @@ TABLES = (
     "table5",
     "table6",
     "table7",
+    "table8",
     "table9",
     "table10",
     "table11",
+    "table12",
 )
 EXTRA = ("controls", "baselines")
 SEEDS = [42, 123, 2024]
@@ -28,7 +32,18 @@ SEEDS = [42, 123, 2024]
 MINIMAL = {
     "name": "test",
     "backbone": "mini-blip2",
-    "datasets": {"in-domain": "scenes", "ood": "scenes-ood", "vqa": "scenes-vqa"},
+    "backbones": {
+        "qwen2-vl": "mini-qwen2-vl",
+        "gemma3": "mini-gemma3",
+        "qwen2.5-vl": "qwen2.5-vl-7b-instruct",
+        "llama-3.2-vision": "llama-3.2-11b-vision",
+    },
+    "datasets": {
+        "in-domain": "scenes",
+        "ood": "scenes-ood",
+        "vqa": "scenes-vqa",
+        "instruct": "scenes-instruct",
+    },
     "seeds": SEEDS,
     "calibration": {"size": 256},
     "layers": {"num_layers": 6},
@@ -87,6 +102,11 @@ def test_runs_that_tables_share_are_the_same_runs(tables: Loaded) -> None:
     assert lora == runs(tables, "table3", "lora-rank1") == runs(tables, "table5", "naive-lora")
     assert set(lora) < set(runs(tables, "table7", "lora-rank1"))
     assert runs(tables, "table2", "zero-shot") == runs(tables, "table3", "zero-shot")
+    for row in ("lora-rank1", "gap-init"):
+        of_qwen = runs(tables, "table8", f"qwen2-vl-{row}")
+        assert of_qwen == runs(tables, "table12", f"qwen2-vl-{row}")
+        of_gemma = runs(tables, "table8", f"gemma3-{row}")
+        assert of_gemma == runs(tables, "table12", f"gemma3-1-epoch-{row}")
 
 
 def test_different_rows_of_a_table_are_different_runs(tables: Loaded) -> None:
@@ -104,10 +124,12 @@ def test_the_whole_grid_is_as_small_as_sharing_makes_it(tables: Loaded) -> None:
         "table5": 6,
         "table6": 6,
         "table7": 4,
+        "table8": 12,
         "table9": 9,
         "table10": 6,
     }
     new["table11"] = 18
+    new["table12"] = 15
     seen: set[Run] = set()
     for name in TABLES:
         found = {run for row in tables[name][1] for run in row.runs}
@@ -144,8 +166,58 @@ def test_every_claim_agrees_with_the_numbers_that_the_paper_prints(
 
 
 def test_every_table_states_claims_and_a_reference(tables: Loaded) -> None:
-    for experiment, _ in tables.values():
-        assert experiment.claims and experiment.reference and experiment.note
+    for experiment, rows in tables.values():
+        assert experiment.claims and experiment.note
+        assert all(row.reference for row in rows)
+
+
+def test_nothing_compares_two_backbones_or_training_budgets(repository: Path) -> None:
+    names = sorted(path.stem for path in (repository / "config" / "experiments").glob("*.yaml"))
+    for experiment, rows in load(repository, tuple(names)).values():
+        setting = {row.id: {(run.backbone, run.epochs) for run in row.runs} for row in rows}
+        for row in rows:
+            trained = all(run.trained for run in row.runs)
+            if row.reference is not None and trained:
+                assert setting[row.id] == setting[row.reference], row.id
+        for claim in experiment.claims:
+            better, worse = setting[claim.better], setting[claim.worse]
+            assert {name for name, _ in better} == {name for name, _ in worse}, claim
+
+
+def test_the_dynamics_study_has_the_same_rows_on_both_of_its_backbones(repository: Path) -> None:
+    ((experiment, rows),) = load(repository, ("dynamics-study",)).values()
+    factors: dict[str, list[tuple[str, int | None, str | None]]] = {}
+    for row in rows:
+        (run,) = {replace(run, seed=None) for run in row.runs}
+        factors.setdefault(run.backbone, []).append((run.method, run.rank, run.layers))
+    qwen, llama = factors.values()
+    assert qwen == llama
+    assert qwen == [(name, 8, "all") for name in ("lora-kaiming", "pissa-16", "eva", "loftq")]
+    published = read_published(repository / "config" / "published" / "vlm-lora-dynamics.csv")
+    models = {number.row: number.configuration.split("/")[0] for number in published}
+    values = {(number.row, number.metric): number.value for number in published}
+    for row in rows:
+        if row.published is not None:
+            assert row.runs[0].backbone.startswith(models[row.published])
+    names = {row.id: row.published for row in rows}
+    for claim in experiment.claims:
+        better, worse = (
+            values.get((names[id_] or "", claim.metric)) for id_ in (claim.better, claim.worse)
+        )
+        assert better is None or worse is None or better > worse, claim
+
+
+def test_full_scale_configurations_have_the_papers_tables_and_batch_sizes(
+    repository: Path,
+) -> None:
+    folder = repository / "config"
+    paper, study = (read_yaml(folder / f"{name}.yaml") for name in ("paper", "dynamics"))
+    assert paper["experiments"] == [*TABLES, "controls"]
+    for content, samples in ((paper, 64), (study, 19)):
+        config = load_config(read_yaml(folder / "default.yaml") | content, folder, "test")
+        for name in {config.backbone, *config.backbones.values()}:
+            training = config.training_of(name)
+            assert training.batch_size * training.gradient_accumulation == samples, name
 
 
 def test_controls_and_baselines_stand_beside_the_papers_gap_init(

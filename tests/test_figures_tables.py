@@ -12,7 +12,7 @@ import pytest
 
 from gapinit.artifacts import create_hdf5, write_json
 from gapinit.errors import GapinitError
-from gapinit.figures import bars, curves, figure1a, figure1c
+from gapinit.figures import bars, curves, dynamics_loss, figure1a, figure1c, style
 from gapinit.gap_file import estimate_gap_file
 from gapinit.results import read_table
 from gapinit.runs import Run
@@ -141,9 +141,16 @@ def test_figure1c_refuses_files_of_two_backbones(
         figure1c.draw(other, artifacts[1], tmp_path / "figure1c")
 
 
-def write_run(folder: Path, method: str, seed: int, losses: list[float], **factors: Any) -> Path:
+def write_run(
+    folder: Path,
+    method: str,
+    seed: int,
+    losses: list[float],
+    backbone: str = "mini-blip2",
+    **factors: Any,
+) -> Path:
     """Write the step log of a run with the given losses."""
-    run = Run("mini-blip2", "scenes", method, 1, "naive", 1, seed=seed, **factors)
+    run = Run(backbone, "scenes", method, 1, "naive", 1, seed=seed, **factors)
     path = folder / run.path
     write_json(path / "run.json", {"factors": run.factors})
     lines = ["step,loss,grad_norm,learning_rate,alignment"]
@@ -171,6 +178,47 @@ def test_curves_are_mean_and_deviation_over_seeds(tmp_path: Path) -> None:
     assert len(gradient) == 2 * 3
     alone = [line for line in lines if line["label"].startswith("Standard LoRA")]
     assert {line["std"] for line in alone} == {""}
+
+
+@pytest.mark.parametrize(
+    ("draw", "titles"),
+    [
+        (dynamics_loss.draw, ["large", "small"]),
+        (curves.draw, ["large", "large", "large", "small", "small", "small"]),
+    ],
+)
+def test_every_backbone_has_panels_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, draw: Any, titles: list[str]
+) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(style, "save", lambda figure, output: drawn.append(figure))
+    runs = [
+        write_run(tmp_path, "pissa", 1, [1.0, 2.0], backbone="large"),
+        write_run(tmp_path, "lora-gaussian", 1, [3.0, 4.0], backbone="large"),
+        # In the other order: a method keeps its colour all the same.
+        write_run(tmp_path, "lora-gaussian", 1, [5.0, 6.0, 7.0], backbone="small"),
+        write_run(tmp_path, "pissa", 1, [8.0, 9.0, 10.0], backbone="small"),
+    ]
+    draw(runs, tmp_path / "figure")
+    (figure,) = drawn
+    assert [axes.get_title() for axes in figure.axes] == titles
+    first, last = figure.axes[0], figure.axes[len(titles) // 2]
+    colours = [{line.get_label(): line.get_color() for line in ax.lines} for ax in (first, last)]
+    assert colours[0] == colours[1] and len(set(colours[0].values())) == 2
+    assert list(last.lines[0].get_ydata()) == [5, 6, 7]
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == 2
+    lines = list(csv.DictReader((tmp_path / "figure.csv").open(encoding="utf-8")))
+    assert {line["backbone"] for line in lines} == {"large", "small"}
+
+
+def test_one_backbone_needs_no_title(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(style, "save", lambda figure, output: drawn.append(figure))
+    curves.draw([write_run(tmp_path, "pissa", 1, [1.0, 2.0])], tmp_path / "curves")
+    (figure,) = drawn
+    assert [axes.get_title() for axes in figure.axes] == ["", "", ""]
+    assert tuple(figure.get_size_inches()) == (style.TEXT_WIDTH, 2.6)
 
 
 def test_curves_tell_apart_what_differs() -> None:

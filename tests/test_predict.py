@@ -13,6 +13,7 @@ import torch
 from peft import PeftModel
 
 from gapinit.backbones import load_backbone
+from gapinit.backbones.inputs import Images
 from gapinit.data.images import load_image
 from gapinit.errors import GapinitError
 from gapinit.predict import extract_features
@@ -43,6 +44,12 @@ def features(world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def adapter(world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = world.train(tmp_path_factory.mktemp("run") / "run", learning_rate=2e-2, batch_size=8)
     return folder / "adapter"
+
+
+def images_in(features: Path) -> Images:
+    with h5py.File(features) as file:
+        found = (torch.from_numpy(file[name][:]) for name in ("features", "counts", "grid"))
+        return Images(*found)
 
 
 def tokens_from_pixels(world: SmallWorld, model: Any, num_beams: int) -> list[list[int]]:
@@ -79,18 +86,18 @@ def test_tokens_are_those_of_generate_on_pixels(
     ended = [tokens[-1] == backbone.eos_token_id for tokens in expected]
     assert any(ended) and not all(ended), "some sentences end early, so that batches are padded"
     found: list[list[int]] = []
-    decode = backbone.tokenizer.batch_decode
+    decode = backbone.processor.tokenizer.batch_decode
 
     def keep(tokens: torch.Tensor, **options: Any) -> list[str]:
         found.extend(without_padding(row, backbone.pad_token_id) for row in tokens.tolist())
         return decode(tokens, **options)
 
-    monkeypatch.setattr(backbone.tokenizer, "batch_decode", keep)
-    with h5py.File(features) as file:
-        values = torch.from_numpy(file["features"][:])
+    monkeypatch.setattr(backbone.processor.tokenizer, "batch_decode", keep)
+    images = images_in(features)
     texts = []
-    for block in values.split(batch_size):
-        texts += backbone.generate(block, max_new_tokens=NEW_TOKENS, num_beams=num_beams)
+    for block in torch.arange(len(images)).split(batch_size):
+        chosen = images.take(block)
+        texts += backbone.generate(chosen, max_new_tokens=NEW_TOKENS, num_beams=num_beams)
     assert found == expected
     assert texts == [
         text.strip()
@@ -109,7 +116,8 @@ def test_features_are_those_of_the_whole_model(world: SmallWorld, features: Path
         found = torch.from_numpy(file["features"][:])
         names = [image.path.relative_to(world.manifest.parent).as_posix() for image in images]
         assert file["image"].asstr()[:].tolist() == names
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert images_in(features).counts.tolist() == [4] * len(images)
+    torch.testing.assert_close(found, expected.flatten(0, 1), rtol=1e-4, atol=1e-5)
 
 
 def predict(world: SmallWorld, features: Path, adapter: Path | None, output: Path) -> Any:

@@ -92,9 +92,9 @@ def test_prompts_are_the_papers() -> None:
 
 
 def load_prompts() -> Any:
-    from gapinit.backbones.prompts import PROMPTS
+    from gapinit.backbones.blip2 import Blip2Backbone
 
-    return PROMPTS["blip2"]
+    return Blip2Backbone.default_prompts
 
 
 def test_the_answer_of_most_people_is_learned() -> None:
@@ -166,7 +166,7 @@ def test_a_conversation_is_learned_answer_by_answer(asking: Asking) -> None:
             learned[-1].append(label)
             if label == eos:
                 learned.append([])
-    said = [backbone.tokenizer.decode(part[:-1]).strip() for part in learned[:-1]]
+    said = [backbone.processor.tokenizer.decode(part[:-1]).strip() for part in learned[:-1]]
     assert said == [answer for _, answer in talk.turns]
     # An answer is predicted from what stands before it, and read again by what follows.
     assert [label for label in labels[:-1] if label != -100] == [

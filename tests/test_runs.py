@@ -84,6 +84,8 @@ def config() -> Config:
         {
             "name": "test",
             "backbone": "mini-blip2",
+            "backbones": {"large": "mini-large", "small": "mini-small"},
+            "recipes": {"mini-large": {"training": {"epochs": 9}}},
             "datasets": {"in-domain": "scenes", "ood": "scenes-ood"},
             "seeds": [1, 2, 3],
             "calibration": {"size": 128, "source": "mixed"},
@@ -171,6 +173,68 @@ def test_factors_that_a_method_ignores_do_not_make_new_runs(tmp_path: Path, conf
     assert len(rows[4].runs) == 1 and not rows[4].runs[0].trained
 
 
+def test_a_backbone_is_a_factor_like_the_others(tmp_path: Path, config: Config) -> None:
+    given_row = row(
+        id="{backbone}-{method}",
+        label="{method} on {backbone}",
+        published="{backbone}",
+        backbone=["large", "small"],
+        method=["gap-init", "random-b"],
+    )
+    rows = rows_of(tmp_path, config, experiment(rows=[given_row, row(id="{backbone}")]))
+    assert [(row.id, row.runs[0].backbone) for row in rows] == [
+        ("large-gap-init", "mini-large"),
+        ("large-random-b", "mini-large"),
+        ("small-gap-init", "mini-small"),
+        ("small-random-b", "mini-small"),
+        ("mini-blip2", "mini-blip2"),
+    ]
+    assert (rows[3].label, rows[3].published) == ("random-b on small", "small")
+
+
+def test_epochs_are_the_rows_or_the_backbones_or_the_configurations(
+    tmp_path: Path, config: Config
+) -> None:
+    rows = rows_of(
+        tmp_path,
+        config,
+        experiment(
+            rows=[
+                row(id="{backbone}", backbone=["large", "small"]),
+                row(id="{backbone}-{epochs}", backbone=["large", "small"], epochs=2),
+                row(id="says {epochs}", backbone="large"),
+            ]
+        ),
+    )
+    assert [row.runs[0].epochs for row in rows] == [9, 4, 2, 2, 9]
+    assert rows[4].id == "says 9" and rows[4].runs == rows[0].runs
+
+
+def test_a_row_may_have_a_reference_of_its_own(tmp_path: Path, config: Config) -> None:
+    both = {"backbone": ["large", "small"]}
+    rows = rows_of(
+        tmp_path,
+        config,
+        experiment(
+            reference="lora",
+            rows=[
+                row(id="lora", method="lora-gaussian"),
+                row(id="gap"),
+                row(id="{backbone}-lora", reference="{backbone}-gap", method="pissa", **both),
+                row(id="{backbone}-gap", reference="{backbone}-gap", **both),
+            ],
+        ),
+    )
+    assert [row.reference for row in rows] == [
+        "lora",
+        "lora",
+        "large-gap",
+        "small-gap",
+        "large-gap",
+        "small-gap",
+    ]
+
+
 CLAIM = {"text": "better", "metric": "CIDEr", "better": "gap", "worse": "lora"}
 WRONG = {
     "unknown key": (experiment(row=[]), "unknown key 'row' (did you mean 'rows'?)"),
@@ -193,6 +257,22 @@ WRONG = {
     "same id": (experiment(rows=[row(), row()]), "two rows with the id 'r'"),
     "list without braces": (experiment(rows=[row(rank=[1, 8])]), "two rows with the id 'r'"),
     "unknown reference": (experiment(reference="gapinit"), "names row 'gapinit', expected one of"),
+    "unknown reference of a row": (
+        experiment(reference="gap", rows=[row(id="gap"), row(reference="{method}")]),
+        "row 'r': key 'reference' names row 'gap-init', expected one of: gap, r",
+    ),
+    "row without a reference": (
+        experiment(rows=[row(id="gap", reference="gap"), row()]),
+        "row 'r' has no 'reference', but other rows have",
+    ),
+    "unknown factor in a reference": (experiment(rows=[row(reference="{x}")]), "is no factor"),
+    "unknown part": (
+        experiment(rows=[row(id="{backbone}", backbone=["small", "tiny"])]),
+        "row '{backbone}': key 'backbone': no backbone is configured for the part 'tiny' "
+        "(key 'backbones'), expected one of: large, small",
+    ),
+    "no name of a part": (experiment(rows=[row(backbone="a/b")]), "rows.0.backbone"),
+    "no parts": (experiment(rows=[row(backbone=[])]), "'backbone' of row 'r' is an empty list"),
     "claim on no row": (experiment(claims=[CLAIM | {"worse": "l"}]), "a claim speaks of row 'l'"),
     "claim on no metric": (experiment(claims=[CLAIM | {"metric": "Bleu_4"}]), "metric 'Bleu_4'"),
     "std with margin": (

@@ -112,6 +112,10 @@ def test_a_number_without_a_point_is_text_to_yaml_and_still_a_number_here(folder
         ("backbone", "blip3", ["key 'backbone'", "unknown name 'blip3'", "mini"]),
         ("backbone", "../mini", ["key 'backbone'", "found '../mini'"]),
         ("backbone", "a b; rm -r .", ["key 'backbone'", "found 'a b; rm -r .'"]),
+        ("backbones.large", "blip3", ["key 'backbones.large'", "unknown name 'blip3'", "mini"]),
+        ("backbones.large", "../mini", ["'backbones.large'", "found '../mini'"]),
+        ("backbones", ["mini"], ["key 'backbones'", "dictionary", "found ['mini']"]),
+        ("recipes", {}, ["key 'recipes'", "a configuration has none", "backbones/NAME.yaml"]),
         ("datasets.in-domain", "coco", ["'datasets.in-domain'", "'coco'", "notes, scenes"]),
         ("datasets.ood", "flickr", ["'datasets.ood'", "unknown name 'flickr'", "notes"]),
         ("experiments", ["table2", "table99"], ["'experiments'", "'table99'", "table2"]),
@@ -234,7 +238,12 @@ json_like = st.recursive(
 )
 
 
-@given(key=st.sampled_from([*VALID, "gap", "lora", "decoding", "results", "x"]), value=json_like)
+@given(
+    key=st.sampled_from(
+        [*VALID, "backbones", "recipes", "gap", "lora", "decoding", "results", "x"]
+    ),
+    value=json_like,
+)
 def test_no_value_under_any_key_ends_in_a_traceback(key, value):
     try:
         config = check_settings({**VALID, key: value}, Config, ORIGIN)

@@ -129,6 +129,57 @@ def test_a_table_without_reference_compares_nothing(tmp_path: Path) -> None:
     assert all(line["vs_reference"] == "" for line in world.table().values())
 
 
+@pytest.fixture
+def two_backbones(tmp_path: Path) -> World:
+    """Return a world of two backbones, each with a reference of its own."""
+    both = {"backbone": ["large", "small"], "reference": "{backbone}-gap"}
+    made = make_world(
+        tmp_path,
+        backbones={"large": "mini-large", "small": "mini-small"},
+        reference=None,
+        metrics=["CIDEr"],
+        rows=[
+            {"id": "{backbone}-lora", "label": "LoRA", "method": "lora-gaussian", **both},
+            {"id": "{backbone}-gap", "label": "Gap on {backbone}", "method": "gap-init", **both},
+        ],
+    )
+    made.fill({"large-lora": 140, "large-gap": 142, "small-lora": 90, "small-gap": 95})
+    return made
+
+
+def test_rows_of_two_backbones_are_compared_each_with_its_own(two_backbones: World) -> None:
+    lines = two_backbones.table()
+    assert float(lines["large-lora", "CIDEr"]["vs_reference"]) == pytest.approx(-2)
+    assert float(lines["small-lora", "CIDEr"]["vs_reference"]) == pytest.approx(-5)
+    for row in ("large-gap", "small-gap"):
+        assert lines[row, "CIDEr"]["vs_reference"] == lines[row, "CIDEr"]["p_holm"] == ""
+    text = two_backbones.output.with_suffix(".md").read_text(encoding="utf-8")
+    assert "Measured: backbones mini-large and mini-small, fine-tuned on scenes" in text
+    assert "each row's own reference ('Gap on large' or 'Gap on small')" in text
+
+
+def test_a_reference_that_is_asked_for_goes_before_the_rows_own(two_backbones: World) -> None:
+    lines = two_backbones.table(reference="small-gap")
+    assert float(lines["large-lora", "CIDEr"]["vs_reference"]) == pytest.approx(45)
+    assert lines["small-gap", "CIDEr"]["vs_reference"] == ""
+
+
+def test_the_report_marks_every_reference_and_names_other_backbones(two_backbones: World) -> None:
+    from gapinit.report_views import arrange_runs, arrange_table
+    from gapinit.results import read_runs, read_table
+
+    world = two_backbones
+    world.table()
+    (metric,) = arrange_table(read_table(world.output), None).metrics
+    assert metric.references == ("large-gap", "small-gap")
+    output = world.output.with_name("runs.csv")
+    tidy_runs([world.experiment], world.config, world.evaluations, world.runs, output)
+    assert {line["backbone"] for line in read(output)} == {"mini-large", "mini-small"}
+    lines, _ = arrange_runs(read_runs(output), world.runs, "CIDEr", "mini-large")
+    labels = {line.label for line in lines if line.run.method == "gap-init"}
+    assert labels == {"Gap-Init", "Gap-Init on mini-small"}
+
+
 def test_one_seed_has_no_standard_deviation(tmp_path: Path) -> None:
     world = make_world(tmp_path, seeds=[123])
     world.fill(MEANS)

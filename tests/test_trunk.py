@@ -122,11 +122,13 @@ def test_contents(world: SmallWorld, strategy: str) -> None:
     with h5py.File(world.trunk(strategy)) as file:
         content = {name: file[name][:] for name in file}
         assert file.attrs["first_layer"] == first
-    assert set(content) == {"prefix", "offset", "image_row", "input_ids", "labels"} | (
-        {"text"} if first else set()
-    )
+    assert set(content) == {
+        *("prefix", "prefix_offset", "grid", "offset", "image_row", "input_ids", "labels"),
+        *(["text"] if first else []),
+    }
     captions = [(row, text) for row, image in enumerate(images) for text in image.captions]
-    assert content["prefix"].shape == (len(images), 4, 32)
+    assert content["prefix"].shape == (4 * len(images), 32)
+    assert content["prefix_offset"].tolist() == [4 * row for row in range(len(images) + 1)]
     assert content["image_row"].tolist() == [row for row, _ in captions]
     assert content["offset"][0] == 0 and len(content["offset"]) == len(captions) + 1
     assert content["offset"][-1] == len(content["input_ids"]) == len(content["labels"])
@@ -141,14 +143,14 @@ def test_contents(world: SmallWorld, strategy: str) -> None:
             outputs = model(**inputs, output_hidden_states=True)
         hidden = outputs.language_model_outputs.hidden_states[first][0].numpy()
         if first:
-            np.testing.assert_allclose(content["prefix"][row], hidden[:4], rtol=1e-4, atol=2e-5)
+            np.testing.assert_allclose(content["prefix"][4 * row : 4 * row + 4], hidden[:4], rtol=1e-4, atol=2e-5)
             np.testing.assert_allclose(
                 content["text"][span], hidden[4 : 4 + len(ids)], rtol=1e-4, atol=2e-5
             )
         else:
             with torch.no_grad():
                 features = model.get_image_features(inputs["pixel_values"]).pooler_output[0]
-            np.testing.assert_allclose(content["prefix"][row], features, rtol=1e-4, atol=2e-5)
+            np.testing.assert_allclose(content["prefix"][4 * row : 4 * row + 4], features, rtol=1e-4, atol=2e-5)
 
 
 def test_block_size_changes_nothing(world: SmallWorld, tmp_path: Path) -> None:
@@ -163,13 +165,15 @@ def test_reading_through_the_memory_map(world: SmallWorld) -> None:
     for strategy in LAYERS:
         trunk = read_trunk(world.trunk(strategy))
         with h5py.File(world.trunk(strategy)) as file:
-            for name in ("prefix", "text", "input_ids", "labels", "offset", "image_row"):
+            np.testing.assert_array_equal(trunk.prefix.rows, file["prefix"][:])
+            np.testing.assert_array_equal(trunk.prefix.offset, file["prefix_offset"][:])
+            for name in ("text", "input_ids", "labels", "offset", "image_row", "grid"):
                 values: Any = getattr(trunk, name)
                 if name not in file:
                     assert values is None
                     continue
                 np.testing.assert_array_equal(values, file[name][:])
-        assert isinstance(trunk.prefix, np.memmap) and len(trunk) == 120
+        assert isinstance(trunk.prefix.rows, np.memmap) and len(trunk) == 120
 
 
 def test_a_batch_is_padded_behind_the_captions(world: SmallWorld) -> None:
@@ -177,19 +181,29 @@ def test_a_batch_is_padded_behind_the_captions(world: SmallWorld) -> None:
     lengths = np.diff(trunk.offset)
     chosen = [int(lengths.argmax()), int(lengths.argmin())]
     batch = trunk.batch(chosen)
-    longest, shortest = lengths[chosen]
+    longest, shortest = 4 + lengths[chosen]  # behind the image
     assert longest > shortest and batch["labels"].shape == (2, longest)
+    assert batch["length"].tolist() == [longest, shortest]
+    assert batch["prefix_length"].tolist() == [4, 4]
+    assert (batch["labels"][:, :4] == -100).all()
     assert (batch["labels"][1, shortest:] == -100).all()
-    assert (batch["labels"][0] != -100).all() and (batch["labels"][1, :shortest] != -100).all()
+    assert (batch["labels"][0, 4:] != -100).all()
+    assert (batch["labels"][1, 4:shortest] != -100).all()
     assert trunk.text is not None
     start = trunk.offset[chosen[1]]
-    np.testing.assert_array_equal(batch["text"][1, :shortest], trunk.text[start : start + shortest])
+    expected = np.concatenate(
+        [
+            trunk.prefix[int(trunk.image_row[chosen[1]])],
+            trunk.text[start : start + lengths[chosen[1]]],
+        ]
+    )
+    np.testing.assert_array_equal(batch["states"][1, :shortest], expected)
     alone = trunk.batch(chosen[1:])
     assert alone["labels"].shape == (1, shortest)
     # What fills a row up changes no loss.
     tail, _ = cached_tail(world, "naive", 1)
     noisy = copy.deepcopy(trunk.batch(chosen))
-    noisy["text"][1, shortest:] = 100.0
+    noisy["states"][1, shortest:] = 100.0
     assert tail(**noisy)["loss"].item() == pytest.approx(tail(**batch)["loss"].item(), rel=1e-6)
 
 

@@ -56,6 +56,7 @@ class TestWholeWorkflow:
             "test-questions",
             "test-instruct",
             "test-dynamics",
+            "test-backbones",
         ):
             for suffix in ("csv", "md", "tex"):
                 assert (results / f"6_tables/{table}.{suffix}").stat().st_size > 0
@@ -118,6 +119,22 @@ class TestWholeWorkflow:
         tidy = rows(results / "6_tables/runs.csv")
         trainings = [line for line in tidy if line["evaluated"] == "training"]
         assert {line["method"] for line in trainings} == {"lora-kaiming", "pissa-16", "loftq"}
+
+    def test_other_backbones_go_through_every_rule_and_are_compared_with_themselves(
+        self, finished: Path
+    ) -> None:
+        results = finished / "results/test"
+        names = ("mini-qwen2-vl-test", "mini-gemma3-test")
+        lines = {line["row"]: line for line in rows(results / "6_tables/test-backbones.csv")}
+        for part, name in zip(("qwen2-vl", "gemma3"), names, strict=True):
+            lora, gap_init = lines[f"{part}-lora"], lines[f"{part}-gap-init"]
+            assert lora["runs"].startswith(f"{name}/") and gap_init["runs"].startswith(f"{name}/")
+            difference = float(lora["measured"]) - float(gap_init["measured"])
+            assert float(lora["vs_reference"]) == pytest.approx(difference)
+            assert gap_init["vs_reference"] == ""
+            assert (results / f"3_gap/{name}/layers.json").is_file()
+        text = (results / "6_tables/test-backbones.md").read_text(encoding="utf-8")
+        assert f"Measured: backbones {' and '.join(names)}, fine-tuned" in text
 
     def test_published_numbers_stand_beside(self, finished: Path) -> None:
         table = rows(finished / "results/test/6_tables/test-captioning.csv")
@@ -193,6 +210,7 @@ class TestWholeWorkflow:
         ("experiments=['table99']", "key 'experiments': unknown name 'table99'"),
         ("calibration={'sizes': [99999]}", "found 1200 images in the split 'train'"),
         ("calibration={'size': 4}", "4 pairs has fewer than 10 neighbours"),
+        ("backbones={'gemma3': 'b'}", "--config: key 'backbones.gemma3': unknown name 'b'"),
         ("layers={'num_layers': 7}", "key 'layers.num_layers': 7 layers, but"),
         ("experiments=['table2']", "key 'figures': 'figure1b' draws a table with VQAv2_accuracy"),
     ],
@@ -237,11 +255,31 @@ def test_the_paper_is_planned_without_any_file(tmp_path: Path) -> None:
         "Unpack flickr30k-images",
         "Dataset coco-calibration",
         "Backbone blip2-opt-2.7b",
+        "Layers of gemma3-4b",
+        "Train gemma3-4b/coco/gap-init/rank1_naive_epochs1/in-domain-256/seed42",
+        "Train gemma3-4b/coco/gap-init/rank1_naive_epochs5/in-domain-256/seed42",
+        "Train qwen2-vl-7b-instruct/coco/lora-gaussian/rank8_naive_epochs5/no-gap/seed42",
         "Predictions for pope by blip2-opt-2.7b/vqav2/gap-init",
         "table4",
+        "table8",
+        "table12",
     ):
         assert line in output
+    trained = [line for line in output.splitlines() if ": Train " in line]
+    assert len(trained) == len({line.split(": Train ")[1] for line in trained})
     assert not (tmp_path / "data").exists()
+
+
+def test_a_backbones_own_recipe_reaches_its_jobs(tmp_path: Path) -> None:
+    configuration = ["--configfile", str(ROOT / "config/dynamics.yaml")]
+    output = snakemake(tmp_path, "--dry-run", "--printshellcmds", *configuration)
+    trainings = [line for line in output.splitlines() if " train --run " in line]
+    assert len(trainings) == 8
+    for line in trainings:
+        assert "--batch-size 1 --gradient-accumulation 19" in line
+    for name in ("qwen2.5-vl-7b-instruct", "llama-3.2-11b-vision"):
+        assert sum(f"--run {name}/" in line for line in trainings) == 4
+        assert f"Layers of {name}" in output
 
 
 def test_a_folder_that_is_there_is_not_retrieved(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from gapinit.artifacts import read_json
+from gapinit.backbones.source import read_source
 from gapinit.errors import GapinitError
 
 READ_WHOLE = 1 << 28
@@ -32,6 +33,13 @@ def fingerprint(folder: Path) -> str:
         raise GapinitError(f"{folder}: no backbone here (expected config.json and *.safetensors)")
     config = read_json(folder / "config.json")
     state.update(json.dumps(config, sort_keys=True).encode())
+    # The same weights in another dtype or template have other states.
+    source = read_source(folder)
+    if source.dtype is not None:
+        state.update(source.dtype.encode())
+    used = source.prompts.model_dump(exclude_none=True)
+    if used:
+        state.update(json.dumps(used, sort_keys=True).encode())
     for path in weights:
         size = path.stat().st_size
         state.update(f"{path.name} {size}".encode())

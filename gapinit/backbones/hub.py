@@ -5,27 +5,28 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from gapinit.artifacts import atomic_folder, write_json
+from gapinit.artifacts import atomic_folder
+from gapinit.backbone_settings import BackboneSettings
+from gapinit.backbones.source import SOURCE_FILE, Dtype, PromptSettings, Source, write_source
 from gapinit.errors import GapinitError
-from gapinit.settings import Settings
 
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 """What a `save_pretrained` folder consists of: no pickle is ever fetched."""
-SOURCE_FILE = "gapinit_source.json"
 
 
-class HubSettings(Settings):
+class HubSettings(BackboneSettings):
     """Where a backbone's weights come from, read from `config/backbones/*.yaml`."""
 
-    name: str
-    family: str
     repository: str
     """Owner and name on the Hugging Face hub."""
     revision: str = "main"
     """Branch, tag or commit; the commit that it was is recorded."""
     folder: Path | None = None
     """A `save_pretrained` folder on disk: nothing is fetched."""
-    decoder_layers: int | None = None
+    dtype: Dtype | None = None
+    """What the weights are loaded in; None: as they are stored."""
+    prompts: PromptSettings = PromptSettings()
+    """Parts of the template that replace the family's own."""
 
 
 def link_backbone(settings: HubSettings, output: Path) -> None:
@@ -45,9 +46,17 @@ def link_backbone(settings: HubSettings, output: Path) -> None:
         )
     with atomic_folder(output) as folder:
         for path in found:
+            if path.name == SOURCE_FILE:  # another's notes are not about this use
+                continue
             (folder / path.name).symlink_to(path)
-        record = {"repository": settings.repository, "commit": commit, "folder": str(source)}
-        write_json(folder / SOURCE_FILE, record)
+        record = Source(
+            repository=settings.repository,
+            commit=commit,
+            folder=str(source),
+            dtype=settings.dtype,
+            prompts=settings.prompts,
+        )
+        write_source(folder, record)
 
 
 def _fetch(settings: HubSettings) -> tuple[Path, str]:

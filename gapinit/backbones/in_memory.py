@@ -23,7 +23,7 @@ from gapinit.backbones import FAMILIES
 from gapinit.errors import GapinitError
 
 if TYPE_CHECKING:
-    from gapinit.backbones.blip2 import Blip2Backbone
+    from gapinit.backbones.base import Backbone
 
 
 class DecoderLinear(NamedTuple):
@@ -34,7 +34,7 @@ class DecoderLinear(NamedTuple):
     """As it stands in the model: the adapter's wrapper where there is one."""
 
 
-def wrap_model(model: Any, processor: Any = None) -> Blip2Backbone:
+def wrap_model(model: Any, processor: Any = None) -> Backbone:
     """Return the backbone around a Hugging Face model or a PeftModel, without a copy of it.
 
     `processor` is needed only where images and captions are read. `GapinitError` for a model or a
@@ -58,7 +58,7 @@ def wrap_model(model: Any, processor: Any = None) -> Blip2Backbone:
             f"processor: expected the model's processor (AutoProcessor.from_pretrained), with a "
             f"tokenizer and an image processor, found {type(processor).__name__}"
         )
-    backbone: Blip2Backbone = family(plain, processor)
+    backbone: Backbone = family(plain, processor)
     return backbone
 
 
@@ -83,7 +83,7 @@ def base_modules(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Mo
         yield from base_modules(child, f"{name}.{child_name}" if name else child_name)
 
 
-def decoder_linears(backbone: Blip2Backbone) -> dict[str, DecoderLinear]:
+def decoder_linears(backbone: Backbone) -> dict[str, DecoderLinear]:
     """Return the linear modules inside the decoder layers by name, bottom layer first."""
     index = {id(layer): number for number, layer in enumerate(backbone.decoder_layers)}
     return {

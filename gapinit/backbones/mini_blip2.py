@@ -1,11 +1,4 @@
-"""Make `mini-blip2`: the real BLIP-2 classes at a size that a laptop pretrains in minutes.
-
-The order is that of real backbones. A byte-level BPE tokenizer is trained on the corpus; the
-language model learns to read (caption-like sentences, questions, facts, alt-texts) without any
-image; vision tower and Q-Former learn which words an image's alt-texts hold; then the model learns
-to speak of what it sees, from noisy alt-texts alone. What comes out sees and speaks, but captions
-in alt-text style: fine-tuning has a style to change.
-"""
+"""Make `mini-blip2`: BLIP-2 (OPT) at a size that a laptop pretrains in minutes (`mini.py`)."""
 
 from __future__ import annotations
 
@@ -14,6 +7,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor
 from transformers import (
     Blip2Config,
     Blip2ForConditionalGeneration,
@@ -22,46 +16,21 @@ from transformers import (
 )
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from gapinit.artifacts import atomic_folder
-from gapinit.backbones.blip2 import Blip2Backbone, no_progress_bars
-from gapinit.backbones.pretraining import (
-    Phase,
-    load_alt_texts,
-    pretrain_alignment,
-    pretrain_language,
-    pretrain_qformer,
-    pretrain_vision,
-)
-from gapinit.data.pretraining import read_alt_text, read_corpus
-from gapinit.settings import Settings
+from gapinit.backbones.base import Backbone
+from gapinit.backbones.blip2 import Blip2Backbone
+from gapinit.backbones.mini import MiniSettings, make
+from gapinit.backbones.pretraining import Phase, Sight
 
 INITIAL_SCALE = 0.1
 
 
-class MiniBlip2Settings(Settings):
+class MiniBlip2Settings(MiniSettings):
     """Sizes and pretraining recipe of one small BLIP-2, read from `config/backbones/*.yaml`."""
 
-    name: str
-    family: str
-    pretraining: str
-    """Dataset folder with `corpus.txt` and `alt_text.jsonl`."""
-    seed: int
-    image_size: int
-    patch_size: int
-    vision_layers: int
-    vision_width: int
     qformer_layers: int
     qformer_width: int
     query_tokens: int
-    decoder_layers: int
-    decoder_width: int
-    attention_heads: int
-    vocabulary: int
-    max_positions: int
-    language: Phase
-    vision: Phase
     qformer: Phase
-    alignment: Phase
 
 
 def pretrain(settings: MiniBlip2Settings, data: Path, output: Path, threads: int) -> None:
@@ -70,23 +39,26 @@ def pretrain(settings: MiniBlip2Settings, data: Path, output: Path, threads: int
     `data` is the pretraining folder of `gapinit data`. Same settings, data, package versions and
     thread count give the same weights.
     """
-    torch.set_num_threads(threads)
-    torch.manual_seed(settings.seed)
-    corpus = read_corpus(data)
-    pairs = read_alt_text(data)
-    tokenizer = train_tokenizer(corpus, settings.vocabulary)
-    backbone = build(settings, tokenizer)
-    model = backbone.model.train().requires_grad_(True)
-    seed = settings.seed
-    pretrain_language(backbone, corpus, settings.language, seed)
-    examples = load_alt_texts(backbone, pairs)
-    pretrain_vision(backbone, examples, settings.vision, seed + 1)
-    examples = examples.seen_by(backbone)
-    pretrain_qformer(backbone, examples, settings.qformer, seed + 2)
-    pretrain_alignment(backbone, examples, corpus, settings.alignment, seed + 3)
-    with atomic_folder(output) as folder, no_progress_bars():
-        model.eval().save_pretrained(folder)
-        backbone.processor.save_pretrained(folder)
+    make(settings, settings.qformer, train_tokenizer, build, sight_of, data, output, threads)
+
+
+def sight_of(backbone: Backbone) -> Sight:
+    """Return the parts of BLIP-2 that lead from pixels to image tokens."""
+    model = backbone.model
+
+    def query(patches: Tensor) -> Tensor:
+        queries = model.query_tokens.expand(len(patches), -1, -1)
+        tokens: Tensor = model.qformer(query_embeds=queries, encoder_hidden_states=patches)[0]
+        return tokens
+
+    return Sight(
+        see=lambda pixels: model.vision_model(pixels, return_dict=True).last_hidden_state,
+        tower=list(model.vision_model.parameters()),
+        query=query,
+        querying=[*model.qformer.parameters(), model.query_tokens],
+        project=model.language_projection,
+        projecting=list(model.language_projection.parameters()),
+    )
 
 
 def train_tokenizer(corpus: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:

@@ -11,16 +11,21 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
-from gapinit.backbones.blip2 import Blip2Backbone
+from gapinit.backbones.base import Backbone
+from gapinit.backbones.inputs import Images, Inputs
 from gapinit.data.images import load_image
 from gapinit.errors import GapinitError
 from gapinit.progress import track
 from gapinit.settings import Settings
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 class Phase(Settings):
@@ -35,10 +40,34 @@ class Phase(Settings):
 
 
 @dataclass(frozen=True)
+class Sight:
+    """How a small model comes from pixels to image tokens, in parts that are trained in turn."""
+
+    see: Callable[[Tensor], Tensor]
+    """The vision tower: pixels of some images to their patches, (n, patches, width)."""
+    tower: list[nn.Parameter]
+    query: Callable[[Tensor], Tensor]
+    """Patches to fewer tokens, (n, tokens, width): a Q-Former, a merger, a projector."""
+    querying: list[nn.Parameter]
+    project: Callable[[Tensor], Tensor]
+    """Those to the language model's space, (n, tokens, d)."""
+    projecting: list[nn.Parameter]
+    grid: tuple[int, ...] = ()
+    """An image's grid, where positions depend on it; the images are all of one size."""
+
+    def images(self, tokens: Tensor) -> Images:
+        """Return projected tokens as the backbone takes them."""
+        grid = torch.tensor(self.grid, dtype=torch.int64).expand(len(tokens), -1)
+        return replace(Images.equal(tokens), grid=grid)
+
+
+@dataclass(frozen=True)
 class AltTexts:
     """Alt-texts as token ids, and the images that they belong to."""
 
     texts: list[list[int]]
+    encoded: list[tuple[list[int], list[int]]]
+    """The same in the template of a caption: token ids and labels."""
     image_row: list[int]
     """For each text the row of its image in `pixels` and `patches`."""
     pixels: Tensor
@@ -46,43 +75,54 @@ class AltTexts:
     """(images, patches, width): the vision tower's output, empty until that is trained."""
 
     @torch.no_grad()
-    def seen_by(self, backbone: Blip2Backbone) -> AltTexts:
+    def seen_by(self, sight: Sight) -> AltTexts:
         """Return the same with the output of the vision tower, which is frozen from here on."""
-        vision = backbone.model.vision_model
-        patches = [
-            vision(block, return_dict=True).last_hidden_state for block in self.pixels.split(512)
-        ]
+        patches = [sight.see(block) for block in self.pixels.split(512)]
         return replace(self, patches=torch.cat(patches))
 
 
-def load_alt_texts(backbone: Blip2Backbone, pairs: Sequence[tuple[Path, str]]) -> AltTexts:
+def load_alt_texts(backbone: Backbone, pairs: Sequence[tuple[Path, str]]) -> AltTexts:
     """Decode each image once and encode each text."""
     rows = {path: row for row, path in enumerate(dict.fromkeys(path for path, _ in pairs))}
     paths = list(rows)
     blocks = [
-        backbone.pixel_values([load_image(path) for path in paths[start : start + 512]])
+        _pixels(backbone, [load_image(path) for path in paths[start : start + 512]])
         for start in range(0, len(paths), 512)
     ]
+    texts = [text for _, text in pairs]
     return AltTexts(
-        texts=backbone.encode([text for _, text in pairs], max_tokens(backbone)),
+        texts=_read(backbone, texts),
+        encoded=backbone.encode_captions(texts, max_tokens(backbone)),
         image_row=[rows[path] for path, _ in pairs],
         pixels=torch.cat(blocks),
         patches=torch.empty(0),
     )
 
 
-def max_tokens(backbone: Blip2Backbone) -> int:
+def _pixels(backbone: Backbone, images: Sequence[Image]) -> Tensor:
+    """Return the pixels of images of one size, (n, ...): some processors put them end to end."""
+    pixels = backbone.pixels(images)["pixel_values"]
+    return pixels.reshape(len(images), -1, pixels.shape[-1]) if pixels.dim() == 2 else pixels
+
+
+def max_tokens(backbone: Backbone) -> int:
     """Return how many tokens of a text are read: half of the positions, images take the rest."""
-    return int(backbone.model.config.text_config.max_position_embeddings) // 2
+    return int(backbone.text_config.max_position_embeddings) // 2
 
 
-def pretrain_language(
-    backbone: Blip2Backbone, corpus: Sequence[str], phase: Phase, seed: int
-) -> None:
+def _read(backbone: Backbone, texts: Sequence[str]) -> list[list[int]]:
+    """Return token ids of plain texts, each behind the token that begins one."""
+    tokenizer = backbone.processor.tokenizer
+    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    room = max_tokens(backbone) - 1
+    return [[start, *ids[:room]] for ids in backbone.texts.token_ids(texts)]
+
+
+def pretrain_language(backbone: Backbone, corpus: Sequence[str], phase: Phase, seed: int) -> None:
     """Teach the language model to read: texts alone, no image."""
-    texts = backbone.encode(corpus, max_tokens(backbone))
+    texts = _read(backbone, corpus)
     batches = _batches(texts, phase.batch_size, random.Random(seed))
-    parameters = list(backbone.model.language_model.parameters())
+    parameters = unique([*backbone.decoder.parameters(), *backbone.output_head.parameters()])
 
     def loss() -> Tensor:
         return _text_loss(backbone, [texts[index] for index in next(batches)])
@@ -90,7 +130,9 @@ def pretrain_language(
     _optimise(parameters, loss, phase, "language modelling")
 
 
-def pretrain_vision(backbone: Blip2Backbone, examples: AltTexts, phase: Phase, seed: int) -> None:
+def pretrain_vision(
+    backbone: Backbone, sight: Sight, examples: AltTexts, phase: Phase, seed: int
+) -> None:
     """Teach the vision tower which words stand in an image's alt-text.
 
     Each patch votes for words through a head that is thrown away afterwards; a word counts as
@@ -98,40 +140,43 @@ def pretrain_vision(backbone: Blip2Backbone, examples: AltTexts, phase: Phase, s
     the language model learns to speak without looking: the loss of a whole caption rewards vision
     too little, too late (LOG.md).
     """
-    vision = backbone.model.vision_model
 
     def tokens(rows: list[int]) -> Tensor:
-        return vision(examples.pixels[rows], return_dict=True).last_hidden_state
+        return sight.see(examples.pixels[rows])
 
-    head = _voting_head(backbone, vision.config.hidden_size)
+    head = _voting_head(backbone, tokens([0]).shape[-1])
     _optimise(
-        [*vision.parameters(), *head.parameters()],
+        [*sight.tower, *head.parameters()],
         _voting_loss(tokens, head, examples, phase, seed),
         phase,
         "vision tower: words in images",
     )
 
 
-def pretrain_qformer(backbone: Blip2Backbone, examples: AltTexts, phase: Phase, seed: int) -> None:
-    """Teach the Q-Former's query tokens the same words (BLIP-2's first stage: representation)."""
-    model = backbone.model
+def pretrain_query(
+    backbone: Backbone, sight: Sight, examples: AltTexts, phase: Phase, seed: int
+) -> None:
+    """Teach the image tokens the same words (BLIP-2's first stage: representation)."""
 
     def tokens(rows: list[int]) -> Tensor:
-        queries = model.query_tokens.expand(len(rows), -1, -1)
-        seen = examples.patches[rows]
-        return model.qformer(query_embeds=queries, encoder_hidden_states=seen)[0]
+        return sight.query(examples.patches[rows])
 
-    head = _voting_head(backbone, model.qformer.config.hidden_size)
+    head = _voting_head(backbone, tokens([0]).shape[-1])
     _optimise(
-        [*model.qformer.parameters(), model.query_tokens, *head.parameters()],
+        [*sight.querying, *head.parameters()],
         _voting_loss(tokens, head, examples, phase, seed),
         phase,
-        "Q-Former: words in images",
+        "image tokens: words in images",
     )
 
 
 def pretrain_alignment(
-    backbone: Blip2Backbone, examples: AltTexts, corpus: Sequence[str], phase: Phase, seed: int
+    backbone: Backbone,
+    sight: Sight,
+    examples: AltTexts,
+    corpus: Sequence[str],
+    phase: Phase,
+    seed: int,
 ) -> None:
     """Teach the model to speak of what it sees (BLIP-2's second stage: generation).
 
@@ -140,10 +185,8 @@ def pretrain_alignment(
     within minutes to read image tokens (LOG.md). So that it keeps what it has read, as a frozen one
     does, batches of the corpus come between (`phase.text_every`).
     """
-    model = backbone.model
     batches = _batches(examples.texts, phase.batch_size, random.Random(seed))
-    modules = (model.qformer, model.language_projection, model.language_model)
-    texts = backbone.encode(corpus, max_tokens(backbone))
+    texts = _read(backbone, corpus)
     reading = _batches(texts, phase.batch_size, random.Random(seed + 1))
     steps = count(1)
 
@@ -152,29 +195,35 @@ def pretrain_alignment(
             return _text_loss(backbone, [texts[index] for index in next(reading)])
         chosen = next(batches)
         seen = examples.patches[[examples.image_row[index] for index in chosen]]
-        queries = model.query_tokens.expand(len(chosen), -1, -1)
-        tokens = model.qformer(query_embeds=queries, encoder_hidden_states=seen)[0]
-        features = model.language_projection(tokens)
-        return _caption_loss(backbone, features, [examples.texts[index] for index in chosen])
+        images = sight.images(sight.project(sight.query(seen)))
+        encoded = [examples.encoded[index] for index in chosen]
+        inputs = backbone.embed(images, [ids for ids, _ in encoded])
+        return _loss(backbone, inputs, [labels for _, labels in encoded])
 
+    language = unique([*backbone.decoder.parameters(), *backbone.output_head.parameters()])
     _optimise(
-        [*(value for module in modules for value in module.parameters()), model.query_tokens],
+        [*sight.querying, *sight.projecting, *language],
         loss,
         phase,
         "vision-language alignment",
     )
 
 
-def _voting_head(backbone: Blip2Backbone, width: int) -> torch.nn.Linear:
+def unique(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    """Return parameters each once: the embedding of a vocabulary may be its output matrix, too."""
+    return list({id(parameter): parameter for parameter in parameters}.values())
+
+
+def _voting_head(backbone: Backbone, width: int) -> nn.Linear:
     """Return a head from image tokens to words, most of which are absent from any one image."""
-    head = torch.nn.Linear(width, backbone.model.config.text_config.vocab_size)
-    torch.nn.init.constant_(head.bias, -3.0)
+    head = nn.Linear(width, backbone.text_config.vocab_size)
+    nn.init.constant_(head.bias, -3.0)
     return head
 
 
 def _voting_loss(
     tokens: Callable[[list[int]], Tensor],
-    head: torch.nn.Linear,
+    head: nn.Linear,
     examples: AltTexts,
     phase: Phase,
     seed: int,
@@ -208,26 +257,24 @@ def _batches(
         yield from batches
 
 
-def _text_loss(backbone: Blip2Backbone, sequences: Sequence[Sequence[int]]) -> Tensor:
-    width = backbone.hidden_size
-    empty = torch.zeros(len(sequences), 0, width)
-    return _caption_loss(backbone, empty, sequences)
+def _text_loss(backbone: Backbone, sequences: Sequence[Sequence[int]]) -> Tensor:
+    """Return the loss of plain texts, each ended by EOS."""
+    ended = [[*ids[1:], backbone.eos_token_id] for ids in sequences]
+    return _loss(backbone, backbone.embed_texts(sequences), ended)
 
 
-def _caption_loss(
-    backbone: Blip2Backbone, features: Tensor, sequences: Sequence[Sequence[int]]
-) -> Tensor:
-    """Return the mean cross-entropy of the texts, each ended by EOS, behind their image tokens."""
-    ended = [[*ids, backbone.eos_token_id] for ids in sequences]
-    ids, lengths = backbone.pad(ended)
-    states = backbone.decode(backbone.embed(features, ids[:, :-1]))[:, features.shape[1] :]
-    labelled = torch.arange(ids.shape[1] - 1)[None, :] < (lengths - 1)[:, None]
-    logits = backbone.output_head(states[labelled])
-    return torch.nn.functional.cross_entropy(logits, ids[:, 1:][labelled])
+def _loss(backbone: Backbone, inputs: Inputs, labels: Sequence[Sequence[int]]) -> Tensor:
+    """Return the mean cross-entropy of the labels behind each sequence's prefix."""
+    expected = torch.full(inputs.states.shape[:2], -100)
+    for row, (start, found) in enumerate(zip(inputs.prefix_length.tolist(), labels, strict=True)):
+        expected[row, start : start + len(found)] = torch.tensor(found)
+    labelled = expected != -100
+    logits = backbone.output_head(backbone.decode(inputs)[labelled])
+    return torch.nn.functional.cross_entropy(logits, expected[labelled])
 
 
 def _optimise(
-    parameters: list[torch.nn.Parameter],
+    parameters: Sequence[nn.Parameter],
     loss: Callable[[], Tensor],
     phase: Phase,
     title: str,

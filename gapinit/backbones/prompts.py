@@ -1,4 +1,4 @@
-"""What each family of backbones is told before it answers: every prompt template in one place."""
+"""What a backbone is told before it answers, and which words of a sample are learned."""
 
 from __future__ import annotations
 
@@ -17,17 +17,26 @@ Segment = tuple[str, bool]
 
 @dataclass(frozen=True)
 class Prompts:
-    """The texts around an image's caption, and around a question's answer."""
+    """The texts around an image, its caption, and the answers to questions.
+
+    A sequence is `head`, the image, `caption` or `question`, the answer, `end`. In a conversation
+    `chat` stands for `question`, then come `turn`, the next answer, `end` and so on.
+    """
 
     caption: str
+    """Asks for a caption."""
     question: str
-    """Holds `{question}`."""
-
-
-PROMPTS = {
-    # Source: the BLIP-2 authors' prompts, as in the model cards; captions have none.
-    "blip2": Prompts(caption="", question="Question: {question} Short answer:"),
-}
+    """Asks a question; holds `{question}`."""
+    chat: str
+    """Asks the first question of a conversation; holds `{question}`."""
+    turn: str
+    """Asks a further question, behind an answer; holds `{question}`."""
+    head: str = ""
+    """In front of the image. What a tokenizer puts before every text (BOS) does not stand here."""
+    end: str | None = None
+    """The token that ends an answer; None: the model's own EOS."""
+    spaced: bool = False
+    """Whether a space stands between the pieces."""
 
 
 def sample_prompt(prompts: Prompts, sample: Sample) -> str:
@@ -35,7 +44,7 @@ def sample_prompt(prompts: Prompts, sample: Sample) -> str:
     from gapinit.data.questions import Question
 
     if isinstance(sample, Question):
-        return prompts.question.format(question=sample.text)
+        return prompts.question.replace("{question}", sample.text)
     return prompts.caption
 
 
@@ -53,11 +62,12 @@ def training_texts(prompts: Prompts, kind: Kind, sample: Sample) -> list[list[Se
     if isinstance(sample, Conversation):
         text: list[Segment] = []
         for asked, said in sample.turns:
-            text += [(prompts.question.format(question=asked), False), (said, True)]
+            template = prompts.turn if text else prompts.chat
+            text += [(template.replace("{question}", asked), False), (said, True)]
         return [text]
     if kind != "vqa":
         raise GapinitError("POPE's questions are for evaluation; nothing is trained on them")
-    prompt = prompts.question.format(question=sample.text)
+    prompt = prompts.question.replace("{question}", sample.text)
     return [[(prompt, False), (most_common(sample.answers), True)]]
 
 

@@ -22,3 +22,16 @@ def load_image(path: Path) -> Image:
         raise GapinitError(f"{path}: no such image") from None
     except (OSError, SyntaxError, ValueError, pillow.DecompressionBombError) as error:
         raise GapinitError(f"{path}: damaged or unreadable image ({error})") from None
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return the width and height that `load_image` would give, from the file's header alone."""
+    from PIL import Image as pillow
+
+    try:
+        with pillow.open(path) as image:
+            return image.size
+    except FileNotFoundError:
+        raise GapinitError(f"{path}: no such image") from None
+    except (OSError, SyntaxError, ValueError, pillow.DecompressionBombError) as error:
+        raise GapinitError(f"{path}: damaged or unreadable image ({error})") from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from gapinit.methods import METHODS
 from gapinit.runs import Run
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
 QUANTITIES = {
@@ -34,6 +35,7 @@ class Curve:
     """One quantity of one method over the steps: mean and standard deviation over seeds."""
 
     label: str
+    backbone: str
     method: str
     quantity: str
     step: np.ndarray
@@ -61,7 +63,11 @@ def draw(runs: Sequence[Path], output: Path, *, window: int | None = None) -> No
 def draw_curves(
     runs: Sequence[Path], output: Path, quantities: Sequence[str], window: int | None = None
 ) -> None:
-    """Draw some quantities of the step logs over the steps, a panel each; see `draw`."""
+    """Draw some quantities of the step logs over the steps, a panel each; see `draw`.
+
+    Runs of several backbones have their own panels, side by side or, of several quantities, a row
+    a backbone.
+    """
     if not runs:
         raise GapinitError("training curves: expected at least one run folder, found none")
     groups: dict[Run, list[Path]] = {}
@@ -71,21 +77,25 @@ def draw_curves(
     curves = [
         curve
         for label, (run, folders) in zip(labels(list(groups)), groups.items(), strict=True)
-        for curve in _curves(label, run.method, folders, window)
+        for curve in _curves(label, run, folders, window)
         if curve.quantity in quantities
     ]
+    backbones = list(dict.fromkeys(run.backbone for run in groups))
+    columns = len(quantities) if len(quantities) > 1 else len(backbones)
+    places = [(backbone, quantity) for backbone in backbones for quantity in quantities]
+    styles = _styles(curves)
     with style.paper_style():
-        figure, panels = style.panels(len(quantities), width=style.TEXT_WIDTH, height=2.6)
-        for axes, quantity in zip(panels, quantities, strict=True):
-            _draw_quantity(axes, [curve for curve in curves if curve.quantity == quantity])
-            axes.set_ylabel(QUANTITIES[quantity])
-            axes.set_xlabel("step")
-            # Gradient norms of methods differ by orders of magnitude; the other two do not.
-            if quantity == "grad_norm":
-                axes.set_yscale("log")
-            elif quantity == "alignment":
-                axes.set_ylim(0, 1.02)
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        figure, panels = style.panels(
+            columns, rows=len(places) // columns, width=style.TEXT_WIDTH, height=2.6
+        )
+        for axes, place in zip(panels, places, strict=True):
+            drawn = [curve for curve in curves if (curve.backbone, curve.quantity) == place]
+            _draw_quantity(axes, drawn, styles)
+            _name_axes(axes, place[1])
+            if len(backbones) > 1:
+                axes.set_title(place[0])
+        handles, names = zip(*_legend(panels), strict=True)
+        figure.legend(handles, names, loc="outside lower center", ncols=2)
         style.save(figure, output)
     style.write_numbers(output, _numbers(curves))
 
@@ -132,7 +142,7 @@ def _run(folder: Path) -> Run:
     return run
 
 
-def _curves(label: str, method: str, folders: Sequence[Path], window: int | None) -> list[Curve]:
+def _curves(label: str, run: Run, folders: Sequence[Path], window: int | None) -> list[Curve]:
     logs = [read_steps(folder / "steps.csv") for folder in folders]
     for folder, log in zip(folders, logs, strict=True):
         if len(log["step"]) != len(logs[0]["step"]):
@@ -146,20 +156,51 @@ def _curves(label: str, method: str, folders: Sequence[Path], window: int | None
     for quantity in QUANTITIES:
         values = np.stack([smooth(log[quantity], span) for log in logs])
         std = values.std(axis=0, ddof=1) if len(logs) > 1 else np.zeros(values.shape[1])
-        curves.append(
-            Curve(label, method, quantity, logs[0]["step"], values.mean(axis=0), std, len(logs))
-        )
+        step, mean = logs[0]["step"], values.mean(axis=0)
+        curves.append(Curve(label, run.backbone, run.method, quantity, step, mean, std, len(logs)))
     return curves
 
 
-def _draw_quantity(axes: Axes, curves: Sequence[Curve]) -> None:
+def _styles(curves: Sequence[Curve]) -> dict[str, tuple[str, str]]:
+    """Return colour and line of each label, the same in every panel."""
+    styles: dict[str, tuple[str, str]] = {}
     drawn = {True: 0, False: 0}
     for curve in curves:
+        if curve.label in styles:
+            continue
         own = curve.method == "gap-init"
         place = drawn[own]
         drawn[own] += 1
         colour = style.GAP_INIT if own else COLOURS[place % len(COLOURS)]
         line = LINES[(place if own else place // len(COLOURS)) % len(LINES)]
+        styles[curve.label] = colour, line
+    return styles
+
+
+def _name_axes(axes: Axes, quantity: str) -> None:
+    axes.set_ylabel(QUANTITIES[quantity])
+    axes.set_xlabel("step")
+    # Gradient norms of methods differ by orders of magnitude; the other two do not.
+    if quantity == "grad_norm":
+        axes.set_yscale("log")
+    elif quantity == "alignment":
+        axes.set_ylim(0, 1.02)
+
+
+def _legend(panels: Sequence[Axes]) -> list[tuple[Artist, str]]:
+    """Return every line of the panels once, with its name."""
+    found: dict[str, Artist] = {}
+    for axes in panels:
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(name, handle)
+    return [(handle, name) for name, handle in found.items()]
+
+
+def _draw_quantity(
+    axes: Axes, curves: Sequence[Curve], styles: Mapping[str, tuple[str, str]]
+) -> None:
+    for curve in curves:
+        colour, line = styles[curve.label]
         axes.plot(
             curve.step, curve.mean, color=colour, linestyle=line, linewidth=1.0,
             label=f"{curve.label} (n = {curve.n_seeds})",
@@ -175,10 +216,11 @@ def _draw_quantity(axes: Axes, curves: Sequence[Curve]) -> None:
 
 def _numbers(curves: Sequence[Curve]) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {
-        name: [] for name in ("label", "quantity", "step", "mean", "std", "n_seeds")
+        name: [] for name in ("backbone", "label", "quantity", "step", "mean", "std", "n_seeds")
     }
     for curve in curves:
         count = len(curve.step)
+        columns["backbone"] += [curve.backbone] * count
         columns["label"] += [curve.label] * count
         columns["quantity"] += [curve.quantity] * count
         columns["step"] += [int(step) for step in curve.step]

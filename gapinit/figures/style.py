@@ -82,14 +82,17 @@ def paper_style() -> Iterator[None]:
 
 
 def panels(
-    columns: int = 1, *, width: float = COLUMN_WIDTH, height: float = 2.3
+    columns: int = 1, *, rows: int = 1, width: float = COLUMN_WIDTH, height: float = 2.3
 ) -> tuple[Figure, list[Axes]]:
-    """Make a figure with `columns` panels side by side; sizes in inches. Needs no display."""
+    """Make a figure with `columns` panels side by side, row by row; sizes in inches.
+
+    `height` is that of one row. Needs no display.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(1, columns, squeeze=False)[0]
-    return figure, list(axes)
+    figure = Figure(figsize=(width, rows * height), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    return figure, list(axes.flat)
 
 
 def save(figure: Figure, output_stem: Path) -> None:

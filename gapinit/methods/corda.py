@@ -16,6 +16,9 @@ from torch import Tensor
 from gapinit.methods.setup import CALIBRATION_SAMPLES, Adapted, Setup
 from gapinit.tail import tail_states
 
+PADDED = ("states", "labels", "input_ids")
+"""What a batch pads to its longest sequence."""
+
 
 def adapt(setup: Setup) -> Adapted:
     """Add the adapter with PEFT's own initialiser, run on the first training samples."""
@@ -38,6 +41,6 @@ def _samples(batch: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         # The last position that predicts anything; what follows is padding.
         length = int(torch.nonzero(labels != -100).max()) + 1
         yield {
-            name: value[row : row + 1] if name == "prefix" else value[row : row + 1, :length]
+            name: value[row : row + 1, :length] if name in PADDED else value[row : row + 1]
             for name, value in batch.items()
         }

@@ -10,7 +10,6 @@ import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
 from peft import EvaConfig, initialize_lora_eva_weights
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from gapinit.methods.setup import CALIBRATION_SAMPLES, Adapted, Setup
 from gapinit.tail import tail_states
 
 if TYPE_CHECKING:
-    from gapinit.backbones.blip2 import Blip2Backbone
+    from gapinit.backbones.base import Backbone
 
 
 def adapt(setup: Setup) -> Adapted:
@@ -41,7 +40,7 @@ def adapt(setup: Setup) -> Adapted:
     return Adapted(model)
 
 
-def _forward(backbone: Blip2Backbone, _: object, batch: dict[str, Tensor]) -> None:
+def _forward(backbone: Backbone, _: object, batch: dict[str, Tensor]) -> None:
     tail_states(backbone, batch)
 
 
@@ -50,11 +49,7 @@ def _learned_positions(batch: dict[str, Tensor], _: object) -> Tensor:
 
     ASSUME: EVA leaves out what carries no label; here that is the image, the prompt and padding.
     """
-    labels = batch["labels"]
-    image = torch.zeros(
-        len(labels), batch["prefix"].shape[1], dtype=torch.bool, device=labels.device
-    )
-    return torch.cat([image, labels != -100], dim=1).flatten()
+    return (batch["labels"] != -100).flatten()
 
 
 def _rows_at(layer_input: Any, chosen: Tensor, _: str) -> Tensor:

@@ -15,15 +15,21 @@ import torch
 from torch import Tensor
 
 from gapinit.adapters import in_base, lora_layers, point, unit
+from gapinit.errors import GapinitError
 from gapinit.methods.setup import CALIBRATION_SAMPLES, Adapted, Setup
-from gapinit.tail import tail_states
+from gapinit.tail import batch_inputs, tail_states
 
 if TYPE_CHECKING:
-    from gapinit.backbones.blip2 import Blip2Backbone
+    from gapinit.backbones.base import Backbone
 
 
 def adapt(setup: Setup) -> Adapted:
     """Measure the gap of every module on the first training samples, and point B along it."""
+    if setup.backbone.cross_attends:
+        raise GapinitError(
+            "method 'gap-module' needs vision states at each module's output; this backbone reads "
+            "images by cross-attention and has none there. Use 'gap-init'."
+        )
     gaps = module_gaps(setup.backbone, setup.layers, setup.batches(CALIBRATION_SAMPLES))
     model = setup.add_lora()
     directions = {name: unit(gaps[in_base(name)], name) for name in lora_layers(model)}
@@ -33,7 +39,7 @@ def adapt(setup: Setup) -> Adapted:
 
 @torch.no_grad()
 def module_gaps(
-    backbone: Blip2Backbone, layers: list[int], batches: list[dict[str, Tensor]]
+    backbone: Backbone, layers: list[int], batches: list[dict[str, Tensor]]
 ) -> dict[str, Tensor]:
     """Return the mean gap of each target module's output, (d_out,) float64, by its name."""
     total: dict[str, Tensor] = {}
@@ -42,22 +48,26 @@ def module_gaps(
         for batch in batches:
             tail_states(backbone, batch)
             text = _text_positions(batch["labels"])
+            _, image = backbone.vision_states(batch_inputs(backbone, batch), batch["states"])
             # A sample cut so short that none of its text is left has no gap.
             kept = text.any(dim=1)
             samples += int(kept.sum())
             for name, output in outputs.items():
-                gap = _sample_gaps(output, text, batch["prefix"].shape[1])[kept].sum(dim=0).cpu()
+                gap = _sample_gaps(output, text, image)[kept].sum(dim=0).cpu()
                 total[name] = total[name] + gap if name in total else gap
     return {name: gap / samples for name, gap in total.items()}
 
 
-def _sample_gaps(output: Tensor, text: Tensor, image_tokens: int) -> Tensor:
+def _sample_gaps(output: Tensor, text: Tensor, image: Tensor) -> Tensor:
     """Return text mean less image mean of each sample, (samples, d_out) float64."""
     # OPT flattens what fc1 and fc2 read.
-    states = output.reshape(len(text), -1, output.shape[-1]).double()
-    weights = text.double() / text.sum(dim=1, keepdim=True).clamp(min=1)
-    text_mean = torch.einsum("bt,btd->bd", weights, states[:, image_tokens:])
-    return text_mean - states[:, :image_tokens].mean(dim=1)
+    states = output.reshape(*text.shape, output.shape[-1]).double()
+    return _mean(states, text) - _mean(states, image)
+
+
+def _mean(states: Tensor, where: Tensor) -> Tensor:
+    weights = where.double() / where.sum(dim=1, keepdim=True).clamp(min=1)
+    return torch.einsum("bt,btd->bd", weights, states)
 
 
 def _text_positions(labels: Tensor) -> Tensor:
@@ -73,7 +83,7 @@ def _text_positions(labels: Tensor) -> Tensor:
 
 
 @contextmanager
-def _outputs(backbone: Blip2Backbone, layers: list[int]) -> Iterator[dict[str, Tensor]]:
+def _outputs(backbone: Backbone, layers: list[int]) -> Iterator[dict[str, Tensor]]:
     """Keep each target module's last output in a mapping, while the block runs."""
     outputs: dict[str, Tensor] = {}
 

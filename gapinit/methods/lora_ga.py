@@ -21,8 +21,8 @@ def adapt(setup: Setup) -> Adapted:
         setup.backbone.model.eval()  # PEFT switches it to training, and OPT's dropout on
         for batch in setup.batches(1):
             # PEFT counts backward passes by hooks, and torch warns of one whose input needs none.
-            prefix = batch["prefix"].clone().requires_grad_()
-            tail_loss(setup.backbone, batch | {"prefix": prefix}).backward()
+            states = batch["states"].clone().requires_grad_()
+            tail_loss(setup.backbone, batch | {"states": states}).backward()
 
     def measure(config: LoraConfig) -> None:
         preprocess_loraga(setup.backbone.model, config, gradient)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from torch import Tensor
 
-    from gapinit.backbones.blip2 import Blip2Backbone
+    from gapinit.backbones.base import Backbone
 
 # ASSUME: no paper says how many samples a data-driven initialisation sees beside fine-tuning of
 # captions; all of them get as many as Gap-Init's calibration set has in the paper.
@@ -26,7 +26,7 @@ CALIBRATION_SAMPLES = 256
 class Setup:
     """Where an adapter goes and what it may use."""
 
-    backbone: Blip2Backbone
+    backbone: Backbone
     layers: list[int]
     rank: int
     alpha: float

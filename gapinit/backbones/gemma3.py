@@ -1,0 +1,133 @@
+"""Gemma 3: an image has a fixed number of tokens, and they see each other in both directions.
+
+Layers alternate between attention to everything before and attention to a sliding window; which
+does which follows from a layer's index. Hugging Face learns where images are from
+`token_type_ids`, and lets image tokens look back only, silently, where those are missing; here
+both masks are made from where the image stands. No text changes what an image's tokens are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import copy
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import Gemma3ForConditionalGeneration
+from transformers.models.gemma3.modeling_gemma3 import create_masks_for_vision_model
+
+from gapinit.backbones.base import Backbone
+from gapinit.backbones.inputs import Images, Inputs
+from gapinit.backbones.prompts import Prompts
+
+ANSWER = "<end_of_turn>\n<start_of_turn>model\n"
+
+
+class Gemma3Backbone(Backbone):
+    """Gemma 3: SigLIP, a pooling projector, and a decoder with sliding windows."""
+
+    model_class: ClassVar[Any] = Gemma3ForConditionalGeneration
+    # Source: the chat template of the published weights, and the two newlines that their processor
+    # puts on either side of an image. ASSUME: the papers do not print their prompts; these words
+    # are those of LLaVA's evaluations.
+    default_prompts = Prompts(
+        head="<start_of_turn>user\n\n\n<start_of_image>",
+        caption=(
+            f"<end_of_image>\n\nProvide a one-sentence caption for the provided image.{ANSWER}"
+        ),
+        question=(
+            "<end_of_image>\n\n{question}\nAnswer the question using a single word or phrase."
+            + ANSWER
+        ),
+        chat="<end_of_image>\n\n{question}" + ANSWER,
+        turn="\n<start_of_turn>user\n{question}" + ANSWER,
+        end="<end_of_turn>",
+    )
+    target_pattern = (
+        r"model\.language_model\.layers\.({layers})\."
+        r"(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))"
+    )
+    # The vision model has been a module of the tower, and the tower itself.
+    vision_pattern = (
+        r"model\.vision_tower\.(vision_model\.)?encoder\.layers\.\d+\."
+        r"(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.(fc1|fc2))"
+    )
+
+    @property
+    def decoder(self) -> Any:
+        """Return the language model's stack of decoder layers, embeddings included."""
+        return self.model.model.language_model
+
+    @property
+    def output_head(self) -> nn.Module:
+        """Return the matrix from final hidden states to the vocabulary."""
+        return self.model.lm_head
+
+    @property
+    def image_token_id(self) -> int:
+        """Return the token that holds an image's place."""
+        return int(self.model.config.image_token_id)
+
+    def image_tokens(self, width: int, height: int) -> int:
+        """Return the number of pooled patches, the same for every image."""
+        return int(self.model.config.mm_tokens_per_image)
+
+    def pixels(self, images: Sequence[Any]) -> dict[str, Tensor]:
+        """Return the whole images' pixels.
+
+        ASSUME: no crops of them beside ("pan and scan"), which the published weights' processor
+        leaves out, too, unless it is asked for.
+        """
+        reader = self.processor.image_processor
+        found = reader(list(images), do_pan_and_scan=False, return_tensors="pt")
+        return {"pixel_values": found["pixel_values"]}
+
+    def image_features(self, pixels: Mapping[str, Tensor]) -> Images:
+        """Return the pooled and projected patches, as many for each image."""
+        values = pixels["pixel_values"].to(self.device, self.model.dtype)
+        return Images.equal(self.model.get_image_features(values, return_dict=True).pooler_output)
+
+    def drop_vision(self) -> None:
+        """Free the vision tower and the projector."""
+        self.model.model.vision_tower = None
+        self.model.model.multi_modal_projector = None
+
+    def decoder_arguments(self, inputs: Inputs) -> dict[str, Any]:
+        """Return the masks of both kinds of layers, which let an image's tokens see each other."""
+        start, end = (value[:, None] for value in self.image_span(inputs))
+        position = torch.arange(inputs.states.shape[1], device=end.device)[None]
+        seen = (position >= start) & (position < end)
+        masks = create_masks_for_vision_model(
+            config=self.text_config,
+            inputs_embeds=inputs.states,
+            attention_mask=None,
+            past_key_values=None,
+            position_ids=None,
+            # The number of the image that a token is of, -1 for text.
+            block_sequence_ids=seen.long() - 1,
+        )
+        return {"attention_mask": masks}
+
+    @property
+    def generator(self) -> Any:
+        """Return a view of the model whose `generate` takes embeddings.
+
+        Gemma 3's own `forward` takes them, too, but `generate` refuses what the signature of the
+        preparing method does not name. The model itself stays as it is.
+        """
+        model = copy(self.model)
+        prepare = self.model.prepare_inputs_for_generation
+
+        # By these names: `generate` reads them from the signature.
+        def prepare_inputs_for_generation(
+            input_ids: Tensor, inputs_embeds: Tensor | None = None, **kwargs: Any
+        ) -> Any:
+            return prepare(input_ids, inputs_embeds=inputs_embeds, **kwargs)
+
+        model.prepare_inputs_for_generation = prepare_inputs_for_generation
+        return model
+
+    def generation_arguments(self, inputs: Inputs, input_ids: Tensor) -> dict[str, Tensor]:
+        """Return what Hugging Face makes the same masks from."""
+        return {"token_type_ids": (input_ids == self.image_token_id).long()}

@@ -1,0 +1,90 @@
+"""Small backbones: the real classes, at sizes that a laptop pretrains in minutes.
+
+The order is that of real backbones. A tokenizer is trained on the corpus; the language model
+learns to read (caption-like sentences, questions, facts, alt-texts) without any image; vision
+tower and image tokens learn which words an image's alt-texts hold; then the model learns to speak
+of what it sees, from noisy alt-texts alone. What comes out sees and speaks, but captions in
+alt-text style: fine-tuning has a style to change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from gapinit.artifacts import atomic_folder
+from gapinit.backbone_settings import BackboneSettings
+from gapinit.backbones.base import Backbone, no_progress_bars
+from gapinit.backbones.pretraining import (
+    Phase,
+    Sight,
+    load_alt_texts,
+    pretrain_alignment,
+    pretrain_language,
+    pretrain_query,
+    pretrain_vision,
+)
+from gapinit.backbones.source import PromptSettings, Source, write_source
+from gapinit.data.pretraining import read_alt_text, read_corpus
+
+
+class MiniSettings(BackboneSettings):
+    """What the files of all small backbones say, `config/backbones/*.yaml`."""
+
+    pretraining: str
+    """Dataset folder with `corpus.txt` and `alt_text.jsonl`."""
+    seed: int
+    image_size: int
+    patch_size: int
+    vision_layers: int
+    vision_width: int
+    decoder_layers: int
+    decoder_width: int
+    attention_heads: int
+    vocabulary: int
+    max_positions: int
+    prompts: PromptSettings = PromptSettings()
+    """Parts of the template that replace the family's own: words cost time on a laptop."""
+    language: Phase
+    vision: Phase
+    alignment: Phase
+
+
+Mini = TypeVar("Mini", bound=MiniSettings)
+
+
+def make(
+    settings: Mini,
+    query: Phase,
+    train_tokenizer: Callable[[Sequence[str], int], Any],
+    build: Callable[[Mini, Any], Backbone],
+    sight_of: Callable[[Backbone], Sight],
+    data: Path,
+    output: Path,
+    threads: int,
+) -> None:
+    """Build a small model, pretrain it on `data` and write its `save_pretrained` folder.
+
+    `query`: the phase in which image tokens learn words.
+    """
+    torch.set_num_threads(threads)
+    torch.manual_seed(settings.seed)
+    corpus = read_corpus(data)
+    pairs = read_alt_text(data)
+    backbone = build(settings, train_tokenizer(corpus, settings.vocabulary))
+    model = backbone.model.train().requires_grad_(True)
+    sight, seed = sight_of(backbone), settings.seed
+    pretrain_language(backbone, corpus, settings.language, seed)
+    examples = load_alt_texts(backbone, pairs)
+    pretrain_vision(backbone, sight, examples, settings.vision, seed + 1)
+    examples = examples.seen_by(sight)
+    pretrain_query(backbone, sight, examples, query, seed + 2)
+    pretrain_alignment(backbone, sight, examples, corpus, settings.alignment, seed + 3)
+    with atomic_folder(output) as folder, no_progress_bars():
+        model.eval().save_pretrained(folder)
+        backbone.processor.save_pretrained(folder)
+        if settings.prompts.model_dump(exclude_none=True):
+            write_source(folder, Source(prompts=settings.prompts))

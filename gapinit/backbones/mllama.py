@@ -1,0 +1,203 @@
+"""Llama 3.2 Vision: a decoder that reads the image by cross-attention.
+
+The text holds one token for an image; some decoder layers attend to the image's projected features
+instead of the text. Each of an image's tiles has as many features. Images have several numbers of
+tiles and are all padded to the largest one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import MllamaForConditionalGeneration
+
+from gapinit.backbones.base import Backbone
+from gapinit.backbones.inputs import Images, Inputs
+from gapinit.backbones.prompts import Prompts
+
+ANSWER = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+ASK = "<|start_header_id|>user<|end_header_id|>\n\n"
+
+
+class MllamaBackbone(Backbone):
+    """Llama 3.2 Vision: a tiling vision tower and a Llama decoder with cross-attention layers.
+
+    The features of padding tiles are kept, too: the model hides them from the image's token and
+    from the text behind it, but not from the template in front, whose attention to the image it
+    leaves without any mask. So `grid` says how many tiles are the image's own.
+    """
+
+    model_class: ClassVar[Any] = MllamaForConditionalGeneration
+    # Source: the chat template of the published weights. ASSUME: the papers do not print their
+    # prompts; these words are those of LLaVA's evaluations.
+    default_prompts = Prompts(
+        head=ASK,
+        caption=f"Provide a one-sentence caption for the provided image.{ANSWER}",
+        question="{question}\nAnswer the question using a single word or phrase." + ANSWER,
+        chat="{question}" + ANSWER,
+        turn=ASK + "{question}" + ANSWER,
+        end="<|eot_id|>",
+    )
+    target_pattern = (
+        r"model\.language_model\.layers\.({layers})\."
+        r"((self_attn|cross_attn)\.(q_proj|k_proj|v_proj|o_proj)"
+        r"|mlp\.(gate_proj|up_proj|down_proj))"
+    )
+    vision_pattern = (
+        r"model\.vision_model\.(transformer|global_transformer)\.layers\.\d+\."
+        r"(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(fc1|fc2))"
+    )
+    cross_attends = True
+
+    @property
+    def decoder(self) -> Any:
+        """Return the language model's stack of decoder layers, embeddings included."""
+        return self.model.model.language_model
+
+    @property
+    def output_head(self) -> nn.Module:
+        """Return the matrix to the vocabulary, in which the image token has no row."""
+        return self.model.lm_head
+
+    @property
+    def image_token_id(self) -> int:
+        """Return the token that stands for an image."""
+        return int(self.model.config.image_token_index)
+
+    @property
+    def tile_tokens(self) -> int:
+        """Return how many features a tile has: its patches and the class token."""
+        vision = self.model.config.vision_config
+        return int((vision.image_size // vision.patch_size) ** 2 + 1)
+
+    def image_tokens(self, width: int, height: int) -> int:
+        """Return the number of features, padding tiles included: the same for every image."""
+        return int(self.model.config.vision_config.max_num_tiles) * self.tile_tokens
+
+    def pixels(self, images: Sequence[Any]) -> dict[str, Tensor]:
+        """Return the tiles of RGB images: of each, a sample that has one image."""
+        found = self.processor.image_processor([[image] for image in images], return_tensors="pt")
+        return {name: value for name, value in found.items() if name != "num_tiles"}
+
+    def image_features(self, pixels: Mapping[str, Tensor]) -> Images:
+        """Return the projected features of each image's tiles, and how many are not padding."""
+        own = pixels["aspect_ratio_mask"]
+        seen = self.model.model.vision_model(
+            pixel_values=pixels["pixel_values"].to(self.device, self.model.dtype),
+            aspect_ratio_ids=pixels["aspect_ratio_ids"].to(self.device),
+            aspect_ratio_mask=own.to(self.device),
+        ).last_hidden_state
+        tokens = self.model.model.multi_modal_projector(seen).flatten(1, 3)
+        return replace(Images.equal(tokens), grid=own.sum(2).cpu())
+
+    def drop_vision(self) -> None:
+        """Free the vision tower."""
+        self.model.model.vision_model = None
+
+    def stream(self, images: Images) -> Images:
+        """Return the image token, once for each image that has features."""
+        counts = self.stream_counts(images.counts)
+        ids = torch.full((int(counts.sum()),), self.image_token_id, device=self.device)
+        return Images(self.embed_ids(ids), counts, images.grid)
+
+    def stream_counts(self, counts: Tensor) -> Tensor:
+        """Return one for an image that has features, none for one without."""
+        return counts.clamp(max=1)
+
+    def _padded(
+        self, images: Images, head: Sequence[int], texts: Sequence[Sequence[int]]
+    ) -> Inputs:
+        inputs = super()._padded(images, head, texts)
+        tokens = images.tokens.to(inputs.states).split(images.counts.tolist())
+        memory = pad_sequence(list(tokens), batch_first=True)
+        if memory.shape[1] == 0:
+            # The model skips its cross-attention layers where there is no image at all. A zero that
+            # is hidden from every position gives the same, and each layer still has an output.
+            memory = memory.new_zeros(len(memory), 1, memory.shape[2])
+        return replace(inputs, memory=memory, memory_length=images.counts.to(self.device))
+
+    def decoder_arguments(self, inputs: Inputs) -> dict[str, Any]:
+        """Return what cross-attention reads, and which positions read which of it."""
+        if inputs.memory is None:
+            return {}
+        dtype = self.model.dtype
+        allowed = self._reads(inputs)[:, :, None] & self._own(inputs)[:, None]
+        reads = allowed.any(dim=2, keepdim=True)
+        # A position that reads nothing has no mask: the model lets it attend to all there is, and
+        # leaves out what the layer's MLP makes of it.
+        hidden = reads & ~allowed
+        mask = torch.zeros_like(hidden, dtype=dtype).masked_fill(hidden, torch.finfo(dtype).min)
+        return {
+            "cross_attention_states": inputs.memory.to(dtype),  # cached ones are float32
+            "cross_attention_mask": mask[:, None],
+            "full_text_row_masked_out_mask": reads[:, None].to(dtype),
+        }
+
+    def _reads(self, inputs: Inputs) -> Tensor:
+        """Return which positions see the image, (n, width): its token and all that follows."""
+        start, _ = self.image_span(inputs)
+        return torch.arange(inputs.states.shape[1], device=start.device)[None] >= start[:, None]
+
+    def _own(self, inputs: Inputs) -> Tensor:
+        """Return which of the features are not padding, (n, m): tiles of the image come first."""
+        assert inputs.memory is not None
+        tiles = inputs.grid.sum(dim=1)  # a text alone has no column
+        position = torch.arange(inputs.memory.shape[1], device=tiles.device)
+        return position[None] < self.tile_tokens * tiles[:, None]
+
+    def vision_states(self, inputs: Inputs, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the image's projected features, the same at every layer.
+
+        ASSUME: an image has no states in the text's stream. What the layers read of it, behind the
+        projector and in the decoder's own width, stands for its state: the gap of layer l is the
+        mean text state of l less the mean projected feature.
+        """
+        assert inputs.memory is not None
+        return inputs.memory, self._own(inputs)
+
+    def generation_arguments(self, inputs: Inputs, input_ids: Tensor) -> dict[str, Tensor]:
+        """Return the features, and which tiles each position of the padded ids reads."""
+        assert inputs.memory is not None
+        tile = torch.arange(inputs.memory.shape[1] // self.tile_tokens, device=self.device)
+        own = tile < inputs.grid[:, :1]
+        reads = (input_ids == self.image_token_id).cumsum(dim=1) > 0
+        return {
+            "cross_attention_states": inputs.memory,
+            "cross_attention_mask": (reads[:, :, None, None] & own[:, None, None]).long(),
+        }
+
+    @property
+    def generator(self) -> Any:
+        """Return the model, decoding with features."""
+        return _Generator(self.model)
+
+
+class _Generator:
+    """Stands for a model whose `generate` takes features instead of pixels."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def generate(self, **arguments: Any) -> Any:
+        """Decode, with the features in the first step only.
+
+        Later steps find their keys and values in the cache. Hugging Face leaves out pixels there,
+        but not features: they would be appended to the cache once more at each step.
+        """
+
+        def first_step_only(_module: nn.Module, _given: object, named: dict[str, Any]) -> Any:
+            cache = named.get("past_key_values")
+            if cache is not None and cache.get_seq_length() > 0:
+                named = named | {"cross_attention_states": None}
+            return (), named
+
+        handle = self._model.model.register_forward_pre_hook(first_step_only, with_kwargs=True)
+        try:
+            return self._model.generate(**arguments)
+        finally:
+            handle.remove()

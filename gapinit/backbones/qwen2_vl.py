@@ -1,0 +1,121 @@
+"""Qwen2-VL: an image has as many tokens as its size asks for, and positions in three dimensions.
+
+Time, row and column of a token turn its attention (M-RoPE). Text behind an image goes on at the
+larger of its two sides, not at the number of its tokens. Hugging Face works that out from
+`input_ids` and `mm_token_type_ids`, and takes plain positions, silently, where those are missing;
+here positions are worked out from the image's grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import Qwen2VLForConditionalGeneration
+
+from gapinit.backbones.base import Backbone
+from gapinit.backbones.inputs import Images, Inputs
+from gapinit.backbones.prompts import Prompts
+
+ANSWER = "<|im_end|>\n<|im_start|>assistant\n"
+
+
+class Qwen2VLBackbone(Backbone):
+    """Qwen2-VL: a vision tower of any resolution and a Qwen2 decoder."""
+
+    model_class: ClassVar[Any] = Qwen2VLForConditionalGeneration
+    # Source: the chat template of the published weights. ASSUME: the papers do not print their
+    # prompts; these words are those of LLaVA's evaluations.
+    default_prompts = Prompts(
+        head=(
+            "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+            "<|im_start|>user\n<|vision_start|>"
+        ),
+        caption=f"<|vision_end|>Provide a one-sentence caption for the provided image.{ANSWER}",
+        question=(
+            "<|vision_end|>{question}\nAnswer the question using a single word or phrase." + ANSWER
+        ),
+        chat="<|vision_end|>{question}" + ANSWER,
+        turn="\n<|im_start|>user\n{question}" + ANSWER,
+        end="<|im_end|>",
+    )
+    target_pattern = (
+        r"model\.language_model\.layers\.({layers})\."
+        r"(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))"
+    )
+    grid_width = 2
+    vision_pattern = r"model\.visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2))"
+
+    @property
+    def decoder(self) -> Any:
+        """Return the language model's stack of decoder layers, embeddings included."""
+        return self.model.model.language_model
+
+    @property
+    def output_head(self) -> nn.Module:
+        """Return the matrix from final hidden states to the vocabulary."""
+        return self.model.lm_head
+
+    @property
+    def image_token_id(self) -> int:
+        """Return the token that holds an image's place."""
+        return int(self.model.config.image_token_id)
+
+    def image_tokens(self, width: int, height: int) -> int:
+        """Return how many merged patches the image processor makes of an image."""
+        reader = self.processor.image_processor
+        patches: int = reader.get_number_of_image_patches(height, width)
+        return patches // reader.merge_size**2
+
+    def image_features(self, pixels: Mapping[str, Tensor]) -> Images:
+        """Return the merged patches of each image, and its rows and columns of them."""
+        grid = pixels["image_grid_thw"]
+        values = pixels["pixel_values"].to(self.device, self.model.dtype)
+        found = self.model.get_image_features(values, grid.to(self.device), return_dict=True)
+        merge = self.model.config.vision_config.spatial_merge_size
+        return Images(
+            torch.cat(list(found.pooler_output)),
+            grid.prod(1).cpu() // merge**2,
+            grid[:, 1:] // merge,
+        )
+
+    def drop_vision(self) -> None:
+        """Free the vision tower."""
+        self.model.model.visual = None
+
+    def decoder_arguments(self, inputs: Inputs) -> dict[str, Any]:
+        """Return each token's time, row and column."""
+        return {"position_ids": self.positions(inputs)}
+
+    def positions(self, inputs: Inputs) -> Tensor:
+        """Return positions in time, rows and columns, (3, n, width).
+
+        Before the image all three count tokens; its token in row i and column j has (0, i, j) more
+        than the last one; behind it all three go on at the larger side.
+        """
+        start, end = (value[:, None] for value in self.image_span(inputs))
+        rows, columns = (inputs.grid[:, side, None] for side in (0, 1))
+        position = torch.arange(inputs.states.shape[1], device=end.device)[None]
+        within = position - start
+        behind = position - end + start + torch.maximum(rows, columns)
+        plain = torch.where(position < start, position, behind)
+        width = columns.clamp(min=1)  # a text alone has no columns
+        seen = (position >= start) & (position < end)
+        return torch.stack(
+            [
+                torch.where(seen, start + offset, plain)
+                for offset in (torch.zeros_like(within), within // width, within % width)
+            ]
+        )
+
+    def generation_arguments(self, inputs: Inputs, input_ids: Tensor) -> dict[str, Tensor]:
+        """Return what Hugging Face works out the same positions from."""
+        merge = self.model.config.vision_config.spatial_merge_size
+        sides = merge * inputs.grid
+        return {
+            "input_ids": input_ids,
+            "mm_token_type_ids": (input_ids == self.image_token_id).int(),
+            "image_grid_thw": torch.cat([torch.ones_like(sides[:, :1]), sides], dim=1),
+        }

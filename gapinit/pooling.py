@@ -1,0 +1,44 @@
+"""Which positions of a sequence are the caption's, and the mean of a state over some positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from gapinit.backbones.inputs import Inputs
+
+Pooling = Literal["mean", "last"]
+
+
+def caption_positions(inputs: Inputs, labels: Sequence[Sequence[int]]) -> Tensor:
+    """Return where the captions' own tokens stand, (n, width) bool: no BOS, template or padding.
+
+    `labels`: of each text, as it was encoded. A label is the next token, so what is learned stands
+    behind a position that has a label.
+    """
+    where = torch.zeros(inputs.states.shape[:2], dtype=torch.bool)
+    for row, (start, found) in enumerate(zip(inputs.prefix_length.tolist(), labels, strict=True)):
+        where[row, start + 1 : start + len(found)] = torch.tensor(found[:-1]) != -100
+    return where.to(inputs.states.device)
+
+
+def pool(states: Tensor, where: Tensor, pooling: Pooling) -> Tensor:
+    """Return the mean of each sequence's states over some positions, or the last of them.
+
+    `states`: (n, width, d); `where`: (n, width) bool. The result is (n, d) float64: a mean of many
+    half-precision states loses the small gap.
+    """
+    if states.device.type == "mps":  # has no float64
+        states = states.cpu()
+    where = where.to(states.device)
+    if pooling == "last":
+        position = torch.arange(where.shape[1], device=where.device)
+        last = torch.where(where, position, -1).amax(dim=1)
+        return states[torch.arange(len(states), device=states.device), last].double()
+    counted = where[:, None].double()
+    # The sum is divided, not the weights: 1 / count is not exact.
+    return (counted @ states.double() / counted.sum(dim=2, keepdim=True))[:, 0]

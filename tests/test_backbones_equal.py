@@ -1,0 +1,332 @@
+"""Each family against plain transformers: states, losses, gradients and answers are the same."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from transformers import AutoModelForImageTextToText
+
+from gapinit.adapters import add_lora
+from gapinit.backbones import load_backbone
+from gapinit.backbones.base import Backbone
+from gapinit.errors import GapinitError
+from gapinit.pooling import caption_positions, pool
+from gapinit.tail import tail_loss
+
+from .backbone_cases import CAPTIONS, CASES, Case, pictures
+from .small_backbone import randomise, trainable
+
+MAX_TOKENS = 20
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+
+
+@dataclass(frozen=True)
+class World:
+    """A case's folder, and the plain model's inputs for all pictures and captions."""
+
+    case: Case
+    folder: Path
+
+    def stock(self) -> Any:
+        model = AutoModelForImageTextToText.from_pretrained(self.folder, dtype=torch.float32)
+        return model.eval().requires_grad_(False)
+
+    def backbone(self) -> Backbone:
+        return load_backbone(self.folder)
+
+    @cached_property
+    def loaded(self) -> Backbone:
+        return self.backbone()
+
+    def rows(self, texts: list[list[int]]) -> list[list[int]]:
+        """Return whole sequences of token ids, with as many placeholders as the processor puts."""
+        backbone = self.loaded
+        return [
+            [
+                *backbone.head,
+                *[backbone.image_token_id] * self.case.image_tokens(backbone, image),
+                *text,
+            ]
+            for image, text in zip(pictures(), texts, strict=False)
+        ]
+
+    def inputs(self, model: Any, rows: list[list[int]], side: str = "right") -> dict[str, Tensor]:
+        """Return what the plain model's `forward` and `generate` take."""
+        width = max(len(row) for row in rows)
+        pad = self.loaded.pad_token_id
+        filled = [[pad] * (width - len(row)) for row in rows]
+        if side == "right":
+            ids = torch.tensor([row + fill for row, fill in zip(rows, filled, strict=True)])
+            mask = [[1] * len(row) + [0] * len(fill) for row, fill in zip(rows, filled, strict=True)]
+        else:
+            ids = torch.tensor([fill + row for row, fill in zip(rows, filled, strict=True)])
+            mask = [[0] * len(fill) + [1] * len(row) for row, fill in zip(rows, filled, strict=True)]
+        images = pictures()[: len(rows)]
+        return {
+            "input_ids": ids,
+            "attention_mask": torch.tensor(mask),
+            **self.case.arguments(model, self.loaded, images, ids),
+        }
+
+
+@pytest.fixture(scope="session", params=CASES, ids=lambda case: case.name)
+def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp(request.param.name) / "backbone"
+    request.param.write(folder)
+    return World(request.param, folder)
+
+
+def captions_of(backbone: Backbone) -> list[tuple[list[int], list[int]]]:
+    return backbone.encode_captions(CAPTIONS, MAX_TOKENS)
+
+
+def embedded(backbone: Backbone, texts: list[list[int]]) -> Any:
+    images = backbone.image_features(backbone.pixels(pictures()[: len(texts)]))
+    return backbone.embed(images, texts)
+
+
+def layer_inputs_and_outputs(
+    world: World, model: Any, inputs: dict[str, Tensor]
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Return the plain model's `hidden_states`, and what enters its final norm."""
+    before: list[Tensor] = []
+    handle = model.get_submodule(world.case.norm).register_forward_pre_hook(
+        lambda _, given: before.append(given[0])
+    )
+    with torch.no_grad():
+        hidden = model(**inputs, output_hidden_states=True, use_cache=False).hidden_states
+    handle.remove()
+    return hidden, before[-1]
+
+
+def test_states_are_the_plain_forward_passes(world: World) -> None:
+    backbone, model = world.backbone(), world.stock()
+    encoded = captions_of(backbone)
+    rows = world.rows([ids for ids, _ in encoded])
+    hidden, last = layer_inputs_and_outputs(world, model, world.inputs(model, rows))
+    expected = [*hidden[1:-1], last]
+    assert len(expected) == backbone.num_layers
+    outputs: list[Tensor] = []
+    handles = [
+        layer.register_forward_hook(lambda _, __, output: outputs.append(output))
+        for layer in backbone.decoder_layers
+    ]
+    with torch.no_grad():
+        inputs = embedded(backbone, [ids for ids, _ in encoded])
+        final = backbone.decode(inputs)
+    for handle in handles:
+        handle.remove()
+    assert inputs.length.tolist() == [len(row) for row in rows]
+    for found, reference in zip([*outputs, final], [*expected, hidden[-1]], strict=True):
+        for row, ids in enumerate(rows):
+            torch.testing.assert_close(
+                found[row, : len(ids)], reference[row, : len(ids)], rtol=1e-4, atol=1e-4
+            )
+    assert not torch.allclose(last[0], hidden[-1][0], atol=1e-3), "that entry is behind the norm"
+
+
+def test_captions_are_pooled_where_they_stand(world: World) -> None:
+    """The text state is the mean over the caption's own tokens: no template, no end, no padding."""
+    backbone = world.backbone()
+    encoded = captions_of(backbone)
+    inputs = embedded(backbone, [ids for ids, _ in encoded])
+    where = caption_positions(inputs, [labels for _, labels in encoded])
+    alone = backbone.texts.token_ids(list(CAPTIONS))
+    rows = world.rows([ids for ids, _ in encoded])
+    for row, tokens in enumerate(alone):
+        kept = tokens[:MAX_TOKENS]
+        chosen = [token for token, is_text in zip(rows[row], where[row], strict=False) if is_text]
+        assert chosen == kept[: len(chosen)] and len(chosen) >= min(len(tokens), MAX_TOKENS - 1)
+    with torch.no_grad():
+        states = backbone.decode(inputs)
+    expected = torch.stack([states[row][where[row]].mean(dim=0) for row in range(len(states))])
+    torch.testing.assert_close(pool(states, where, "mean").float(), expected, rtol=1e-5, atol=1e-5)
+
+
+def stock_labels(rows: list[list[int]], encoded: list[tuple[list[int], list[int]]]) -> Tensor:
+    """Return labels as `forward` takes them: the learned tokens themselves, -100 elsewhere."""
+    width = max(len(row) for row in rows)
+    labels = torch.full((len(rows), width), -100)
+    for row, (whole, (ids, found)) in enumerate(zip(rows, encoded, strict=True)):
+        start = len(whole) - len(ids) - 1
+        for place, label in enumerate(found):
+            if label != -100:
+                labels[row, start + place + 1] = label
+    return labels
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_tail_loss_and_gradients_are_the_whole_models(world: World, first: int) -> None:
+    backbone = world.backbone()
+    layers = list(range(first, backbone.num_layers))
+    encoded = captions_of(backbone)
+    inputs = embedded(backbone, [ids for ids, _ in encoded])
+    lower = world.backbone()
+    lower.keep_below(first)
+    with torch.no_grad():
+        states = lower.decode(inputs) if first else inputs.states
+    labels = torch.full(states.shape[:2], -100)
+    for row, (start, (_, found)) in enumerate(
+        zip(inputs.prefix_length.tolist(), encoded, strict=True)
+    ):
+        labels[row, start : start + len(found)] = torch.tensor(found)
+    batch = {
+        "states": states,
+        "labels": labels,
+        "prefix_length": inputs.prefix_length,
+        "length": inputs.length,
+        "grid": inputs.grid,
+    }
+    if inputs.memory is not None and inputs.memory_length is not None:
+        batch |= {"memory": inputs.memory, "memory_length": inputs.memory_length}
+    backbone.cut_below(first)
+    tail = add_lora(backbone, layers, rank=2, alpha=4, dropout=0.0, init_lora_weights=True)
+    randomise(tail)
+    loss = tail_loss(backbone, batch)
+    model = world.stock()
+    names = [name for name in _targets(world, model, layers)]
+    whole = get_peft_model(model, LoraConfig(r=2, lora_alpha=4, target_modules=names))
+    randomise(whole)
+    assert list(trainable(tail)) == list(trainable(whole)), "the full model's names"
+    # The end of an answer is learned, and no position reads it: the whole model is fed with it.
+    rows = world.rows([[*ids, found[-1]] for ids, found in encoded])
+    expected = whole(
+        **world.inputs(model, rows), labels=stock_labels(rows, encoded), use_cache=False
+    ).loss
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    loss.backward()
+    expected.backward()
+    for name, value in trainable(whole).items():
+        gradient = trainable(tail)[name].grad
+        assert gradient is not None and value.grad is not None
+        difference = torch.linalg.vector_norm(gradient - value.grad)
+        assert difference <= 1e-5 * torch.linalg.vector_norm(value.grad) + 1e-9, name
+
+
+def _targets(world: World, model: Any, layers: list[int]) -> Iterator[str]:
+    names = {name for name, _ in model.named_modules()}
+    for layer in layers:
+        for module in world.case.modules:
+            name = f"{world.case.layers}.{layer}.{module}"
+            if name in names:
+                yield name
+            else:
+                assert layer in world.case.outside, name
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_answers_are_those_of_generate_on_pixels(world: World, num_beams: int) -> None:
+    backbone, model = world.backbone(), world.stock()
+    prompts = [backbone.prompts.caption, backbone.prompts.question.format(question="Is it red?")]
+    prompts = [prompts[index % 2] for index in range(len(pictures()))]
+    images = backbone.image_features(backbone.pixels(pictures()))
+    tokens = backbone.generate_tokens(images, 12, num_beams, prompts)
+    rows = world.rows(backbone.encode_prompts(prompts, 12))
+    inputs = world.inputs(model, rows, side="left")
+    expected = model.generate(
+        **inputs,
+        max_new_tokens=12,
+        num_beams=num_beams,
+        do_sample=False,
+        eos_token_id=backbone.eos_token_id,
+        pad_token_id=backbone.pad_token_id,
+    )[:, inputs["input_ids"].shape[1] :]
+    torch.testing.assert_close(tokens, expected, rtol=0, atol=0)
+    ended = (tokens == backbone.eos_token_id).any(dim=1)
+    assert tokens.unique().numel() > 3 and not ended.all(), "answers that could differ"
+
+
+def test_batches_and_padding_change_nothing(world: World) -> None:
+    backbone = world.backbone()
+    encoded = [ids for ids, _ in captions_of(backbone)]
+    images = backbone.image_features(backbone.pixels(pictures()))
+    with torch.no_grad():
+        together = backbone.decode(backbone.embed(images, encoded))
+        for row, ids in enumerate(encoded):
+            alone = backbone.image_features(backbone.pixels(pictures()[row : row + 1]))
+            torch.testing.assert_close(
+                alone.tokens, images.take([row]).tokens, rtol=1e-4, atol=1e-4
+            )
+            states = backbone.decode(backbone.embed(alone, [ids]))[0]
+            torch.testing.assert_close(
+                together[row, : len(states)], states, rtol=1e-4, atol=1e-4
+            )
+    answers = backbone.generate_tokens(images, 8, 1)
+    for row in range(len(answers)):
+        own = backbone.generate_tokens(images.take([row]), 8, 1)[0]
+        end = (own == backbone.eos_token_id).nonzero()
+        kept = own[: int(end[0]) + 1] if len(end) else own
+        torch.testing.assert_close(answers[row, : len(kept)], kept, rtol=0, atol=0)
+
+
+def test_images_have_as_many_tokens_as_is_said_beforehand(world: World) -> None:
+    backbone = world.backbone()
+    images = backbone.image_features(backbone.pixels(pictures()))
+    assert images.counts.tolist() == [backbone.image_tokens(*image.size) for image in pictures()]
+    assert len(images.tokens) == int(images.counts.sum())
+
+
+def test_adapters_never_hit_the_vision_tower(world: World) -> None:
+    backbone = world.backbone()
+    names = {
+        name
+        for name, module in backbone.model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+
+    def hit(**options: Any) -> set[str]:
+        pattern = backbone.target_modules([1, 2], **options)
+        return {name for name in names if re.fullmatch(pattern, name)}
+
+    assert hit() == set(_targets(world, world.stock(), [1, 2]))
+    assert set(backbone.named_targets([1, 2])) == hit()
+    both = hit(vision=True)
+    assert both > hit() and set(world.case.vision_modules) <= both
+    layers = {name for name in both - hit() if name.startswith(f"{world.case.layers}.")}
+    assert not layers, "vision=True adds nothing to the language model"
+
+
+def test_only_the_answer_is_learned(world: World) -> None:
+    """Prompt, image and padding have no label; what is learned is the answer and its end."""
+    backbone = world.backbone()
+    prompt = backbone.prompts.question.format(question="Is it red?")
+    [(ids, labels)] = backbone.encode_segments([[(prompt, False), ("red star", True)]], 60)
+    [given] = backbone.encode_prompts([prompt], 4)
+    assert ids[: len(given)] == given, "the same prompt in training and in decoding"
+    assert labels[: len(given) - 1] == [-100] * (len(given) - 1)
+    answer = [label for label in labels if label != -100]
+    assert answer == [*ids[len(given) :], backbone.eos_token_id]
+    assert backbone.processor.tokenizer.decode(answer[:-1]).strip() == "red star"
+    first, second = "Is it red?", "And now?"
+    turns = [
+        (backbone.prompts.chat.format(question=first), False),
+        ("yes", True),
+        (backbone.prompts.turn.format(question=second), False),
+        ("no", True),
+    ]
+    [(ids, labels)] = backbone.encode_segments([turns], 100)
+    learned = [label for label in labels if label != -100]
+    assert learned.count(backbone.eos_token_id) == 2 and labels[-1] == backbone.eos_token_id
+    said = backbone.processor.tokenizer.decode([t for t in learned if t != backbone.eos_token_id])
+    assert said.replace(" ", "") == "yesno"
+
+
+def test_what_cannot_be_loaded_is_told(world: World, tmp_path: Path) -> None:
+    for file in world.folder.iterdir():
+        if file.suffix != ".safetensors":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(GapinitError, match="pickled weights are never loaded"):
+        load_backbone(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(GapinitError, match="cannot be loaded"):
+        load_backbone(tmp_path)
