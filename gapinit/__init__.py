@@ -4,6 +4,8 @@
     gapinit.initialize_lora_gap_weights(peft_model, gap)    Gap-Init on a PEFT model, in place
     gapinit.alignment(peft_model, gap)                      how far B points along the gap
     gapinit.GapAlignmentCallback(gap)                       the same in a Trainer's log
+    gapinit.target_modules(model, layers)                   which modules to adapt, for LoraConfig
+    gapinit.load_processor(folder)                          tokenizer and image processor alone
 
     gapinit.gap_vector(h_text, h_vision)    the gap of one layer, (d,)
     gapinit.spot_gap(h_text, h_vision)      its SPOT-Gap score, `.score` and `.per_sample`
@@ -17,6 +19,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gapinit.backbones.base import load_processor
+    from gapinit.backbones.in_memory import target_modules
     from gapinit.callback import GapAlignmentCallback
     from gapinit.directions import alignment
     from gapinit.errors import GapinitError
@@ -37,7 +41,9 @@ __all__ = [
     "estimate_gap",
     "gap_vector",
     "initialize_lora_gap_weights",
+    "load_processor",
     "spot_gap",
+    "target_modules",
 ]
 
 # No name here may be that of a submodule (`gap`, `spot`, ...): importing a submodule binds its
@@ -50,7 +56,9 @@ _MODULES = {
     "estimate_gap": "gapinit.estimate",
     "gap_vector": "gapinit.gap",
     "initialize_lora_gap_weights": "gapinit.initialize",
+    "load_processor": "gapinit.backbones.base",
     "spot_gap": "gapinit.spot",
+    "target_modules": "gapinit.backbones.in_memory",
 }
 
 

@@ -107,6 +107,11 @@ class GapVectors:
         """
         for layer in layers:
             self.vector(layer)
+        if not self.modules:
+            raise GapinitError(
+                "this model reads images by cross-attention, so no gap was measured at its modules "
+                "and none is known here. Use gapinit.target_modules(model, layers)."
+            )
         return [name for name, module in self.modules.items() if module.layer in layers]
 
     def save(self, path: Path | str) -> None:

@@ -26,12 +26,12 @@ from gapinit.settings import read_yaml
 
 VERSIONS = {
     "data": 2,
-    "backbone": 1,
+    "backbone": 2,
     "states": 1,
     "gap": 1,
-    "trunk": 2,
+    "trunk": 3,
     "train": 2,
-    "predict": 2,
+    "predict": 3,
     "score": 2,
     "tables": 2,
     "figures": 2,

@@ -24,7 +24,7 @@ from gapinit.errors import GapinitError
 from gapinit.plan import VERSIONS
 from gapinit.progress import track
 from gapinit.states import backbone_digest
-from gapinit.trunk import memory_map
+from gapinit.stored import as_tensor, memory_map, stored_type, to_stored
 
 if TYPE_CHECKING:
     from gapinit.backbones.base import Backbone
@@ -57,8 +57,9 @@ def extract_features(
     }
     counts = np.array([model.image_tokens(*image_size(path)) for path in images])
     ends = np.cumsum(counts)
+    kind = stored_type(model.model.dtype)
     with create_hdf5(output, "features", inputs) as file:
-        features = file.create_dataset("features", (int(ends[-1]), model.hidden_size), dtype="f4")
+        features = file.create_dataset("features", (int(ends[-1]), model.hidden_size), dtype=kind)
         file["counts"] = counts
         file["image"] = [data.file(path) for path in images]
         grids = []
@@ -66,7 +67,7 @@ def extract_features(
             block = images[start : start + batch_size]
             found = model.image_features(model.pixels([load_image(path) for path in block]))
             first = int(ends[start] - counts[start])
-            features[first : first + len(found.tokens)] = found.tokens.float().cpu().numpy()
+            features[first : first + len(found.tokens)] = to_stored(found.tokens, kind)
             grids.append(found.grid.cpu().numpy())
         file["grid"] = np.concatenate(grids)
 
@@ -102,7 +103,7 @@ def predict(
                 )
         row_of = {name: row for row, name in enumerate(file["image"].asstr()[:])}
         images = Images(
-            torch.from_numpy(memory_map(features, file["features"])),
+            as_tensor(memory_map(features, file["features"])),
             torch.from_numpy(file["counts"][:]),
             torch.from_numpy(file["grid"][:]),
         )

@@ -26,6 +26,7 @@ from gapinit.errors import GapinitError
 from gapinit.plan import VERSIONS
 from gapinit.progress import track
 from gapinit.states import backbone_digest
+from gapinit.stored import memory_map, stored_type, to_stored, widened
 
 if TYPE_CHECKING:
     import h5py
@@ -74,7 +75,7 @@ def extract_trunk(
     with create_hdf5(output, "trunk", inputs) as file:
         file.attrs["first_layer"] = first
         in_stream = model.stream_counts(torch.from_numpy(counts)).numpy()
-        write = _Writer(file, model.hidden_size)
+        write = _Writer(file, model.hidden_size, stored_type(model.model.dtype))
         write.create("prefix", in_stream + len(model.head))
         if model.cross_attends:
             write.create("memory", counts)
@@ -97,22 +98,23 @@ def extract_trunk(
 class _Writer:
     """Appends rows to contiguous datasets whose length is known beforehand."""
 
-    def __init__(self, file: h5py.File, width: int) -> None:
+    def __init__(self, file: h5py.File, width: int, kind: np.dtype[Any]) -> None:
         self._file = file
         self._width = width
+        self._kind = kind
         self._written: dict[str, int] = {}
 
     def create(self, name: str, counts: NDArray[np.int64]) -> None:
         """Make room for items of so many rows each."""
-        self._file.create_dataset(name, (int(counts.sum()), self._width), dtype="f4")
+        self._file.create_dataset(name, (int(counts.sum()), self._width), dtype=self._kind)
         if name != "text":
             self._file[f"{name}_offset"] = np.concatenate([[0], np.cumsum(counts)])
         self._written[name] = 0
 
-    def append(self, name: str, values: NDArray[np.float32]) -> None:
+    def append(self, name: str, values: torch.Tensor) -> None:
         """Write the next rows."""
         start = self._written[name]
-        self._file[name][start : start + len(values)] = values
+        self._file[name][start : start + len(values)] = to_stored(values, self._kind)
         self._written[name] = start + len(values)
 
 
@@ -150,10 +152,10 @@ def _trunk_states(
     paths: Sequence[Path],
     encoded: Sequence[Sequence[Encoded]],
     first: int,
-) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.int64]]:
+) -> tuple[dict[str, torch.Tensor], NDArray[np.int64]]:
     """Return the next rows of each dataset for some images and their texts, and their grids."""
     images = backbone.image_features(backbone.pixels([load_image(path) for path in paths]))
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     if backbone.cross_attends:
         found["memory"] = images.tokens
     if first == 0:
@@ -171,8 +173,7 @@ def _trunk_states(
         once[np.cumsum([0, *texts[:-1]])] = True
         found["prefix"] = states[is_prefix & once.to(states.device)[:, None]]
         found["text"] = states[~is_prefix & (position < inputs.length[:, None])]
-    rows_found = {name: value.float().cpu().numpy() for name, value in found.items()}
-    return rows_found, images.grid.cpu().numpy()
+    return found, images.grid.cpu().numpy()
 
 
 def _positions(states: torch.Tensor) -> torch.Tensor:
@@ -183,14 +184,15 @@ def _positions(states: torch.Tensor) -> torch.Tensor:
 class Ragged:
     """Items of several rows each, one after another, mapped from disk."""
 
-    rows: NDArray[np.float32]
+    rows: NDArray[Any]
+    """As they are stored (`gapinit.stored`)."""
     offset: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.offset) - 1
 
     def __getitem__(self, index: int) -> NDArray[np.float32]:
-        return self.rows[self.offset[index] : self.offset[index + 1]]
+        return widened(self.rows[self.offset[index] : self.offset[index + 1]])
 
     def lengths(self, items: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return how many rows some items have."""
@@ -204,7 +206,7 @@ class Trunk:
     first_layer: int
     prefix: Ragged
     grid: NDArray[np.int64]
-    text: NDArray[np.float32] | None
+    text: NDArray[Any] | None
     memory: Ragged | None
     input_ids: NDArray[np.int64]
     labels: NDArray[np.int64]
@@ -246,7 +248,7 @@ class Trunk:
             if self.text is None:
                 input_ids[row, text] = self.input_ids[start:end]
             else:
-                states[row, text] = self.text[start:end]
+                states[row, text] = widened(self.text[start:end])
         batch = {
             "states": states,
             "labels": labels,
@@ -288,10 +290,3 @@ def read_trunk(path: Path) -> Trunk:
             image_row=file["image_row"][:],
             inputs=hdf5_inputs(file),
         )
-
-
-def memory_map(path: Path, dataset: h5py.Dataset) -> NDArray[np.float32]:
-    """Map a contiguous HDF5 dataset through its offset in the file; what is changed stays here."""
-    return np.memmap(
-        path, mode="c", dtype=dataset.dtype, shape=dataset.shape, offset=dataset.id.get_offset()
-    )

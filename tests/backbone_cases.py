@@ -1,4 +1,4 @@
-"""Small random models of every family, in the real classes, and what plain transformers makes of them.
+"""Small random models of every family in the real classes, and what plain transformers says.
 
 A case says how to build one and what its own `forward` and `generate` take. The equalities are the
 same for all (`test_backbones_equal.py`). Weights are drawn wide, norms and biases included, so that
@@ -63,9 +63,7 @@ def pictures() -> list[Image.Image]:
     """Return images of several sizes."""
     random = np.random.default_rng(1)
     sizes = [(20, 24), (40, 24), (24, 24), (30, 60), (24, 40)]
-    return [
-        Image.fromarray(random.integers(0, 255, (*size, 3), dtype=np.uint8)) for size in sizes
-    ]
+    return [Image.fromarray(random.integers(0, 255, (*size, 3), dtype=np.uint8)) for size in sizes]
 
 
 def byte_level(special: Sequence[str], vocabulary: int = 420, **names: str) -> Any:

@@ -55,7 +55,7 @@ def test_names() -> None:
     assert gapinit.gap_vector is gap_vector
     assert gapinit.spot_gap is spot_gap
     library = {"GapVectors", "alignment", "estimate_gap", "initialize_lora_gap_weights"}
-    functions = {"gap_vector", "spot_gap"}
+    functions = {"gap_vector", "spot_gap", "load_processor", "target_modules"}
     others = {"GapAlignmentCallback", "GapinitError", "__version__"}
     assert set(gapinit.__all__) == library | functions | others
     assert set(gapinit.__all__) <= set(dir(gapinit))

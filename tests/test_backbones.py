@@ -163,8 +163,8 @@ def change_config(folder: Path, **changes: Any) -> None:
 def test_refused_models(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(GapinitError, match=r"nowhere.config.json: no such file"):
         load_backbone(tmp_path / "nowhere")
-    change_config(copy, model_type="llava")
-    with pytest.raises(GapinitError, match="'llava' is not supported, expected one of: blip-2"):
+    change_config(copy, model_type="vipllava")
+    with pytest.raises(GapinitError, match="'vipllava' is not supported, expected one of: blip-2"):
         load_backbone(copy)
 
 

@@ -66,10 +66,14 @@ class World:
         filled = [[pad] * (width - len(row)) for row in rows]
         if side == "right":
             ids = torch.tensor([row + fill for row, fill in zip(rows, filled, strict=True)])
-            mask = [[1] * len(row) + [0] * len(fill) for row, fill in zip(rows, filled, strict=True)]
+            mask = [
+                [1] * len(row) + [0] * len(fill) for row, fill in zip(rows, filled, strict=True)
+            ]
         else:
             ids = torch.tensor([fill + row for row, fill in zip(rows, filled, strict=True)])
-            mask = [[0] * len(fill) + [1] * len(row) for row, fill in zip(rows, filled, strict=True)]
+            mask = [
+                [0] * len(fill) + [1] * len(row) for row, fill in zip(rows, filled, strict=True)
+            ]
         images = pictures()[: len(rows)]
         return {
             "input_ids": ids,
@@ -258,9 +262,7 @@ def test_batches_and_padding_change_nothing(world: World) -> None:
                 alone.tokens, images.take([row]).tokens, rtol=1e-4, atol=1e-4
             )
             states = backbone.decode(backbone.embed(alone, [ids]))[0]
-            torch.testing.assert_close(
-                together[row, : len(states)], states, rtol=1e-4, atol=1e-4
-            )
+            torch.testing.assert_close(together[row, : len(states)], states, rtol=1e-4, atol=1e-4)
     answers = backbone.generate_tokens(images, 8, 1)
     for row in range(len(answers)):
         own = backbone.generate_tokens(images.take([row]), 8, 1)[0]

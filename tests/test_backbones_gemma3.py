@@ -8,15 +8,24 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, Gemma3Processor
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    Gemma3Processor,
+)
 
 from gapinit.backbones import load_backbone
 from gapinit.backbones.base import Backbone
+from gapinit.backbones.mini_gemma3 import MiniGemma3Settings, build, sight_of, train_tokenizer
+from gapinit.backbones.source import Source, write_source
+from gapinit.settings import read_settings
 
-from .backbone_cases import CAPTIONS, pictures
+from .backbone_cases import CAPTIONS, CORPUS, pictures
 from .case_gemma3 import IMAGE_TOKENS, write_gemma3
 
 QUESTION = "Is it red?"
+SETTINGS = Path(__file__).parents[1] / "config" / "backbones" / "mini-gemma3-test.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +170,57 @@ def test_generation_leaves_the_model_alone(backbone: Backbone) -> None:
     assert view.get_submodule("model.language_model") is backbone.decoder
     backbone.decoder_layers[0].add_module("later", torch.nn.Identity())
     assert "model.language_model.layers.0.later" in dict(view.named_modules())
+
+
+@pytest.fixture(scope="module")
+def small() -> Backbone:
+    settings = read_settings(SETTINGS, MiniGemma3Settings)
+    torch.manual_seed(settings.seed)
+    return build(settings, train_tokenizer(CORPUS, settings.vocabulary))
+
+
+def test_a_small_gemma_is_one_for_the_stock_classes(small: Backbone, tmp_path: Path) -> None:
+    settings = read_settings(SETTINGS, MiniGemma3Settings)
+    small.model.eval().save_pretrained(tmp_path)
+    small.processor.save_pretrained(tmp_path)
+    write_source(tmp_path, Source(prompts=settings.prompts))
+    backbone = load_backbone(tmp_path)
+    assert backbone.prompts == small.prompts
+    assert backbone.eos_token_id == small.eos_token_id
+    assert backbone.output_head.weight is backbone.decoder.embed_tokens.weight
+    image_processor = AutoImageProcessor.from_pretrained(tmp_path)
+    assert image_processor.to_dict() == small.processor.image_processor.to_dict()
+    text = f"{settings.prompts.head}{settings.prompts.caption}"
+    processor = Gemma3Processor.from_pretrained(tmp_path)
+    found = processor(text=text, images=[pictures()[0]])["input_ids"][0]
+    image = backbone.image_token_id
+    assert found.count(image) == settings.image_tokens
+    # The real processor puts newlines around an image, which the small template leaves out.
+    newline = processor.tokenizer.convert_tokens_to_ids("\u010a")
+    placeholders = found.index(image), len(found) - found[::-1].index(image)
+    before, behind = found[: placeholders[0]], found[placeholders[1] :]
+    assert [token for token in before if token != newline] == [
+        token for token in backbone.head if token != newline
+    ]
+    [prompt] = backbone.encode_prompts([backbone.prompts.caption], 4)
+    assert behind[0] == prompt[0] and behind[-6:] == prompt[-6:]
+    strange = "caf\u00e9 \U0001f600 \u4e2d"
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.decode(tokenizer(strange, add_special_tokens=False)["input_ids"]) in (
+        strange,
+        f" {strange}",
+    )
+
+
+def test_the_parts_of_a_small_gemmas_sight_are_all_of_it(small: Backbone) -> None:
+    sight = sight_of(small)
+    pixels = small.pixels(pictures())
+    with torch.no_grad():
+        tokens = sight.project(sight.query(sight.see(pixels["pixel_values"])))
+        expected = small.image_features(pixels).tokens
+    torch.testing.assert_close(tokens.flatten(0, 1), expected)
+    assert expected.std() > 0.3, "Hugging Face leaves the projector at zero"
+    parts = {id(weight) for weight in [*sight.tower, *sight.querying, *sight.projecting]}
+    model = small.model.model
+    seeing = (model.vision_tower, model.multi_modal_projector)
+    assert parts == {id(weight) for part in seeing for weight in part.parameters()}

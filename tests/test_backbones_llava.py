@@ -80,7 +80,11 @@ def test_answers_and_turns_are_those_of_the_whole_string(kind: str) -> None:
     )
     text = [(chat, False), ("a red star", True), (turn, False), ("one circle", True)]
     [(ids, labels)] = backbone.encode_segments([text], 100)
-    whole = f"{prompts.head}<image>{chat} a red star</s>{turn} one circle</s>"
+    # Vicuna's conversation, spelt out.
+    whole = (
+        "USER: <image>\nis it red? ASSISTANT: a red star</s>"
+        "USER: and now? ASSISTANT: one circle</s>"
+    )
     if kind == "first piece":  # puts no mark behind a special token
         whole = whole.replace("</s>USER", "</s> USER")
     expected = backbone.processor.tokenizer(whole)["input_ids"]

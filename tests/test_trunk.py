@@ -143,14 +143,18 @@ def test_contents(world: SmallWorld, strategy: str) -> None:
             outputs = model(**inputs, output_hidden_states=True)
         hidden = outputs.language_model_outputs.hidden_states[first][0].numpy()
         if first:
-            np.testing.assert_allclose(content["prefix"][4 * row : 4 * row + 4], hidden[:4], rtol=1e-4, atol=2e-5)
+            np.testing.assert_allclose(
+                content["prefix"][4 * row : 4 * row + 4], hidden[:4], rtol=1e-4, atol=2e-5
+            )
             np.testing.assert_allclose(
                 content["text"][span], hidden[4 : 4 + len(ids)], rtol=1e-4, atol=2e-5
             )
         else:
             with torch.no_grad():
                 features = model.get_image_features(inputs["pixel_values"]).pooler_output[0]
-            np.testing.assert_allclose(content["prefix"][4 * row : 4 * row + 4], features, rtol=1e-4, atol=2e-5)
+            np.testing.assert_allclose(
+                content["prefix"][4 * row : 4 * row + 4], features, rtol=1e-4, atol=2e-5
+            )
 
 
 def test_block_size_changes_nothing(world: SmallWorld, tmp_path: Path) -> None:

@@ -2,11 +2,16 @@
 
 `load_backbone` reads any `save_pretrained` folder of a known family; `make_backbone` makes the
 folder of a backbone named in `config/backbones/`. Families are imported when they are used.
+
+A family goes by its Hugging Face `model_type`. It is a module of that name in this package, or a
+class that an installed package declares as an entry point; `docs/backbones.md` adds one.
 """
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,15 +22,11 @@ from gapinit.settings import read_settings, read_yaml
 if TYPE_CHECKING:
     from gapinit.backbones.base import Backbone
 
-# Hugging Face `model_type` -> (module, class)
-FAMILIES = {
-    "blip-2": ("gapinit.backbones.blip2", "Blip2Backbone"),
-    "qwen2_vl": ("gapinit.backbones.qwen2_vl", "Qwen2VLBackbone"),
-    "qwen2_5_vl": ("gapinit.backbones.qwen2_5_vl", "Qwen25VLBackbone"),
-    "gemma3": ("gapinit.backbones.gemma3", "Gemma3Backbone"),
-    "mllama": ("gapinit.backbones.mllama", "MllamaBackbone"),
-    "llava": ("gapinit.backbones.llava", "LlavaBackbone"),
-}
+# Hugging Face `model_type` -> "module:class", of modules that have another name than their type
+FAMILIES = {"blip-2": "gapinit.backbones.blip2:Blip2Backbone"}
+# Group of the entry points, `model_type = "module:class"`, by which a package adds families
+ENTRY_POINTS = "gapinit.backbones"
+_FAMILY_CLASS = re.compile(r"^class (\w+)\([^()]*Backbone\):", re.MULTILINE)
 
 # Family of a small backbone that is pretrained here -> (module, class of its settings)
 PRETRAINED = {
@@ -35,17 +36,65 @@ PRETRAINED = {
 }
 
 
+def known_families() -> dict[str, str]:
+    """Return where each model type's family is, as "module:class"; none of them is imported.
+
+    A module is a family's if it defines a subclass of `Backbone` or of another family; of several,
+    the last one counts. A package cannot replace a family of gapinit.
+    """
+    found = dict(FAMILIES)
+    for folder in __path__:
+        for path in sorted(Path(folder).glob("*.py")):
+            module = f"{__name__}.{path.stem}"
+            classes = _FAMILY_CLASS.findall(path.read_text(encoding="utf-8"))
+            if classes and not any(where.startswith(f"{module}:") for where in FAMILIES.values()):
+                found[path.stem] = f"{module}:{classes[-1]}"
+    added = {entry.name: entry.value for entry in entry_points(group=ENTRY_POINTS)}
+    return found | {name: where for name, where in added.items() if name not in found}
+
+
+def find_family(model_type: object) -> type[Backbone] | None:
+    """Return the family of a Hugging Face `model_type`; None: there is none.
+
+    Raises GapinitError for a family that cannot be imported or does not say all it has to.
+    """
+    known = known_families()
+    name = str(model_type)
+    # A module's name has neither of these signs.
+    where = known.get(name) or known.get(re.sub("[-.]", "_", name))
+    return None if where is None else import_family(where)
+
+
+def import_family(where: str) -> type[Backbone]:
+    """Return the family at "module:class"; GapinitError if there is no whole one."""
+    from gapinit.backbones.base import Backbone
+
+    module, _, class_name = where.partition(":")
+    try:
+        family = getattr(import_module(module), class_name)
+    except (ImportError, AttributeError) as error:
+        raise GapinitError(f"{where}: this backbone family cannot be imported ({error})") from error
+    if not (isinstance(family, type) and issubclass(family, Backbone)):
+        raise GapinitError(f"{where}: not a backbone family, expected a subclass of Backbone")
+    missing = sorted(family.__abstractmethods__)
+    missing += [name for name in Backbone.__annotations__ if not hasattr(family, name)]
+    if missing:
+        raise GapinitError(
+            f"{where}: this backbone family does not say: {', '.join(missing)} (docs/backbones.md)"
+        )
+    return family
+
+
 def load_backbone(folder: Path, device: str = "cpu") -> Backbone:
     """Load the backbone in a `save_pretrained` folder, frozen and in evaluation mode."""
     model_type = read_json(Path(folder) / "config.json").get("model_type")
-    if model_type not in FAMILIES:
+    family = find_family(model_type)
+    if family is None:
         raise GapinitError(
             f"{folder}: model type '{model_type}' is not supported, expected one of: "
-            f"{', '.join(FAMILIES)}"
+            f"{', '.join(known_families())}. docs/backbones.md says how to add one."
         )
-    module, class_name = FAMILIES[model_type]
-    backbone: Backbone = getattr(import_module(module), class_name).load(Path(folder), device)
-    return backbone
+    return family.load(Path(folder), device)
 
 
 def make_backbone(settings: Path, data: Path | None, output: Path, threads: int) -> None:

@@ -44,6 +44,19 @@ class Processor:
         self.image_processor.save_pretrained(folder)
 
 
+def load_processor(name: str | Path, **options: Any) -> Processor:
+    """Load tokenizer and image processor of a model, from a folder or the hub.
+
+    Each on its own: some processor classes insist on a video processor, and that on torchvision,
+    which is not needed here. Without torchvision an image processor is its PIL variant. `options`
+    go to both `from_pretrained` (`revision`, `local_files_only`, ...).
+    """
+    return Processor(
+        AutoTokenizer.from_pretrained(name, **options),
+        AutoImageProcessor.from_pretrained(name, **options),
+    )
+
+
 class Backbone(ABC):
     """A vision-language model and its processor, seen through the questions that gapinit asks."""
 
@@ -168,16 +181,8 @@ class Backbone(ABC):
 
     @classmethod
     def load_processor(cls, folder: Path) -> Any:
-        """Return tokenizer and image processor.
-
-        Loaded each on its own: some processor classes insist on a video processor, and that on
-        torchvision, which is not needed here. Without torchvision an image processor is its PIL
-        variant.
-        """
-        return Processor(
-            AutoTokenizer.from_pretrained(folder, local_files_only=True),
-            AutoImageProcessor.from_pretrained(folder, local_files_only=True),
-        )
+        """Return what reads text and images."""
+        return load_processor(folder, local_files_only=True)
 
     @property
     def device(self) -> torch.device:

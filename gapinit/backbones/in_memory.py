@@ -7,9 +7,8 @@ other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -19,7 +18,7 @@ from peft.utils.integrations import get_bnb_param_type
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-from gapinit.backbones import FAMILIES
+from gapinit.backbones import find_family, import_family, known_families
 from gapinit.errors import GapinitError
 
 if TYPE_CHECKING:
@@ -42,14 +41,16 @@ def wrap_model(model: Any, processor: Any = None) -> Backbone:
     """
     plain = model.get_base_model() if isinstance(model, PeftModel) else model
     model_type: Any = getattr(getattr(plain, "config", None), "model_type", None)
-    family = _family(model_type) if model_type in FAMILIES else None
+    family = find_family(model_type)
     if family is None or not isinstance(plain, family.model_class):
         supported = ", ".join(
-            f"{_family(known).model_class.__name__} ('{known}')" for known in FAMILIES
+            f"{import_family(where).model_class.__name__} ('{known}')"
+            for known, where in known_families().items()
         )
         raise GapinitError(
             f"model: {type(plain).__name__} (model type {model_type!r}) is not supported, expected "
-            f"one of: {supported}; or a PeftModel around one"
+            f"one of: {supported}; or a PeftModel around one. docs/backbones.md says how to add a "
+            "family."
         )
     if processor is not None and not (
         hasattr(processor, "tokenizer") and hasattr(processor, "image_processor")
@@ -58,13 +59,22 @@ def wrap_model(model: Any, processor: Any = None) -> Backbone:
             f"processor: expected the model's processor (AutoProcessor.from_pretrained), with a "
             f"tokenizer and an image processor, found {type(processor).__name__}"
         )
-    backbone: Backbone = family(plain, processor)
-    return backbone
+    return family(plain, processor)
 
 
-def _family(model_type: str) -> Any:
-    module, name = FAMILIES[model_type]
-    return getattr(import_module(module), name)
+def target_modules(model: Any, layers: Sequence[int], *, vision: bool = False) -> str:
+    """Return the pattern of these decoder layers' matrices, for `LoraConfig(target_modules)`.
+
+    Attention and MLP matrices by their full names: a vision tower's modules of the same names are
+    not hit, unless `vision` asks for all of them, too. `model`: as in `gapinit.estimate_gap`.
+    """
+    backbone = wrap_model(model)
+    for layer in layers:
+        if not 0 <= layer < backbone.num_layers:
+            raise GapinitError(
+                f"layers: expected decoder layers from 0 to {backbone.num_layers - 1}, found {layer}"
+            )
+    return backbone.target_modules(layers, vision=vision)
 
 
 def base_of(module: nn.Module) -> Any:

@@ -41,7 +41,7 @@ class LlavaBackbone(Backbone):
         r"model\.language_model\.layers\.({layers})\."
         r"(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))"
     )
-    # Released transformers keep the tower's layers under one more name, `vision_model`.
+    # Older transformers keep the tower's layers under one more name, `vision_model`.
     vision_pattern = (
         r"model\.vision_tower\.(vision_model\.)?encoder\.layers\.\d+\."
         r"(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.(fc1|fc2))"

@@ -32,7 +32,7 @@ SPECIAL_TOKENS = [
     "<end_of_image>",
     "<image_soft_token>",
 ]
-TEMPLATE_WORDS = ["user\n", "\n", "model\n"]
+TEMPLATE_WORDS = ["user\n", "caption", "\n", "model\n"]
 """What stands between the special tokens of a template."""
 
 
@@ -115,10 +115,8 @@ def build(settings: MiniGemma3Settings, tokenizer: PreTrainedTokenizerFast) -> G
         image_mean=[0.5, 0.5, 0.5],
         image_std=[0.25, 0.25, 0.25],
     )
-    processor = Gemma3Processor(
-        image_processor, tokenizer, image_seq_length=settings.image_tokens
-    )
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
+    processor = Gemma3Processor(image_processor, tokenizer, image_seq_length=settings.image_tokens)
+    ids = tokenizer.get_vocab()
     head_width = settings.decoder_width // settings.attention_heads
     every = settings.full_attention_every
     config = Gemma3Config(

@@ -55,4 +55,6 @@ def _learned_positions(batch: dict[str, Tensor], _: object) -> Tensor:
 def _rows_at(layer_input: Any, chosen: Tensor, _: str) -> Tensor:
     # PEFT's own function takes (batch, positions, width) only, but OPT flattens what fc1 reads.
     states: Tensor = layer_input[0]
-    return states.reshape(-1, states.shape[-1])[chosen]
+    rows = states.reshape(-1, states.shape[-1])
+    # Where images are read by cross-attention, keys and values have an image's tokens as input.
+    return rows[chosen] if len(rows) == len(chosen) else rows

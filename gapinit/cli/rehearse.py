@@ -1,0 +1,81 @@
+"""Before a long run: what a backbone's shapes say, and what a configuration will need."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gapinit.errors import GapinitError
+
+app = typer.Typer()
+
+
+
+def config_folder(given: Path | None) -> Path:
+    """Return the folder with backbones/ and architectures/, or say where it was looked for."""
+    checkout = Path(__file__).resolve().parents[2] / "config"
+    tried = [given] if given is not None else [checkout, Path("config")]
+    for folder in tried:
+        if (folder / "backbones").is_dir():
+            return folder
+    places = ", ".join(map(str, tried))
+    raise GapinitError(
+        f"no config folder (with backbones/ in it) at {places}: give the checkout's with "
+        "--config-folder FOLDER"
+    )
+
+
+@app.command("rehearse")
+def rehearse_command(
+    backbone: Annotated[str | None, typer.Option(help="File of config/backbones, by name.")] = None,
+    architecture: Annotated[
+        Path | None, typer.Option(help="Architecture file anywhere, instead of --backbone.")
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="meta: shapes alone; cpu, cuda: every stage on random weights.")
+    ] = "meta",
+    pairs: Annotated[int, typer.Option(help="Calibration pairs, training images.", min=4)] = 64,
+    steps: Annotated[int, typer.Option(help="Training steps.", min=1)] = 20,
+    layers: Annotated[int, typer.Option(help="Top layers to adapt.", min=1)] = 6,
+    rank: Annotated[int, typer.Option(min=1)] = 1,
+    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    output: Annotated[Path | None, typer.Option(help="Also write it all as JSON.")] = None,
+    config_folder_: Annotated[
+        Path | None, typer.Option("--config-folder", help="The checkout's config folder.")
+    ] = None,
+) -> None:
+    """Run every stage on a backbone's real shapes with random weights; nothing is downloaded."""
+    from gapinit.artifacts import write_json
+    from gapinit.backbones.architecture import find_architecture, read_architecture
+    from gapinit.backbones.shapes import architecture_facts, backbone_facts
+
+    if (backbone is None) == (architecture is None):
+        raise GapinitError("give either --backbone NAME or --architecture FILE")
+    if architecture is not None:
+        chosen, name = read_architecture(architecture), architecture.stem
+        facts = architecture_facts(chosen, str(architecture))
+    else:
+        assert backbone is not None
+        folder, name = config_folder(config_folder_), backbone
+        facts = backbone_facts(name, folder)
+    if layers > facts.num_layers:
+        raise GapinitError(f"--layers: {layers} layers, but '{name}' has {facts.num_layers}")
+    if device == "meta":
+        from gapinit.rehearse_shapes import print_shapes, shapes
+
+        adapted = range(facts.num_layers - layers, facts.num_layers)
+        found = shapes(facts, name, adapted, pairs)
+        print_shapes(found)
+        if output is not None:
+            write_json(output, found)
+        return
+    if architecture is None:
+        chosen = find_architecture(name, folder)
+
+    from gapinit.rehearse import Options, rehearse
+    from gapinit.rehearse_meter import print_stages
+
+    options = Options(device, pairs, steps, layers, rank, batch_size)
+    print_stages(rehearse(chosen, facts, name, options, output))

@@ -1,0 +1,148 @@
+"""Estimates of memory and work from a backbone's shapes, before anything is loaded.
+
+Memory of a stage is the weights that it holds, the states that it keeps and the largest thing that
+it makes on the way:
+
+- forward: a layer works on 4 hidden and 3 inner widths a token; the vision tower, which runs before,
+  on 6 hidden and 2 inner widths a patch. The larger of the two counts.
+- states: every layer's output is kept until all are pooled.
+- train: a layer keeps 10 hidden and 4 inner widths a token for the gradient, and its adapters
+  float32 copies of all that they read (two with dropout); a labelled position's logits are there in
+  the model's dtype, in float32 and as gradients; an adapter's weight has a gradient and two moments.
+- predict: key-value caches of all beams, and the prompts' forward pass.
+
+Work is two operations a weight and token forward, two more backward (frozen weights have no
+gradient of their own); the arithmetic of attention itself is left out. A step of decoding reads all
+weights once, so it never takes less than their bytes divided by the memory's bandwidth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gapinit.backbones.facts import PHOTO, STATE_BYTES, Facts
+
+FORWARD = (4, 3)
+KEPT = (10, 4)
+VISION = (6, 2)
+ADAPTER_STATES = 4
+"""Copies of an adapter's weights in training: weight, gradient, two moments."""
+STEP_OVERHEAD_S = 0.03
+"""ASSUME: what launching one decoding step of some 30 layers takes, whatever the card."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some sequences of one image and one text each."""
+
+    sequences: int
+    text_tokens: float
+    """Of a text, template included."""
+    images: int | None = None
+    """How many images are looked at; None: one a sequence."""
+    size: tuple[int, int] = PHOTO
+
+    def width(self, facts: Facts) -> float:
+        """Return the tokens of a sequence."""
+        return facts.prefix_tokens(self.size) + self.text_tokens
+
+    def tokens(self, facts: Facts) -> float:
+        """Return the tokens of all sequences."""
+        return self.sequences * self.width(facts)
+
+
+def forward_bytes(facts: Facts, batch: Batch, vision: bool = True) -> int:
+    """Return what a forward pass makes on the way, beside weights and what it keeps."""
+    hidden, inner = FORWARD
+    widths = hidden * facts.hidden_size + inner * facts.mlp_width
+    memory = batch.sequences * facts.memory_tokens(batch.size) * facts.hidden_size
+    language = batch.tokens(facts) * widths + memory
+    seen = 0.0
+    if vision:
+        images = batch.sequences if batch.images is None else batch.images
+        (hidden, inner), (wide, deep) = VISION, facts.vision_width
+        seen = images * facts.vision_patches(batch.size) * (hidden * wide + inner * deep)
+    return round(max(language, seen) * facts.value_bytes)
+
+
+def states_bytes(facts: Facts, batch: Batch) -> int:
+    """Return the memory of the states stage."""
+    kept = facts.num_layers * batch.tokens(facts) * facts.hidden_size * facts.value_bytes
+    return facts.weights_bytes + round(kept) + forward_bytes(facts, batch)
+
+
+def trunk_bytes(facts: Facts, batch: Batch) -> int:
+    """Return the memory of the trunk stage; the weights above are loaded, too."""
+    return facts.weights_bytes + forward_bytes(facts, batch)
+
+
+def train_bytes(
+    facts: Facts,
+    batch: Batch,
+    layers: Sequence[int],
+    rank: int,
+    labelled: float,
+    dropout: bool = False,
+) -> int:
+    """Return the memory of training: of loading all, or of what is kept of it and the gradient.
+
+    `labelled`: positions of a sequence that are learned.
+    """
+    value, first = facts.value_bytes, min(layers)
+    hidden, inner = KEPT
+    kept = 0.0
+    for layer in range(first, facts.num_layers):
+        kept += (hidden * facts.hidden_size + inner * facts.mlp_width) * value
+        if layer in layers:
+            kept += facts.inputs_read(layer) * 4 * (2 if dropout else 1)
+    logits = batch.sequences * labelled * facts.vocabulary * (2 * value + 2 * 4)
+    inputs = batch.tokens(facts) * facts.hidden_size * STATE_BYTES
+    inputs += batch.sequences * facts.memory_tokens(batch.size) * facts.hidden_size * STATE_BYTES
+    adapter = facts.adapter(layers, rank) * ADAPTER_STATES * 4
+    held = tail_parameters(facts, first) * value
+    needed = held + kept * batch.tokens(facts) + logits + inputs + adapter
+    return round(max(facts.weights_bytes, needed))
+
+
+def tail_parameters(facts: Facts, first: int) -> int:
+    """Return the weights that training holds: embeddings, layers from `first` on, output."""
+    return facts.language_parameters - sum(facts.layer_parameters[:first])
+
+
+def predict_bytes(facts: Facts, batch: Batch, beams: int, new_tokens: int) -> int:
+    """Return the memory of decoding; each beam has a sequence of its own from the start."""
+    wide = Batch(batch.sequences * beams, batch.text_tokens, batch.images, batch.size)
+    length = round(batch.width(facts)) + new_tokens
+    caches = wide.sequences * facts.kv_bytes(length, batch.size)
+    logits = wide.sequences * facts.vocabulary * (facts.value_bytes + 3 * 4)
+    return facts.weights_bytes + caches + logits + forward_bytes(facts, wide, vision=False)
+
+
+def vision_flops(facts: Facts, size: tuple[int, int] = PHOTO) -> float:
+    """Return the work of an image's features."""
+    return 2.0 * facts.vision_parameters * facts.vision_patches(size)
+
+
+def forward_flops(facts: Facts, batch: Batch, layers: range, passes: int = 1) -> float:
+    """Return the work of some layers on a batch; `passes`: 2 with a backward pass."""
+    weights = sum(facts.layer_parameters[layer] for layer in layers)
+    work = weights * batch.tokens(facts)
+    memory = facts.memory_tokens(batch.size)
+    if memory:
+        # Keys and values of cross-attention are made of the image's tokens.
+        read = facts.kv_bytes(0, batch.size) / facts.value_bytes / facts.num_layers
+        work += batch.sequences * read * facts.hidden_size * len(layers)
+    return 2.0 * passes * work
+
+
+def output_flops(facts: Facts, positions: float, passes: int = 1) -> float:
+    """Return the work of the output matrix."""
+    return 2.0 * passes * facts.output_parameters * positions
+
+
+def step_seconds(facts: Facts, sequences: int, flops: float, bandwidth: float) -> float:
+    """Return how long one decoding step takes, by its work, the weights read and its launch."""
+    work = 2.0 * facts.language_parameters * sequences / flops
+    read = facts.language_parameters * facts.value_bytes / bandwidth
+    return max(work, read, STEP_OVERHEAD_S)

@@ -1,0 +1,131 @@
+"""What a rehearsal measures: seconds, memory and throughput of a stage; and whether it can start."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gapinit.errors import GapinitError
+from gapinit.progress import show_bytes
+from gapinit.terminal import print_table
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage's measurements."""
+
+    name: str
+    seconds: float
+    peak_bytes: int
+    """GPU: the most that was allocated during the stage; CPU: the process's peak so far."""
+    count: int
+    unit: str
+
+    @property
+    def rate(self) -> float:
+        """Return how many units were done in a second."""
+        return self.count / self.seconds if self.seconds else 0.0
+
+
+class Meter:
+    """Measures stages on a device, one after another."""
+
+    def __init__(self, device: str) -> None:
+        self._cuda = device.startswith("cuda")
+        self._device = device
+        self.stages: list[Stage] = []
+
+    @contextmanager
+    def stage(self, name: str, count: int, unit: str) -> Iterator[None]:
+        """Measure the block; `count` is what it does, in `unit`."""
+        if self._cuda:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self._device)
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        started = time.perf_counter()
+        yield
+        if self._cuda:
+            torch.cuda.synchronize(self._device)
+        seconds = time.perf_counter() - started
+        self.stages.append(Stage(name, seconds, self._peak(), count, unit))
+
+    def _peak(self) -> int:
+        if self._cuda:
+            return torch.cuda.max_memory_allocated(self._device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def print_stages(record: dict[str, Any]) -> None:
+    """Print a rehearsal's stages as a table."""
+    rows = []
+    for stage in record["stages"]:
+        rate = stage["count"] / stage["seconds"] if stage["seconds"] else 0.0
+        rows.append(
+            (
+                stage["name"],
+                f"{stage['seconds']:.2f}",
+                show_bytes(stage["peak_bytes"]),
+                f"{rate:,.1f} {stage['unit']}/s",
+            )
+        )
+    title = f"{record['backbone']} ({record['dtype']}, random weights) on {record['device']}"
+    print_table(title, ("stage", "seconds", "peak memory", "throughput"), rows)
+    loss: Sequence[float] = record["loss"]
+    if loss:
+        print(f"\nloss {loss[0]:.3f} to {loss[-1]:.3f} in {len(loss)} steps (means nothing)")
+    print(f"memory estimated beforehand: {show_bytes(record['needed_bytes_estimated'])}")
+
+
+def require_device(device: str) -> None:
+    """Raise GapinitError for a device that is not there."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise GapinitError(
+            f"--device {device}: no GPU that PyTorch {torch.__version__} can use. Take "
+            "--device meta for shapes alone, or --device cpu"
+        )
+    try:
+        torch.device(device)
+    except RuntimeError:
+        raise GapinitError(
+            f"--device: unknown device '{device}', expected meta, cpu, cuda or cuda:N"
+        ) from None
+
+
+def require_memory(needed: int, device: str, name: str) -> None:
+    """Raise GapinitError if the estimate is above what the device has free."""
+    free = free_memory(device)
+    if free is not None and needed > free:
+        raise GapinitError(
+            f"{name}: about {show_bytes(needed)} needed, {show_bytes(free)} free on {device}. "
+            "Lower --batch-size, or take --device meta for shapes alone"
+        )
+
+
+def free_memory(device: str) -> int | None:
+    """Return the bytes that are free on a device; None: it does not say."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return None
+
+
+def device_label(device: str) -> str:
+    """Return a device's own name."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"CPU {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"

@@ -1,0 +1,59 @@
+"""States on disk: contiguous HDF5 datasets, read through memory maps, in the model's own precision.
+
+A model that runs in bfloat16 has states of 16 bits; they are kept as those bits, since neither
+HDF5 nor numpy has such a number, and nothing is lost. Everything else is float32 or float16.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    import h5py
+    from numpy.typing import NDArray
+
+BITS = np.dtype("u2")
+"""The type under which bfloat16 is stored."""
+_TYPES: dict[torch.dtype, np.dtype[Any]] = {
+    torch.bfloat16: BITS,
+    torch.float16: np.dtype("f2"),
+    torch.float32: np.dtype("f4"),
+}
+
+
+def stored_type(dtype: torch.dtype) -> np.dtype[Any]:
+    """Return the type on disk of a model's states."""
+    return _TYPES.get(dtype, np.dtype("f4"))
+
+
+def to_stored(values: torch.Tensor, kind: np.dtype[Any]) -> NDArray[Any]:
+    """Return states as they are written."""
+    values = values.detach().cpu()
+    if kind == BITS:
+        return values.to(torch.bfloat16).view(torch.uint16).numpy()
+    return values.float().numpy().astype(kind, copy=False)
+
+
+def widened(rows: NDArray[Any]) -> NDArray[np.float32]:
+    """Return stored rows as float32."""
+    if rows.dtype == BITS:
+        # The upper half of a float32's bits is a bfloat16.
+        return (rows.astype(np.uint32) << 16).view(np.float32)
+    return rows.astype(np.float32, copy=False)
+
+
+def memory_map(path: Path, dataset: h5py.Dataset) -> NDArray[Any]:
+    """Map a contiguous HDF5 dataset through its offset in the file; what is changed stays here."""
+    return np.memmap(
+        path, mode="c", dtype=dataset.dtype, shape=dataset.shape, offset=dataset.id.get_offset()
+    )
+
+
+def as_tensor(rows: NDArray[Any]) -> torch.Tensor:
+    """Return stored rows as a tensor that reads them from disk when they are taken."""
+    tensor = torch.from_numpy(rows)
+    return tensor.view(torch.bfloat16) if rows.dtype == BITS else tensor
