@@ -16,7 +16,7 @@ RUNTIME := $(VENV)/.installed-runtime
 DEV := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES) --workflow-profile workflow/profiles/default
-CODE := gapinit tests $(wildcard benchmarks)
+CODE := gapinit tests docs/examples $(wildcard benchmarks)
 
 .PHONY: help demo all test lint bench clean
 

@@ -129,7 +129,7 @@ class _Measurement:
         for row, (_, labels) in enumerate(encoded):
             if sum(label != -100 for label in labels) < 2:  # its tokens, and EOS
                 raise GapinitError(f"pairs[{self.pairs + row}]: the caption has no token")
-        images = backbone.image_features(backbone.pixels([image for image, _ in batch]))
+        images = backbone.look([image for image, _ in batch])
         inputs = backbone.embed(images, [ids for ids, _ in encoded])
         text = caption_positions(inputs, [labels for _, labels in encoded])
         with ExitStack() as hooks:

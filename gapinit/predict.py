@@ -65,7 +65,7 @@ def extract_features(
         grids = []
         for start in track(range(0, len(images), batch_size), "image features"):
             block = images[start : start + batch_size]
-            found = model.image_features(model.pixels([load_image(path) for path in block]))
+            found = model.look([load_image(path) for path in block])
             first = int(ends[start] - counts[start])
             features[first : first + len(found.tokens)] = to_stored(found.tokens, kind)
             grids.append(found.grid.cpu().numpy())

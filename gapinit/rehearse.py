@@ -45,7 +45,26 @@ if TYPE_CHECKING:
 CAPTION_TOKENS = 32
 NEW_TOKENS = 32
 GENERATED = 4
-WORDS = "a man dog bench park two red with on the in and photo of sitting near street cat".split()
+WORDS = [
+    "a",
+    "man",
+    "dog",
+    "bench",
+    "park",
+    "two",
+    "red",
+    "with",
+    "on",
+    "the",
+    "in",
+    "and",
+    "photo",
+    "of",
+    "sitting",
+    "near",
+    "street",
+    "cat",
+]
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,4 @@ def _span(layers: Sequence[int]) -> str:
             parts[-1].append(layer)
         else:
             parts.append([layer])
-    return ", ".join(
-        f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts
-    )
+    return ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)

@@ -123,9 +123,7 @@ def pooled_states(
     Layers are read by hooks at their own output, before the final norm that Hugging Face applies
     to the last entry of `hidden_states`: behind it, layer L would lie in other coordinates.
     """
-    images = backbone.image_features(
-        backbone.pixels([load_image(image.path) for image, _ in pairs])
-    )
+    images = backbone.look([load_image(image.path) for image, _ in pairs])
     encoded = backbone.encode_captions([caption for _, caption in pairs], max_caption_tokens)
     texts = [ids for ids, _ in encoded]
     inputs = backbone.embed(images, texts)

@@ -12,9 +12,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         from rich.console import Console
         from rich.table import Table
 
-        table = Table(
-            *columns, title=title, title_justify="left", show_header=any(columns)
-        )
+        table = Table(*columns, title=title, title_justify="left", show_header=any(columns))
         for row in rows:
             table.add_row(*row)
         Console().print(table)

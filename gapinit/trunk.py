@@ -154,7 +154,7 @@ def _trunk_states(
     first: int,
 ) -> tuple[dict[str, torch.Tensor], NDArray[np.int64]]:
     """Return the next rows of each dataset for some images and their texts, and their grids."""
-    images = backbone.image_features(backbone.pixels([load_image(path) for path in paths]))
+    images = backbone.look([load_image(path) for path in paths])
     found: dict[str, torch.Tensor] = {}
     if backbone.cross_attends:
         found["memory"] = images.tokens

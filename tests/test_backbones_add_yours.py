@@ -39,7 +39,7 @@ from gapinit.states import extract_states
 from gapinit.trunk import extract_trunk
 
 from . import test_backbones_equal as equal
-from .backbone_cases import ATTENTION, CAPTIONS, GATED, Case, byte_level, draw_weights, pictures
+from .backbone_cases import ATTENTION, GATED, Case, byte_level, draw_weights, pictures
 from .small_backbone import DATASET, SmallWorld
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -190,16 +190,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def world(package: None, folder: Path) -> equal.World:
     return equal.World(IDEFICS3, folder)
-
-
-@pytest.fixture(autouse=True)
-def spaced_captions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the equalities compare a caption's tokens with those behind a space."""
-    encode = [*CAPTIONS]
-    monkeypatch.setattr(equal, "CAPTIONS", tuple(f" {text}" for text in CAPTIONS))
-    monkeypatch.setattr(
-        equal, "captions_of", lambda backbone: backbone.encode_captions(encode, equal.MAX_TOKENS)
-    )
 
 
 # Every equality that gapinit's own families are held to, with this module's `world`.

@@ -145,7 +145,8 @@ def test_captions_are_pooled_where_they_stand(world: World) -> None:
     encoded = captions_of(backbone)
     inputs = embedded(backbone, [ids for ids, _ in encoded])
     where = caption_positions(inputs, [labels for _, labels in encoded])
-    alone = backbone.texts.token_ids(list(CAPTIONS))
+    space = " " if backbone.prompts.spaced else ""
+    alone = backbone.texts.token_ids([f"{space}{caption}" for caption in CAPTIONS])
     rows = world.rows([ids for ids, _ in encoded])
     for row, tokens in enumerate(alone):
         kept = tokens[:MAX_TOKENS]
@@ -276,6 +277,16 @@ def test_images_have_as_many_tokens_as_is_said_beforehand(world: World) -> None:
     images = backbone.image_features(backbone.pixels(pictures()))
     assert images.counts.tolist() == [backbone.image_tokens(*image.size) for image in pictures()]
     assert len(images.tokens) == int(images.counts.sum())
+
+
+def test_a_wrong_number_of_image_tokens_is_told(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = world.backbone()
+    assert backbone.look(pictures()).counts.tolist()
+    monkeypatch.setattr(type(backbone), "image_tokens", lambda *_: 1)
+    with pytest.raises(GapinitError, match="one of them is wrong"):
+        backbone.look(pictures())
 
 
 def test_adapters_never_hit_the_vision_tower(world: World) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -468,3 +469,22 @@ def test_pairs_in_a_list_of_lists(library: SmallLibrary, gap: GapVectors) -> Non
     torch.testing.assert_close(
         estimate(library, library.model(), pairs).vectors, gap.vectors, **CLOSE
     )
+
+
+def test_target_modules_of_a_model(library: SmallLibrary, gap: GapVectors) -> None:
+    model = library.model()
+    pattern = gapinit.target_modules(model, [1, 2])
+    names = [name for name, _ in model.named_modules()]
+    hit = [name for name in names if re.fullmatch(pattern, name)]
+    assert hit == gap.target_modules([1, 2])
+    with_vision = gapinit.target_modules(model, [1, 2], vision=True)
+    more = {name for name in names if re.fullmatch(with_vision, name)} - set(hit)
+    assert more and all(name.startswith("vision_model.") for name in more)
+    with pytest.raises(gapinit.GapinitError, match="layers: expected decoder layers from 0 to 2"):
+        gapinit.target_modules(model, [3])
+
+
+def test_the_halves_of_a_processor(library: SmallLibrary, gap: GapVectors) -> None:
+    processor = gapinit.load_processor(library.folder, local_files_only=True)
+    found = gapinit.estimate_gap(library.model(), processor, library.pairs, progress=False)
+    torch.testing.assert_close(found.vectors, gap.vectors, rtol=1e-4, atol=1e-5)

@@ -244,6 +244,20 @@ class Backbone(ABC):
         """Return what the image processor makes of RGB images, as tensors by their names."""
         return dict(self.processor.image_processor(list(images), return_tensors="pt"))
 
+    def look(self, images: Sequence[Any]) -> Images:
+        """Return the tokens of RGB images.
+
+        Raises GapinitError where `image_tokens` did not tell their number: files are laid out by it.
+        """
+        found = self.image_features(self.pixels(images))
+        told = [self.image_tokens(*image.size) for image in images]
+        if found.counts.tolist() != told:
+            raise GapinitError(
+                f"{type(self).__name__}: image_tokens() says {told} for these images, "
+                f"image_features() gives {found.counts.tolist()}: one of them is wrong"
+            )
+        return found
+
     @property
     def head(self) -> list[int]:
         """Return the tokens in front of the image."""

@@ -69,11 +69,10 @@ def target_modules(model: Any, layers: Sequence[int], *, vision: bool = False) -
     not hit, unless `vision` asks for all of them, too. `model`: as in `gapinit.estimate_gap`.
     """
     backbone = wrap_model(model)
+    last = backbone.num_layers - 1
     for layer in layers:
-        if not 0 <= layer < backbone.num_layers:
-            raise GapinitError(
-                f"layers: expected decoder layers from 0 to {backbone.num_layers - 1}, found {layer}"
-            )
+        if not 0 <= layer <= last:
+            raise GapinitError(f"layers: expected decoder layers from 0 to {last}, found {layer}")
     return backbone.target_modules(layers, vision=vision)
 
 

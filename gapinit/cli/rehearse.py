@@ -12,7 +12,6 @@ from gapinit.errors import GapinitError
 app = typer.Typer()
 
 
-
 def config_folder(given: Path | None) -> Path:
     """Return the folder with backbones/ and architectures/, or say where it was looked for."""
     checkout = Path(__file__).resolve().parents[2] / "config"

@@ -1,0 +1,132 @@
+"""What a plan writes to disk, by formulas from the backbones' shapes and the datasets' sizes.
+
+A trunk holds, in the backbone's own precision (2 bytes a value for bfloat16 and float16, else 4),
+d values for each image's prefix and, unless the lowest layer is adapted, for each text token;
+features d values for each image token of an evaluation split; states and adapters are float32.
+Predictions, scores, logs, tables and figures are left out: they are small beside these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gapinit.methods import METHODS
+from gapinit.plan import Plan
+from gapinit.runs import Run
+
+if TYPE_CHECKING:
+    from gapinit.backbones.facts import Facts
+    from gapinit.doctor.jobs import Jobs
+    from gapinit.doctor.sizes import Size
+
+STEP_BYTES = 60
+"""A line of a step log: loss, gradient, rate, alignment."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that are written at a place."""
+
+    kind: str
+    name: str
+    bytes: int
+    path: Path
+    there: bool = False
+    """Whether it is there already and is not written again."""
+
+
+def disk_needs(
+    plan: Plan, jobs: Jobs, facts: Mapping[str, Facts], sizes: Mapping[str, Size]
+) -> list[Need]:
+    """Return what the stages write whose backbone and dataset have known sizes."""
+    out = Path(plan.config.results) / plan.config.name
+    pairs = plan.config.calibration.pairs()
+    needs = []
+
+    def add(kind: str, name: str, count: float, path: Path) -> None:
+        needs.append(Need(kind, name, round(count), path, path.exists()))
+
+    for backbone, dataset in jobs.states:
+        if backbone in facts:
+            count = facts[backbone].states_bytes(pairs)
+            path = out / "2_states" / backbone / f"{dataset}.h5"
+            add("states", f"{backbone}, {dataset}", count, path)
+    for backbone, dataset, layers in jobs.trunks:
+        size = sizes.get(dataset)
+        if backbone in facts and size is not None and size.train is not None:
+            count = trunk_bytes(plan, facts[backbone], backbone, dataset, layers, size)
+            path = out / "4_train" / "trunk" / backbone / dataset / f"{layers}.h5"
+            add("trunk", f"{backbone}, {dataset}, {layers}", count, path)
+    for backbone, dataset in jobs.features:
+        size = sizes.get(dataset)
+        if backbone in facts and size is not None and size.test is not None:
+            tokens = size.test.images * facts[backbone].image_tokens(size.image)
+            count = tokens * facts[backbone].hidden_size * facts[backbone].value_bytes
+            path = out / "5_evaluate" / "features" / backbone / f"{dataset}.h5"
+            add("features", f"{backbone}, {dataset}", count, path)
+    for run in jobs.trained:
+        if run.backbone in facts:
+            count = run_bytes(plan, run, facts[run.backbone], sizes.get(run.dataset))
+            add("runs", run.backbone, count, out / "4_train" / "runs" / run.path / "run.json")
+    return needs
+
+
+def trunk_bytes(
+    plan: Plan, facts: Facts, backbone: str, dataset: str, layers: str, size: Size
+) -> int:
+    """Return the bytes of a trunk: each image's prefix and, above the first layer, each text."""
+    assert size.train is not None
+    total = size.train.images * facts.image_trunk_bytes(size.image)
+    if first_layer(plan, facts, backbone, layers) > 0:
+        tokens = text_tokens(plan, facts, backbone, dataset, size)
+        total += size.train.texts * tokens * facts.token_trunk_bytes
+    return total
+
+
+def text_tokens(plan: Plan, facts: Facts, backbone: str, dataset: str, size: Size) -> int:
+    """Return the tokens of a training text, template included, as cut by the recipe."""
+    assert size.train is not None
+    return facts.template.prompt + min(size.train.tokens, plan.max_tokens(dataset, backbone))
+
+
+def adapted_layers(plan: Plan, facts: Facts, backbone: str, layers: str) -> range:
+    """Return the layers that a strategy adapts.
+
+    GG-Safe's are chosen by what is measured; the last ones stand for them: all layers of a decoder
+    have the same size, and only how many run below the first one differs.
+    """
+    count = facts.num_layers if layers == "all" else plan.layers_of(backbone).num_layers
+    return range(facts.num_layers - count, facts.num_layers)
+
+
+def first_layer(plan: Plan, facts: Facts, backbone: str, layers: str) -> int:
+    """Return the lowest adapted layer."""
+    return min(adapted_layers(plan, facts, backbone, layers))
+
+
+def run_bytes(plan: Plan, run: Run, facts: Facts, size: Size | None) -> int:
+    """Return the bytes of a run's folder: adapter, what its method saves beside, step log."""
+    from gapinit.backbones.facts import STATE_BYTES
+
+    assert run.rank is not None and run.layers is not None
+    layers = adapted_layers(plan, facts, run.backbone, run.layers)
+    applies = METHODS[run.method].applies
+    rank = 2 * run.rank if "saved as twice the rank" in applies else run.rank
+    total = facts.adapter(layers, rank) * STATE_BYTES
+    matrices = [target for layer in layers for target in facts.targets[layer]]
+    if "saved beside the adapter" in applies:
+        total += sum(it.d_out * it.d_in for it in matrices) * facts.value_bytes
+    if size is not None and size.train is not None:
+        lines = steps(plan, run, size.train.texts)
+        total += lines * STEP_BYTES
+    return total
+
+
+def steps(plan: Plan, run: Run, texts: int) -> int:
+    """Return the optimiser's steps of a run."""
+    recipe = plan.training_of(run.backbone)
+    batches = -(-texts // recipe.batch_size)
+    return -(-batches // recipe.gradient_accumulation) * (run.epochs or recipe.epochs)
