@@ -3,12 +3,13 @@
 Memory of a stage is the weights that it holds, the states that it keeps and the largest thing that
 it makes on the way:
 
-- forward: a layer works on 4 hidden and 3 inner widths a token; the vision tower, which runs before,
-  on 6 hidden and 2 inner widths a patch. The larger of the two counts.
+- forward: a layer works on 4 hidden and 3 inner widths a token; the vision tower, which runs
+  before, on 6 hidden and 2 inner widths a patch. The larger of the two counts.
 - states: every layer's output is kept until all are pooled.
 - train: a layer keeps 10 hidden and 4 inner widths a token for the gradient, and its adapters
-  float32 copies of all that they read (two with dropout); a labelled position's logits are there in
-  the model's dtype, in float32 and as gradients; an adapter's weight has a gradient and two moments.
+  float32 copies of all that they read (two with dropout); a labelled position's logits are there
+  in the model's dtype, in float32 and as gradients; an adapter's weight has a gradient and two
+  moments.
 - predict: key-value caches of all beams, and the prompts' forward pass.
 
 Work is two operations a weight and token forward, two more backward (frozen weights have no

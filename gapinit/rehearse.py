@@ -142,8 +142,8 @@ def _stages(
         shown = [load_image(sample.path) for sample in samples[:GENERATED]]
         with torch.inference_mode():
             seen = model.image_features(model.pixels(shown))
-    with meter.stage("generate", len(shown) * NEW_TOKENS, "tokens"):
-        model.generate_tokens(seen, NEW_TOKENS, 1)
+    with meter.stage("generate", 0, "tokens") as stage:
+        stage.count = model.generate_tokens(seen, NEW_TOKENS, 1).numel()
     path = scratch / "trunk.h5"
     with meter.stage("trunk", len(samples), "images"), _whole_again(model):
         _write_trunk(model, samples, first, path, options.batch_size)
@@ -261,7 +261,7 @@ def _train(tail: Tail, trunk: Trunk, options: Options) -> list[float]:
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
+        losses.append(loss.item())
         if not np.isfinite(losses[-1]):
             raise GapinitError(f"step {step}: the loss is {losses[-1]}")
     return losses

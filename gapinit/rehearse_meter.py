@@ -1,4 +1,4 @@
-"""What a rehearsal measures: seconds, memory and throughput of a stage; and whether it can start."""
+"""What a rehearsal measures of a stage: seconds, memory, throughput; and whether it can start."""
 
 from __future__ import annotations
 
@@ -20,21 +20,16 @@ from gapinit.progress import show_bytes
 from gapinit.terminal import print_table
 
 
-@dataclass(frozen=True)
+@dataclass
 class Stage:
     """One stage's measurements."""
 
     name: str
-    seconds: float
-    peak_bytes: int
-    """GPU: the most that was allocated during the stage; CPU: the process's peak so far."""
     count: int
     unit: str
-
-    @property
-    def rate(self) -> float:
-        """Return how many units were done in a second."""
-        return self.count / self.seconds if self.seconds else 0.0
+    seconds: float = 0.0
+    peak_bytes: int = 0
+    """GPU: the most that was allocated during the stage; CPU: the process's peak so far."""
 
 
 class Meter:
@@ -46,18 +41,19 @@ class Meter:
         self.stages: list[Stage] = []
 
     @contextmanager
-    def stage(self, name: str, count: int, unit: str) -> Iterator[None]:
-        """Measure the block; `count` is what it does, in `unit`."""
+    def stage(self, name: str, count: int, unit: str) -> Iterator[Stage]:
+        """Measure the block; `count` is what it does, in `unit`, unless it corrects that."""
         if self._cuda:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self._device)
         print(f"{name} ...", file=sys.stderr, flush=True)
+        measured = Stage(name, count, unit)
         started = time.perf_counter()
-        yield
+        yield measured
         if self._cuda:
             torch.cuda.synchronize(self._device)
-        seconds = time.perf_counter() - started
-        self.stages.append(Stage(name, seconds, self._peak(), count, unit))
+        measured.seconds, measured.peak_bytes = time.perf_counter() - started, self._peak()
+        self.stages.append(measured)
 
     def _peak(self) -> int:
         if self._cuda:

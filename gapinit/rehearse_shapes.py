@@ -13,8 +13,10 @@ RANKS = (1, 8)
 NEW_TOKENS = 32
 
 
-def shapes(facts: Facts, name: str, layers: Sequence[int], pairs: int) -> dict[str, Any]:
-    """Return everything that `print_shapes` prints, as JSON."""
+def shapes(
+    facts: Facts, name: str, layers: Sequence[int], pairs: int, rank: int = 1
+) -> dict[str, Any]:
+    """Return everything that `print_shapes` prints, as JSON; `rank`: beside ranks 1 and 8."""
     tokens = facts.prefix_tokens() + facts.template.prompt + NEW_TOKENS
     return {
         "backbone": name,
@@ -43,11 +45,11 @@ def shapes(facts: Facts, name: str, layers: Sequence[int], pairs: int) -> dict[s
             for group, targets in layer_groups(facts)
         ],
         "adapters": {
-            str(rank): {
-                "parameters": facts.adapter(layers, rank),
-                "bytes": facts.adapter(layers, rank) * STATE_BYTES,
+            str(one): {
+                "parameters": facts.adapter(layers, one),
+                "bytes": facts.adapter(layers, one) * STATE_BYTES,
             }
-            for rank in RANKS
+            for one in sorted({*RANKS, rank})
         },
         "pairs": pairs,
         "states_bytes": facts.states_bytes(pairs),

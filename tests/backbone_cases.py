@@ -21,6 +21,13 @@ from transformers import PreTrainedTokenizerFast
 
 from gapinit.backbones.base import Backbone
 
+from .case_blip2 import (
+    BLIP2_MODULES,
+    BLIP2_VISION,
+    blip2_arguments,
+    blip2_image_tokens,
+    write_blip2,
+)
 from .case_gemma3 import gemma3_arguments, gemma3_image_tokens, write_gemma3
 from .case_llava import llava_arguments, llava_image_tokens, write_llava
 from .case_mllama import mllama_arguments, mllama_image_tokens, write_mllama
@@ -198,6 +205,16 @@ QWEN = {
     "image_tokens": qwen_image_tokens,
 }
 CASES = [
+    Case(
+        name="blip2",
+        write=write_blip2,
+        layers="language_model.model.decoder.layers",
+        norm="language_model.model.decoder.final_layer_norm",
+        modules=BLIP2_MODULES,
+        vision_modules=BLIP2_VISION,
+        arguments=blip2_arguments,
+        image_tokens=blip2_image_tokens,
+    ),
     Case(
         name="qwen2_vl",
         write=write_qwen2_vl,

@@ -108,8 +108,10 @@ def layer_inputs_and_outputs(
         lambda _, given: before.append(given[0])
     )
     with torch.no_grad():
-        hidden = model(**inputs, output_hidden_states=True, use_cache=False).hidden_states
+        found = model(**inputs, output_hidden_states=True, use_cache=False)
     handle.remove()
+    # BLIP-2 has those of its language model one level down.
+    hidden = getattr(found, "language_model_outputs", found).hidden_states
     return hidden, before[-1]
 
 

@@ -124,12 +124,12 @@ def test_the_whole_grid_is_as_small_as_sharing_makes_it(tables: Loaded) -> None:
         "table5": 6,
         "table6": 6,
         "table7": 4,
-        "table8": 12,
+        "table8": 4,
         "table9": 9,
         "table10": 6,
     }
     new["table11"] = 18
-    new["table12"] = 15
+    new["table12"] = 5
     seen: set[Run] = set()
     for name in TABLES:
         found = {run for row in tables[name][1] for run in row.runs}
@@ -138,8 +138,9 @@ def test_the_whole_grid_is_as_small_as_sharing_makes_it(tables: Loaded) -> None:
 
 
 def test_seeds_are_the_papers_five_where_it_says_so(tables: Loaded) -> None:
+    own = {"table7": [42, 123, 2024, 999, 7], "table8": [42], "table12": [42]}
     for name, (_, rows) in tables.items():
-        expected = [42, 123, 2024, 999, 7] if name == "table7" else SEEDS
+        expected = own.get(name, SEEDS)
         for row in rows:
             if row.runs[0].trained:
                 assert [run.seed for run in row.runs] == expected

@@ -112,7 +112,8 @@ class Blip2Backbone(Backbone):
         if self.decoder.project_in is not None:
             raise GapinitError("an OPT with projected embeddings (opt-350m) cannot be cut")
         super().cut_below(first)
-        self.decoder.embed_positions = _NoPositions()
+        if first > 0:
+            self.decoder.embed_positions = _NoPositions()
 
     def keep_below(self, first: int) -> None:
         """Keep the layers below `first`; OPT's final norm has a name of its own."""

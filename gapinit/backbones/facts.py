@@ -1,4 +1,4 @@
-"""What a backbone's shapes alone say: counts, widths, tokens, bytes. Its weights may be on `meta`."""
+"""What a backbone's shapes alone say: counts, widths, tokens, bytes. Weights may be on `meta`."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def rehearse_command(
         from gapinit.rehearse_shapes import print_shapes, shapes
 
         adapted = range(facts.num_layers - layers, facts.num_layers)
-        found = shapes(facts, name, adapted, pairs)
+        found = shapes(facts, name, adapted, pairs, rank)
         print_shapes(found)
         if output is not None:
             write_json(output, found)
@@ -78,3 +78,29 @@ def rehearse_command(
 
     options = Options(device, pairs, steps, layers, rank, batch_size)
     print_stages(rehearse(chosen, facts, name, options, output))
+
+
+@app.command("doctor")
+def doctor_command(
+    configfile: Annotated[
+        Path | None, typer.Option(help="Configuration, on top of config/default.yaml.")
+    ] = None,
+    config: Annotated[
+        list[str] | None, typer.Option(help="KEY=VALUE on top of that; may be repeated.")
+    ] = None,
+    tflops: Annotated[
+        float | None, typer.Option(help="What the GPU reaches in bfloat16, TFLOP/s.", min=0.001)
+    ] = None,
+    strict: Annotated[bool, typer.Option(help="Exit with 1 if something is missing.")] = False,
+    config_folder_: Annotated[
+        Path | None, typer.Option("--config-folder", help="The checkout's config folder.")
+    ] = None,
+) -> None:
+    """Say beforehand what a configuration downloads, writes and takes, and what is missing."""
+    from gapinit.doctor import examine, planned
+    from gapinit.doctor.show import print_diagnosis
+
+    found = examine(planned(config_folder(config_folder_), configfile, config or ()), tflops)
+    print_diagnosis(found)
+    if strict and found.missing:
+        raise typer.Exit(1)

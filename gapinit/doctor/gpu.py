@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,8 @@ FLOAT32_SHARE = 1 / 8
 """ASSUME: what float32 weights reach of that, without TF32."""
 BANDWIDTH = 2e12
 """ASSUME: bytes a second that decoding reads weights with."""
+Estimator = Callable[..., tuple[float, float, int] | None]
+"""Operations, seconds beside them, and bytes of memory of a job; None: it cannot be told."""
 LOADING = 1e9
 """ASSUME: bytes a second that a job loads weights with; every job loads its backbone."""
 
@@ -82,12 +84,11 @@ class Estimate:
         ]
 
     def _add(
-        self, stage: str, backbone: str, dataset: str, estimate: object, *given: object
+        self, stage: str, backbone: str, dataset: str, estimate: Estimator, *given: object
     ) -> None:
         facts, size = self._facts.get(backbone), self._sizes.get(dataset)
         if facts is None or size is None:
             return
-        assert callable(estimate)
         found = estimate(facts, size, backbone, dataset, *given)
         if found is None:
             return

@@ -32,9 +32,9 @@ class Jobs:
     @property
     def count(self) -> int:
         """Return how many jobs these are; a prediction is scored by one more."""
-        lists = (self.states, self.gaps, self.trunks, self.trained, self.features)
-        made = len(self.datasets) + len(self.backbones)
-        return sum(map(len, lists)) + 2 * len(self.predictions) + made
+        made = len(self.datasets) + len(self.backbones) + len(self.states) + len(self.gaps)
+        learned = len(self.trunks) + len(self.trained) + len(self.features)
+        return made + learned + 2 * len(self.predictions)
 
 
 def plan_jobs(plan: Plan) -> Jobs:

@@ -94,9 +94,7 @@ def _generated(settings: ScenesSettings) -> Size:
     learned = images.train + images.restval
     if settings.layout in ("coco", "flickr30k"):
         texts = CAPTIONS_PER_IMAGE * learned
-        train = Train(
-            images=learned, texts=texts, tokens=CAPTION_TOKENS, learned=CAPTION_TOKENS
-        )
+        train = Train(images=learned, texts=texts, tokens=CAPTION_TOKENS, learned=CAPTION_TOKENS)
         return Size(image=side, train=train, test=Test(images=images.test, samples=images.test))
     if settings.layout == "llava":
         tokens = TURN_TOKENS * asked
@@ -128,7 +126,10 @@ def _read(manifest: Manifest) -> Size:
     return Size(
         image=PHOTO,
         train=Train(
-            images=len({sample.path for sample in train}), texts=texts, tokens=tokens, learned=tokens
+            images=len({sample.path for sample in train}),
+            texts=texts,
+            tokens=tokens,
+            learned=tokens,
         )
         if train
         else None,

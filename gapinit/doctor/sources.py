@@ -1,4 +1,4 @@
-"""What comes from elsewhere: the datasets' files and the published weights. Nothing is asked for."""
+"""What comes from elsewhere: the datasets' files and published weights. Nothing is fetched."""
 
 from __future__ import annotations
 

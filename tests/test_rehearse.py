@@ -1,0 +1,84 @@
+"""`gapinit rehearse`: shapes on meta, and every stage on a small architecture on the CPU."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from gapinit.backbones.architecture import read_architecture
+from gapinit.backbones.shapes import architecture_facts
+from gapinit.cli import app
+from gapinit.errors import GapinitError
+from gapinit.rehearse import Options, rehearse
+
+from .architecture_cases import TINY, write_tiny
+
+STAGES = ["build", "states", "gap", "features", "generate", "trunk", "adapter", "train"]
+
+
+def run(*arguments: str) -> str:
+    done = CliRunner().invoke(app, ["rehearse", *arguments])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_meta_prints_and_writes_the_shapes(repository, tmp_path):
+    output = tmp_path / "shapes.json"
+    folder = str(repository / "config")
+    options = ["--backbone", "gemma3-4b", "--config-folder", folder, "--pairs", "100"]
+    text = run(*options, "--output", str(output))
+    found = json.loads(output.read_text())
+    assert found["states_bytes"] == 2 * 34 * 100 * 2560 * 4
+    assert found["adapted_layers"] == list(range(28, 34))
+    # q 2048, k and v 1024 out of 2560; o 2560 out of 2048; gate, up, down.
+    layer = 4608 + 2 * 3584 + 4608 + 3 * 12800
+    assert found["adapters"]["8"] == {"parameters": 6 * 8 * layer, "bytes": 6 * 8 * layer * 4}
+    assert "4.30 B" in text and "self_attn.q_proj" in text and "2048 x 2560" in text
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_every_stage_of_every_family_on_a_small_architecture(tmp_path, family):
+    path = write_tiny(family, tmp_path)
+    architecture = read_architecture(path)
+    facts = architecture_facts(architecture, str(path))
+    options = Options("cpu", pairs=6, steps=2, layers=2, batch_size=3)
+    record = rehearse(architecture, facts, "tiny", options, None)
+    assert [stage["name"] for stage in record["stages"]] == STAGES
+    assert len(record["loss"]) == 2
+    # Random weights know nothing: about the logarithm of the vocabulary.
+    assert record["loss"][0] == pytest.approx(math.log(500), rel=0.1)
+    assert record["versions"]["torch"] == torch.__version__
+    counts = {stage["name"]: stage["count"] for stage in record["stages"]}
+    assert 4 <= counts["generate"] <= 4 * 32 and counts["train"] == 6
+
+
+def test_the_command_prints_stages_and_writes_json(tmp_path):
+    path, output = write_tiny("qwen2_vl", tmp_path), tmp_path / "record.json"
+    options = ["--device", "cpu", "--pairs", "4", "--steps", "1", "--layers", "4"]
+    text = run("--architecture", str(path), *options, "--output", str(output))
+    assert all(stage in text for stage in STAGES)
+    assert json.loads(output.read_text())["options"]["layers"] == 4
+
+
+def test_mistakes_are_told_before_anything_is_built(repository, tmp_path, monkeypatch):
+    path = str(write_tiny("qwen2_vl", tmp_path))
+    with pytest.raises(GapinitError, match="either --backbone NAME or --architecture FILE"):
+        run()
+    with pytest.raises(GapinitError, match="--layers: 9 layers, but 'tiny-qwen2_vl' has 4"):
+        run("--architecture", path, "--layers", "9")
+    with pytest.raises(GapinitError, match="unknown device 'tpux'"):
+        run("--architecture", path, "--layers", "2", "--device", "tpux")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(GapinitError, match="no GPU that PyTorch"):
+        run("--architecture", path, "--layers", "2", "--device", "cuda")
+    with pytest.raises(GapinitError, match="no config folder .*--config-folder"):
+        run("--backbone", "gemma3-4b", "--config-folder", str(tmp_path))
+    monkeypatch.setattr("gapinit.rehearse_meter.free_memory", lambda device: 10_000)
+    with pytest.raises(GapinitError, match="needed, 10.0 kB free on cpu"):
+        run("--architecture", path, "--layers", "2", "--device", "cpu")
