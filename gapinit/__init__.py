@@ -19,8 +19,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gapinit.backbones.base import load_processor
     from gapinit.backbones.in_memory import target_modules
+    from gapinit.backbones.loading import load_processor
     from gapinit.callback import GapAlignmentCallback
     from gapinit.directions import alignment
     from gapinit.errors import GapinitError
@@ -56,7 +56,7 @@ _MODULES = {
     "estimate_gap": "gapinit.estimate",
     "gap_vector": "gapinit.gap",
     "initialize_lora_gap_weights": "gapinit.initialize",
-    "load_processor": "gapinit.backbones.base",
+    "load_processor": "gapinit.backbones.loading",
     "spot_gap": "gapinit.spot",
     "target_modules": "gapinit.backbones.in_memory",
 }

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from gapinit.artifacts import create_hdf5, package_versions, write_json
+from gapinit.artifacts import package_versions, write_json
 from gapinit.backbones.architecture import Architecture, build_architecture
 from gapinit.backbones.facts import PHOTO, Facts
 from gapinit.costs import Batch, predict_bytes, states_bytes, train_bytes
@@ -33,9 +33,8 @@ from gapinit.methods.setup import Setup, adapt
 from gapinit.rehearse_meter import Meter, device_label, require_device, require_memory
 from gapinit.spot import spot_gap
 from gapinit.states import pooled_states
-from gapinit.stored import stored_type
 from gapinit.tail import Tail
-from gapinit.trunk import Trunk, _trunk_states, _Writer, encoded_texts, read_trunk
+from gapinit.trunk import Trunk, encoded_texts, read_trunk, write_trunk
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -209,30 +208,7 @@ def _write_trunk(
     """Write the trunk below `first` as `gapinit trunk` does."""
     data = Manifest("rehearsal", path.parent, {}, {"train": samples})
     images, encoded = encoded_texts(model, data, "train", CAPTION_TOKENS, "rehearsal")
-    lengths = np.array([len(ids) for texts in encoded for ids, _ in texts])
-    counts = np.array([model.image_tokens(*PHOTO)] * len(images))
-    model.keep_below(first)
-    with create_hdf5(path, "trunk", {}) as file:
-        file.attrs["first_layer"] = first
-        write = _Writer(file, model.hidden_size, stored_type(model.model.dtype))
-        in_stream = model.stream_counts(torch.from_numpy(counts)).numpy()
-        write.create("prefix", in_stream + len(model.head))
-        if model.cross_attends:
-            write.create("memory", counts)
-        if first > 0:
-            write.create("text", lengths)
-        file["offset"] = np.concatenate([[0], np.cumsum(lengths)])
-        file["image_row"] = np.arange(len(images))
-        file["input_ids"] = np.concatenate([ids for texts in encoded for ids, _ in texts])
-        file["labels"] = np.concatenate([labels for texts in encoded for _, labels in texts])
-        grids = []
-        for start in range(0, len(images), batch_size):
-            rows = slice(start, start + batch_size)
-            states, grid = _trunk_states(model, images[rows], encoded[rows], first)
-            grids.append(grid)
-            for name, values in states.items():
-                write.append(name, values)
-        file["grid"] = np.concatenate(grids)
+    write_trunk(model, images, encoded, first, path, {}, images_per_batch=batch_size)
 
 
 @contextmanager

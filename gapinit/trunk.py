@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from gapinit.backbones.base import Backbone
 
 
+Encoded = tuple[list[int], list[int]]
+"""Token ids and labels of one text."""
+
+
 def extract_trunk(
     backbone: Path,
     manifest: Path,
@@ -60,9 +64,6 @@ def extract_trunk(
     data = read_manifest(manifest)
     model = load_backbone(backbone, device)
     images, encoded = encoded_texts(model, data, split, max_tokens, origin=str(manifest))
-    lengths = [len(ids) for texts in encoded for ids, _ in texts]
-    offset = np.concatenate([[0], np.cumsum(lengths)])
-    counts = np.array([model.image_tokens(*image_size(path)) for path in images])
     inputs = {
         "backbone": backbone_digest(backbone),
         "manifest": sha256(manifest),
@@ -71,17 +72,33 @@ def extract_trunk(
         "max_tokens": max_tokens,
         "version": VERSIONS["trunk"],
     }
+    write_trunk(model, images, encoded, first, output, inputs, images_per_batch=images_per_batch)
+
+
+def write_trunk(
+    model: Backbone,
+    images: Sequence[Path],
+    encoded: Sequence[Sequence[Encoded]],
+    first: int,
+    output: Path,
+    inputs: Mapping[str, Any],
+    *,
+    images_per_batch: int = 16,
+) -> None:
+    """Write the trunk of some images and their texts, as `extract_trunk` does; the model is cut."""
+    lengths = np.array([len(ids) for texts in encoded for ids, _ in texts])
+    counts = np.array([model.image_tokens(*image_size(path)) for path in images])
+    in_stream = model.stream_counts(torch.from_numpy(counts)).numpy()
     model.keep_below(first)
     with create_hdf5(output, "trunk", inputs) as file:
         file.attrs["first_layer"] = first
-        in_stream = model.stream_counts(torch.from_numpy(counts)).numpy()
         write = _Writer(file, model.hidden_size, stored_type(model.model.dtype))
         write.create("prefix", in_stream + len(model.head))
         if model.cross_attends:
             write.create("memory", counts)
         if first > 0:
-            write.create("text", np.array(lengths))
-        file["offset"] = offset
+            write.create("text", lengths)
+        file["offset"] = np.concatenate([[0], np.cumsum(lengths)])
         file["image_row"] = np.repeat(np.arange(len(images)), [len(texts) for texts in encoded])
         file["input_ids"] = np.concatenate([ids for texts in encoded for ids, _ in texts])
         file["labels"] = np.concatenate([labels for texts in encoded for _, labels in texts])
@@ -116,10 +133,6 @@ class _Writer:
         start = self._written[name]
         self._file[name][start : start + len(values)] = to_stored(values, self._kind)
         self._written[name] = start + len(values)
-
-
-Encoded = tuple[list[int], list[int]]
-"""Token ids and labels of one text."""
 
 
 def encoded_texts(

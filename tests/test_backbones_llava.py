@@ -11,8 +11,8 @@ import torch
 from transformers import LlavaProcessor
 
 from gapinit.backbones import load_backbone
-from gapinit.backbones.base import Processor
 from gapinit.backbones.llava import LlavaBackbone
+from gapinit.backbones.loading import Processor
 from gapinit.errors import GapinitError
 
 from .backbone_cases import byte_level, pictures

@@ -101,7 +101,7 @@ def build_architecture(
     import torch
     import transformers
 
-    from gapinit.backbones.base import Processor
+    from gapinit.backbones.loading import Processor
     from gapinit.backbones.stand_in import stand_in_tokenizer, with_special_ids
 
     kind = architecture.config["model_type"]

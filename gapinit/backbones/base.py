@@ -8,53 +8,24 @@ module's name. `docs/backbones.md` adds one, step by step.
 from __future__ import annotations
 
 import re
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoImageProcessor, AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
+from gapinit.backbones.generation import left_padded, placeholder_ids
 from gapinit.backbones.inputs import Images, Inputs, gather, padded_places
+from gapinit.backbones.loading import cannot_be_loaded, load_processor, load_weights
 from gapinit.backbones.prompts import Prompts, Segment
 from gapinit.backbones.source import read_source
 from gapinit.backbones.texts import Texts
 from gapinit.errors import GapinitError
 
 Family = TypeVar("Family", bound="Backbone")
-
-
-@dataclass(frozen=True)
-class Processor:
-    """What reads text and images for a model: the two halves of a Hugging Face processor."""
-
-    tokenizer: Any
-    image_processor: Any
-
-    def save_pretrained(self, folder: Path) -> None:
-        """Write both into a folder, where `Backbone.load_processor` finds them."""
-        self.tokenizer.save_pretrained(folder)
-        self.image_processor.save_pretrained(folder)
-
-
-def load_processor(name: str | Path, **options: Any) -> Processor:
-    """Load tokenizer and image processor of a model, from a folder or the hub.
-
-    Each on its own: some processor classes insist on a video processor, and that on torchvision,
-    which is not needed here. Without torchvision an image processor is its PIL variant. `options`
-    go to both `from_pretrained` (`revision`, `local_files_only`, ...).
-    """
-    return Processor(
-        AutoTokenizer.from_pretrained(name, **options),
-        AutoImageProcessor.from_pretrained(name, **options),
-    )
 
 
 class Backbone(ABC):
@@ -144,27 +115,11 @@ class Backbone(ABC):
         folder = Path(folder)
         cls.check_folder(folder)
         source = read_source(folder)
-        options: dict[str, Any] = {} if source.dtype is None else {"dtype": source.dtype}
+        model = load_weights(cls.model_class, folder, source.dtype)
         try:
-            with no_progress_bars():
-                loaded: Any = cls.model_class.from_pretrained(
-                    folder,
-                    use_safetensors=True,
-                    local_files_only=True,
-                    output_loading_info=True,
-                    **options,
-                )
-            model, report = loaded
             processor = cls.load_processor(folder)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            reason = " ".join(str(error).split())
-            raise GapinitError(f"{folder}: this backbone cannot be loaded ({reason})") from None
-        if report["missing_keys"]:
-            # Hugging Face would fill them with random numbers and go on.
-            raise GapinitError(
-                f"{folder}: the weights lack {len(report['missing_keys'])} tensors of this model, "
-                f"for example '{min(report['missing_keys'])}'. Make or download the folder again."
-            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise cannot_be_loaded(folder, error) from None
         # ASSUME: frozen layers run without dropout, in training too (design, Section 4).
         model.eval().requires_grad_(False).to(device)
         prompts = source.prompts.applied_to(cls.default_prompts)
@@ -247,7 +202,7 @@ class Backbone(ABC):
     def look(self, images: Sequence[Any]) -> Images:
         """Return the tokens of RGB images.
 
-        Raises GapinitError where `image_tokens` did not tell their number: files are laid out by it.
+        GapinitError where `image_tokens` did not tell their number: files are laid out by it.
         """
         found = self.image_features(self.pixels(images))
         told = [self.image_tokens(*image.size) for image in images]
@@ -429,8 +384,14 @@ class Backbone(ABC):
         images = images.to(self.device, self.model.dtype)
         encoded = self.encode_prompts(prompts, max_new_tokens)
         inputs = self.embed(images, encoded)
-        ids = self._placeholders(inputs, encoded)
-        states, mask, ids = _left_padded(inputs, ids)
+        ids = placeholder_ids(
+            inputs,
+            self.head,
+            encoded,
+            image_token_id=self.image_token_id,
+            pad_token_id=self.pad_token_id,
+        )
+        states, mask, ids = left_padded(inputs, ids)
         arguments: dict[str, Any] = self.generation_arguments(inputs, ids)
         tokens: Tensor = self.generator.generate(
             inputs_embeds=states,
@@ -444,26 +405,6 @@ class Backbone(ABC):
         )
         return tokens[:, ids.shape[1] :] if "input_ids" in arguments else tokens
 
-    def _placeholders(self, inputs: Inputs, texts: Sequence[Sequence[int]]) -> Tensor:
-        """Return each sequence's token ids, (n, width), with placeholders for image tokens."""
-        ids = torch.full(inputs.states.shape[:2], self.pad_token_id)
-        for row, text in enumerate(texts):
-            seen = int(inputs.prefix_length[row]) - len(self.head)
-            whole = [*self.head, *[self.image_token_id] * seen, *text]
-            ids[row, : len(whole)] = torch.tensor(whole)
-        return ids.to(self.device)
-
-
-def _left_padded(inputs: Inputs, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return states and token ids that all end where decoding starts, and their mask."""
-    width = inputs.states.shape[1]
-    # A shorter row moves to the right, its padding to the front.
-    position = torch.arange(width, device=ids.device)[None] - (width - inputs.length)[:, None]
-    rows = torch.arange(len(ids), device=ids.device)[:, None]
-    # What is in front of a row is its own padding, from behind.
-    source = torch.where(position >= 0, position, width + position)
-    return inputs.states[rows, source], (position >= 0).long(), ids[rows, source]
-
 
 class PassThrough(nn.Module):
     """Stands where a frozen layer was whose output is already cached."""
@@ -471,16 +412,3 @@ class PassThrough(nn.Module):
     def forward(self, hidden_states: Tensor, *_: object, **__: object) -> Tensor:
         """Return what came in."""
         return hidden_states
-
-
-@contextmanager
-def no_progress_bars() -> Iterator[None]:
-    """Silence Hugging Face's own bars during the block, unless someone watches a terminal."""
-    silence = transformers_logging.is_progress_bar_enabled() and not sys.stderr.isatty()
-    if silence:
-        transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if silence:
-            transformers_logging.enable_progress_bar()

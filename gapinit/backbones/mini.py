@@ -17,7 +17,8 @@ import torch
 
 from gapinit.artifacts import atomic_folder
 from gapinit.backbone_settings import BackboneSettings
-from gapinit.backbones.base import Backbone, no_progress_bars
+from gapinit.backbones.base import Backbone
+from gapinit.backbones.loading import no_progress_bars
 from gapinit.backbones.pretraining import (
     Phase,
     Sight,

@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from gapinit.backbones.base import Backbone, Processor
+from gapinit.backbones.base import Backbone
+from gapinit.backbones.loading import Processor
 from gapinit.backbones.mini import MiniSettings, make
 from gapinit.backbones.pretraining import Phase, Sight
 from gapinit.backbones.qwen2_vl import Qwen2VLBackbone
