@@ -24,6 +24,8 @@ class Resources(Settings):
     gpu_mem_mb: Positive | None = None
     runtime: Positive | None = None
     """Minutes."""
+    threads: Positive | None = None
+    """Of its pretraining. One thread wastes less than two and leaves a core to other jobs."""
 
 
 class BackboneRecipe(Settings):

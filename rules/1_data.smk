@@ -134,7 +134,7 @@ rule backbone:
         f"{BACKBONES}/benchmarks/{{backbone}}.tsv"
     conda:
         "../envs/gapinit.yaml"
-    threads: 2
+    threads: resource("threads", 2)
     resources:
         expected_s=240,
         mem_mb=3000,
