@@ -113,8 +113,11 @@ def predict(
     if adapter is not None:
         from gapinit.adapter_folder import load_adapter
 
-        # Merging changes no output beyond rounding and saves the adapters' own products.
-        load_adapter(model, adapter).merge_and_unload()
+        adapted = load_adapter(model, adapter).eval()
+        if model.model.dtype == torch.float32:
+            # This changes no output beyond rounding and saves the adapters' own products. In half
+            # precision the rounding of a merged weight is as large as a rank-1 update.
+            adapted.merge_and_unload()
     answers = [""] * len(samples)
     for block in track(_batches(model, samples, batch_size), data.kind):
         said = model.generate(

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,16 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2Processor
 
+from gapinit.backbones import PRETRAINED, load_backbone, make_backbone
 from gapinit.backbones import fingerprint as fingerprints
-from gapinit.backbones import load_backbone, make_backbone
 from gapinit.backbones.blip2 import Blip2Backbone
 from gapinit.backbones.fingerprint import fingerprint
+from gapinit.backbones.hub import HubSettings
 from gapinit.backbones.inputs import Images
 from gapinit.data.dataset import prepare_dataset
 from gapinit.data.images import load_image
 from gapinit.errors import GapinitError
+from gapinit.settings import read_settings
 
 from .small_backbone import BACKBONE, SmallWorld, reference_inputs, small_world
 
@@ -242,3 +245,47 @@ def test_pretraining_names_what_is_wrong(pretraining: Path, tmp_path: Path) -> N
     with pytest.raises(GapinitError, match="language modelling: the loss is not finite at step"):
         make_backbone(settings, pretraining / "data", tmp_path / "out", threads=1)
     assert not (tmp_path / "out").exists()
+
+
+def test_every_backbone_file_is_one_of_its_family(repository: Path) -> None:
+    """Placeholders in a question, a dtype that does not exist: told here, not after a download."""
+    files = sorted((repository / "config" / "backbones").glob("*.yaml"))
+    assert len(files) >= 12
+    for path in files:
+        family = yaml.safe_load(path.read_text())["family"]
+        if family == "hub":
+            settings: Any = read_settings(path, HubSettings)
+        else:
+            module, name = PRETRAINED[family]
+            settings = read_settings(path, getattr(import_module(module), name))
+        assert settings.name == path.stem
+        for key in ("question", "chat", "turn"):
+            given = getattr(settings.prompts, key)
+            assert given is None or "{question}" in given, f"{path}: {key}"
+
+
+def test_a_backbones_dtype_and_prompts_go_with_its_folder(
+    world: SmallWorld, tmp_path: Path
+) -> None:
+    content = {
+        "name": "mine",
+        "family": "hub",
+        "repository": "me/mine",
+        "folder": str(world.backbone),
+        "dtype": "bfloat16",
+        "prompts": {"caption": "a photo of", "question": "Q: {question} A:"},
+    }
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
+    make_backbone(tmp_path / "mine.yaml", None, tmp_path / "mine", threads=1)
+    mine, plain = load_backbone(tmp_path / "mine"), load_backbone(world.backbone)
+    assert (mine.model.dtype, plain.model.dtype) == (torch.bfloat16, torch.float32)
+    assert mine.prompts.caption == "a photo of" and plain.prompts.caption == ""
+    assert mine.prompts.turn == plain.prompts.turn, "what is not said stays the family's"
+    [(ids, labels)] = mine.encode_captions(["a dog"], 20)
+    [prompt] = mine.encode_prompts(["a photo of"], 4)
+    assert ids[: len(prompt)] == prompt
+    assert labels[: len(prompt) - 1] == [-100] * (len(prompt) - 1)
+    assert fingerprint(tmp_path / "mine") != fingerprint(world.backbone), "other states"
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content | {"dtype": "int3"}))
+    with pytest.raises(GapinitError, match="key 'dtype'.*found 'int3'"):
+        make_backbone(tmp_path / "mine.yaml", None, tmp_path / "again", threads=1)

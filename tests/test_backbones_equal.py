@@ -15,6 +15,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
+import gapinit
 from gapinit.adapters import add_lora
 from gapinit.backbones import load_backbone
 from gapinit.backbones.base import Backbone
@@ -245,12 +246,21 @@ def test_answers_are_those_of_generate_on_pixels(world: World, num_beams: int) -
         max_new_tokens=12,
         num_beams=num_beams,
         do_sample=False,
-        eos_token_id=backbone.eos_token_id,
+        eos_token_id=backbone.stop_token_ids,
         pad_token_id=backbone.pad_token_id,
     )[:, inputs["input_ids"].shape[1] :]
     torch.testing.assert_close(tokens, expected, rtol=0, atol=0)
     ended = (tokens == backbone.eos_token_id).any(dim=1)
     assert tokens.unique().numel() > 3 and not ended.all(), "answers that could differ"
+
+
+def test_decoding_ends_where_the_model_ends(world: World) -> None:
+    """The published models name several tokens that end a text; a zero-shot answer takes any."""
+    backbone = world.backbone()
+    assert backbone.stop_token_ids[0] == backbone.eos_token_id
+    backbone.model.generation_config.eos_token_id = [7, backbone.eos_token_id, 9]
+    assert set(backbone.stop_token_ids) >= {7, 9}
+    assert len(set(backbone.stop_token_ids)) == len(backbone.stop_token_ids)
 
 
 def test_batches_and_padding_change_nothing(world: World) -> None:
@@ -334,6 +344,40 @@ def test_only_the_answer_is_learned(world: World) -> None:
     assert learned.count(backbone.eos_token_id) == 2 and labels[-1] == backbone.eos_token_id
     said = backbone.processor.tokenizer.decode([t for t in learned if t != backbone.eos_token_id])
     assert said.replace(" ", "") == "yesno"
+
+
+def test_the_library_measures_and_points(world: World) -> None:
+    """`estimate_gap` on the plain model is text mean less vision mean; B points along it."""
+    backbone, model = world.backbone(), world.stock()
+    pairs = list(zip(pictures(), CAPTIONS, strict=True))
+    gap = gapinit.estimate_gap(model, backbone.processor, pairs, batch_size=2, progress=False)
+    encoded = captions_of(backbone)
+    inputs = embedded(backbone, [ids for ids, _ in encoded])
+    text = caption_positions(inputs, [labels for _, labels in encoded])
+    expected: list[Tensor] = []
+
+    def keep(_module: Any, _given: Any, output: Tensor) -> None:
+        seen, where = backbone.vision_states(inputs, output)
+        sides = pool(output, text, "mean"), pool(seen, where, "mean")
+        expected.append((sides[0] - sides[1]).mean(dim=0))
+
+    handles = [layer.register_forward_hook(keep) for layer in backbone.decoder_layers]
+    with torch.no_grad():
+        backbone.decode(inputs)
+    for handle in handles:
+        handle.remove()
+    torch.testing.assert_close(
+        gap.vectors.double(), torch.stack(expected), rtol=1e-4, atol=1e-4, check_device=False
+    )
+    rows = world.inputs(model, world.rows([ids for ids, _ in encoded]))
+    before = model(**rows).logits
+    pattern = gapinit.target_modules(model, [1, 2])
+    adapted = get_peft_model(model, LoraConfig(r=1, lora_alpha=2, target_modules=pattern))
+    gapinit.initialize_lora_gap_weights(adapted, gap)
+    torch.testing.assert_close(adapted(**rows).logits, before, rtol=1e-4, atol=1e-4)
+    cosines = gapinit.alignment(adapted, gap)
+    assert set(cosines) == set(_targets(world, world.stock(), [1, 2]))
+    assert all(cosine == pytest.approx(1.0, abs=1e-5) for cosine in cosines.values())
 
 
 def test_what_cannot_be_loaded_is_told(world: World, tmp_path: Path) -> None:

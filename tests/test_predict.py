@@ -11,9 +11,11 @@ import h5py
 import pytest
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraModel
 
 from gapinit.backbones import load_backbone
 from gapinit.backbones.inputs import Images
+from gapinit.backbones.source import Source, write_source
 from gapinit.data.images import load_image
 from gapinit.errors import GapinitError
 from gapinit.predict import extract_features
@@ -173,3 +175,26 @@ def test_what_is_refused(world: SmallWorld, features: Path, adapter: Path, tmp_p
     with pytest.raises(GapinitError, match="no split 'dev'"):
         extract_features(world.backbone, world.manifest, tmp_path / "f.h5", split="dev")
     assert not output.exists() and not (tmp_path / "f.h5").exists()
+
+
+@pytest.mark.parametrize(("dtype", "merges"), [("float32", 1), ("bfloat16", 0)])
+def test_half_precision_keeps_the_adapter_beside_the_weights(
+    world: SmallWorld,
+    adapter: Path,
+    dtype: Any,
+    merges: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rounded to 8 bits, a merged weight loses most of a rank-1 update."""
+    folder = Path(shutil.copytree(world.backbone, tmp_path / "backbone"))
+    write_source(folder, Source(dtype=dtype))
+    features = tmp_path / "features.h5"
+    extract_features(folder, world.manifest, features)
+    merged: list[bool] = []
+    monkeypatch.setattr(LoraModel, "merge_and_unload", lambda *_, **__: merged.append(True))
+    predict_split(folder, world.manifest, features, adapter, tmp_path / "with.json", **DECODING)
+    assert len(merged) == merges
+    predict_split(folder, world.manifest, features, None, tmp_path / "without.json", **DECODING)
+    found = [(tmp_path / name).read_bytes() for name in ("with.json", "without.json")]
+    assert found[0] != found[1], "the adapter is at work either way"

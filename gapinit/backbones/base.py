@@ -165,6 +165,15 @@ class Backbone(ABC):
         return self._special("eos_token_id", 2)
 
     @property
+    def stop_token_ids(self) -> list[int]:
+        """Return the tokens that end decoding: an answer's end, and what else the model names."""
+        found = [self.eos_token_id]
+        for config in (self.text_config, getattr(self.model, "generation_config", None)):
+            given = getattr(config, "eos_token_id", None)
+            found += given if isinstance(given, list) else [] if given is None else [given]
+        return list(dict.fromkeys(found))
+
+    @property
     def pad_token_id(self) -> int:
         """Return the token that fills up a batch; no position ever attends to it."""
         return self._special("pad_token_id", 0)
@@ -400,7 +409,7 @@ class Backbone(ABC):
             num_beams=num_beams,
             do_sample=False,
             pad_token_id=self.pad_token_id,
-            eos_token_id=self.eos_token_id,
+            eos_token_id=self.stop_token_ids,
             **arguments,
         )
         return tokens[:, ids.shape[1] :] if "input_ids" in arguments else tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -33,8 +34,12 @@ def rehearse_command(
         Path | None, typer.Option(help="Architecture file anywhere, instead of --backbone.")
     ] = None,
     device: Annotated[
-        str, typer.Option(help="meta: shapes alone; cpu, cuda: every stage on random weights.")
-    ] = "meta",
+        str,
+        typer.Option(
+            help="cuda, cpu: every stage on random weights; meta: shapes alone; auto: a GPU if "
+            "there is one, else meta."
+        ),
+    ] = "auto",
     pairs: Annotated[int, typer.Option(help="Calibration pairs, training images.", min=4)] = 64,
     steps: Annotated[int, typer.Option(help="Training steps.", min=1)] = 20,
     layers: Annotated[int, typer.Option(help="Top layers to adapt.", min=1)] = 6,
@@ -61,6 +66,8 @@ def rehearse_command(
         facts = backbone_facts(name, folder)
     if layers > facts.num_layers:
         raise GapinitError(f"--layers: {layers} layers, but '{name}' has {facts.num_layers}")
+    if device == "auto":
+        device = _gpu_or_meta()
     if device == "meta":
         from gapinit.rehearse_shapes import print_shapes, shapes
 
@@ -78,6 +85,15 @@ def rehearse_command(
 
     options = Options(device, pairs, steps, layers, rank, batch_size)
     print_stages(rehearse(chosen, facts, name, options, output))
+
+
+def _gpu_or_meta() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    print("no GPU here: shapes and counts alone (--device cpu runs every stage)", file=sys.stderr)
+    return "meta"
 
 
 @app.command("doctor")
