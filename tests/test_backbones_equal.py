@@ -351,7 +351,8 @@ def test_the_library_measures_and_points(world: World) -> None:
     backbone, model = world.backbone(), world.stock()
     pairs = list(zip(pictures(), CAPTIONS, strict=True))
     gap = gapinit.estimate_gap(model, backbone.processor, pairs, batch_size=2, progress=False)
-    encoded = captions_of(backbone)
+    # Whole captions: the library cuts at the model's positions alone.
+    encoded = backbone.encode_captions(CAPTIONS, backbone.text_positions or 100)
     inputs = embedded(backbone, [ids for ids, _ in encoded])
     text = caption_positions(inputs, [labels for _, labels in encoded])
     expected: list[Tensor] = []
