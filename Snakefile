@@ -76,8 +76,9 @@ include: "rules/7_figures.smk"
 
 # How far the run is and how long the rest will take, under Snakemake's own output.
 onstart:
-    from gapinit.workflow_progress import follow
+    from gapinit.workflow_progress import follow, look_for_jobs_once
 
+    look_for_jobs_once(workflow)
     follow(workflow)
 
 

@@ -242,6 +242,18 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min"
 
 
+def look_for_jobs_once(workflow: Any) -> None:
+    """Take away Snakemake's limit on jobs a second, where jobs run on this machine.
+
+    With that limit (100 a second) Snakemake 9 looks for jobs once more a second after every look,
+    and every job that ends begins another such chain: after some hundred jobs of seconds it keeps
+    a quarter of a core busy. A local run starts a few jobs a second at most; a cluster's keeps it.
+    """
+    scheduler = getattr(workflow, "scheduler", None)
+    if getattr(workflow, "local_exec", False) and hasattr(scheduler, "job_rate_limiter"):
+        scheduler.job_rate_limiter = None
+
+
 def follow(workflow: Any) -> None:
     """Show the progress of the run that `workflow` (Snakemake's) is about to start.
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import logging
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from snakemake.scheduling.job_scheduler import JobScheduler
 
-from gapinit.workflow_progress import Estimate, Job, Status, duration
+from gapinit.workflow_progress import Estimate, Job, Status, duration, look_for_jobs_once
 
 
 @st.composite
@@ -95,3 +98,23 @@ def test_a_log_that_is_no_terminal_gets_no_control_characters():
 )
 def test_durations_in_words(seconds, words):
     assert duration(seconds) == words
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_only_a_local_run_loses_its_limit_on_jobs_a_second(local):
+    scheduler = SimpleNamespace(job_rate_limiter="100/1s")
+    look_for_jobs_once(SimpleNamespace(local_exec=local, scheduler=scheduler))
+    assert scheduler.job_rate_limiter == (None if local else "100/1s")
+
+
+def test_another_versions_scheduler_is_left_alone():
+    other = SimpleNamespace(local_exec=True, scheduler=SimpleNamespace())
+    look_for_jobs_once(other)
+    look_for_jobs_once(SimpleNamespace())
+    assert vars(other.scheduler) == {}
+
+
+def test_this_versions_scheduler_has_the_limit():
+    """Where Snakemake renames it, this says so: nothing else would."""
+    source = inspect.getsource(JobScheduler)
+    assert "self.job_rate_limiter = (" in source and "if self.job_rate_limiter is None" in source
