@@ -249,7 +249,7 @@ def look_for_jobs_once(workflow: Any) -> None:
     and every job that ends begins another such chain: after some hundred jobs of seconds it keeps
     a quarter of a core busy. A local run starts a few jobs a second at most; a cluster's keeps it.
     """
-    scheduler = getattr(workflow, "scheduler", None)
+    scheduler: Any = getattr(workflow, "scheduler", None)
     if getattr(workflow, "local_exec", False) and hasattr(scheduler, "job_rate_limiter"):
         scheduler.job_rate_limiter = None
 
