@@ -58,9 +58,9 @@ def test_adapter_and_state_bytes_by_hand(facts):
     # OPT: four matrices 2560 x 2560, fc1 10240 x 2560, fc2 2560 x 10240.
     assert found.adapter([31], rank=1) == 4 * 5120 + 2 * 12800
     assert found.states_bytes(1280) == 2 * 32 * 1280 * 2560 * 4
-    assert found.kv_bytes(50) == 2 * 32 * 50 * 2560 * 4
-    assert found.image_trunk_bytes() == 32 * 2560 * 4
-    assert found.value_bytes == 4
+    assert found.kv_bytes(50) == 2 * 32 * 50 * 2560 * 2
+    assert found.image_trunk_bytes() == 32 * 2560 * 2
+    assert found.value_bytes == 2  # bfloat16; states are pooled in float32
     qwen = facts["qwen2-vl-7b-instruct"]
     assert qwen.image_trunk_bytes() == (15 + 391) * 3584 * 2
     assert qwen.kv_bytes(100) == 2 * 28 * 100 * 4 * 128 * 2

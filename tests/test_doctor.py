@@ -100,8 +100,8 @@ def test_the_paper_at_full_scale_by_hand(diagnose):
     found = diagnose("paper")
     states, trunks = bytes_of(found, "states"), bytes_of(found, "trunk")
     assert states["blip2-opt-2.7b, coco-calibration"] == [2 * 32 * 1280 * 2560 * 4]
-    assert trunks["blip2-opt-2.7b, coco, all"] == [113287 * 32 * 2560 * 4]
-    assert trunks["blip2-opt-2.7b, coco, naive"] == [(113287 * 32 + 566435 * (1 + 12)) * 2560 * 4]
+    assert trunks["blip2-opt-2.7b, coco, all"] == [113287 * 32 * 2560 * 2]
+    assert trunks["blip2-opt-2.7b, coco, naive"] == [(113287 * 32 + 566435 * (1 + 12)) * 2560 * 2]
     assert trunks["qwen2-vl-7b-instruct, coco, naive"] == [
         (113287 * (15 + 391) + 566435 * (18 + 12)) * 3584 * 2
     ]
@@ -256,7 +256,7 @@ def test_the_command_exits_with_1_only_if_asked(repository, tmp_path):
 
     done = run("paper", "--tflops", "80")
     assert done.exit_code == 0, done.output
-    for words in ("blip2-opt-2.7b, coco, naive", "112.5 GB", "80 TFLOP/s", "Missing, 3:"):
+    for words in ("blip2-opt-2.7b, coco, naive", "56.3 GB", "80 TFLOP/s", "Missing, 3:"):
         assert words in done.output
     assert run("paper", "--strict").exit_code == 1
     done = run("test", "--strict")
