@@ -46,6 +46,7 @@ class Idefics3Backbone(Backbone):
         r"model\.vision_model\.encoder\.layers\.\d+\."
         r"(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.(fc1|fc2))"
     )
+    packs_texts = True  # a Llama decoder takes masks and positions as they are given
 
     @property
     def decoder(self) -> Any:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from gapinit.backbones.generation import left_padded, placeholder_ids
-from gapinit.backbones.inputs import Images, Inputs, gather, padded_places
+from gapinit.backbones.inputs import Images, Inputs, gather, packed, padded_places
 from gapinit.backbones.loading import cannot_be_loaded, load_processor, load_weights
 from gapinit.backbones.prompts import Prompts, Segment
 from gapinit.backbones.source import read_source
@@ -48,6 +48,12 @@ class Backbone(ABC):
     """How many numbers of an image's grid positions or masks depend on."""
     in_template: ClassVar[bool] = True
     """Whether an image token stands in the template, with text around it."""
+    packs_texts: ClassVar[bool] = False
+    """Whether several texts may stand behind one prefix in a sequence (`embed_packed`).
+
+    The decoder then takes a mask of its own and positions that start again, and whatever
+    `decoder_arguments` gives goes by `Inputs.positions`, `Inputs.segment` and `Inputs.sees`.
+    """
 
     def __init__(self, model: Any, processor: Any, prompts: Prompts | None = None) -> None:
         """Without a processor, for questions about the model alone: it reads no text then."""
@@ -279,6 +285,28 @@ class Backbone(ABC):
         """Return decoder inputs: for each image the head, its tokens, and its text's embeddings."""
         return self._padded(images, self.head, texts)
 
+    def embed_packed(self, images: Images, groups: Sequence[Sequence[Sequence[int]]]) -> Inputs:
+        """Return decoder inputs of images with all their texts: the prefix once for each image.
+
+        `groups`: of each image, the token ids of its texts. What comes out of `decode` is what each
+        text would have with a prefix of its own.
+        """
+        inputs = self.embed(images, [[token for text in group for token in text] for group in groups])
+        return packed(inputs, [[len(text) for text in group] for group in groups])
+
+    def packed_arguments(self, inputs: Inputs) -> dict[str, Any]:
+        """Return positions and mask of packed sequences; what a family has of its own goes first."""
+        return {
+            "position_ids": inputs.positions,
+            "attention_mask": self.added_mask(inputs.sees()),
+        }
+
+    def added_mask(self, sees: Tensor) -> Tensor:
+        """Return what is added to attention scores, (n, 1, width, width), from what sees what."""
+        dtype = self.model.dtype
+        mask = torch.zeros(sees.shape, dtype=dtype, device=sees.device)
+        return mask.masked_fill_(~sees, torch.finfo(dtype).min)[:, None]
+
     def embed_texts(self, texts: Sequence[Sequence[int]]) -> Inputs:
         """Return decoder inputs of texts alone, without image or head."""
         nothing = Images(
@@ -330,6 +358,8 @@ class Backbone(ABC):
         """
         states = inputs.states.to(self.model.dtype)  # cached states are float32
         arguments = self.decoder_arguments(inputs)
+        if inputs.segment is not None:
+            arguments = self.packed_arguments(inputs) | arguments
         return self.decoder(inputs_embeds=states, use_cache=False, **arguments).last_hidden_state
 
     def image_span(self, inputs: Inputs) -> tuple[Tensor, Tensor]:

@@ -33,6 +33,7 @@ class Blip2Backbone(Backbone):
         caption="", question=QUESTION, chat=QUESTION, turn=QUESTION, spaced=True
     )
     in_template = False
+    packs_texts = True
     # OPT calls the paper's `o_proj` `out_proj`.
     target_pattern = (
         r"language_model\.model\.decoder\.layers\.({layers})\."

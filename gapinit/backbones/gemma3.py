@@ -53,6 +53,7 @@ class Gemma3Backbone(Backbone):
         r"model\.vision_tower\.(vision_model\.)?encoder\.layers\.\d+\."
         r"(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.(fc1|fc2))"
     )
+    packs_texts = True
 
     @property
     def decoder(self) -> Any:
@@ -96,8 +97,17 @@ class Gemma3Backbone(Backbone):
     def decoder_arguments(self, inputs: Inputs) -> dict[str, Any]:
         """Return the masks of both kinds of layers, which let an image's tokens see each other."""
         start, end = (value[:, None] for value in self.image_span(inputs))
-        position = torch.arange(inputs.states.shape[1], device=end.device)[None]
+        position = inputs.positions
         seen = (position >= start) & (position < end)
+        if inputs.segment is not None:
+            sees = inputs.sees() | (seen[:, :, None] & seen[:, None, :])
+            near = position[:, None, :] > position[:, :, None] - self.text_config.sliding_window
+            return {
+                "attention_mask": {
+                    "full_attention": self.added_mask(sees),
+                    "sliding_attention": self.added_mask(sees & near),
+                }
+            }
         masks = create_masks_for_vision_model(
             config=self.text_config,
             inputs_embeds=inputs.states,

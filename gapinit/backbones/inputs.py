@@ -3,6 +3,9 @@
 A sequence is `head` (the template up to the image), the image's tokens, then the text. Head and
 image together are the *prefix*: attention is causal, so no text changes them. Sequences of a batch
 are padded on the right, where no valid position ever sees the padding.
+
+Where several texts are about one image, they can stand behind one prefix in one sequence (`packed`):
+each text then has the positions that follow the prefix, and sees the prefix and itself.
 """
 
 from __future__ import annotations
@@ -68,6 +71,45 @@ class Inputs:
     """(n, m, d): image tokens that are read by cross-attention, padded on the right."""
     memory_length: Tensor | None = None
     """(n,) int64."""
+    segment: Tensor | None = None
+    """(n, width) int64, of packed sequences: 0 in the prefix, 1, 2, ... in its texts, -1 behind."""
+    place: Tensor | None = None
+    """(n, width) int64, of packed sequences: each token's position behind the prefix alone."""
+
+    @property
+    def positions(self) -> Tensor:
+        """Return each token's position in its own sequence, (n or 1, width)."""
+        if self.place is not None:
+            return self.place
+        return torch.arange(self.states.shape[1], device=self.states.device)[None]
+
+    def sees(self) -> Tensor:
+        """Return which position sees which in packed sequences, (n, width, width) bool.
+
+        Row q, column k: k stands no later than q, in the prefix or in q's own text.
+        """
+        assert self.segment is not None, "asked of packed sequences only"
+        order = torch.arange(self.segment.shape[1], device=self.segment.device)
+        own = self.segment[:, :, None] == self.segment[:, None, :]
+        return (order[:, None] >= order) & (own | (self.segment == 0)[:, None, :])
+
+
+def packed(inputs: Inputs, lengths: Sequence[Sequence[int]]) -> Inputs:
+    """Return the inputs with each sequence's text told apart into texts of these lengths."""
+    segment = torch.full(inputs.states.shape[:2], -1)
+    place = torch.zeros_like(segment)
+    for row, (prefix, own) in enumerate(zip(inputs.prefix_length.tolist(), lengths, strict=True)):
+        segment[row, :prefix] = 0
+        # Padding stands behind the image, and is seen by nothing.
+        place[row] = prefix
+        place[row, :prefix] = torch.arange(prefix)
+        start = prefix
+        for text, length in enumerate(own, start=1):
+            segment[row, start : start + length] = text
+            place[row, start : start + length] = prefix + torch.arange(length)
+            start += length
+    device = inputs.states.device
+    return replace(inputs, segment=segment.to(device), place=place.to(device))
 
 
 def ragged(starts: Tensor, counts: Tensor) -> Tensor:

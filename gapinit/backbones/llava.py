@@ -46,6 +46,7 @@ class LlavaBackbone(Backbone):
         r"model\.vision_tower\.(vision_model\.)?encoder\.layers\.\d+\."
         r"(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.(fc1|fc2))"
     )
+    packs_texts = True
 
     def __init__(self, model: Any, processor: Any, prompts: Prompts | None = None) -> None:
         _require_clip("this model", model.config.vision_config.model_type)

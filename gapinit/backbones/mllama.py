@@ -53,6 +53,8 @@ class MllamaBackbone(Backbone):
         r"(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(fc1|fc2))"
     )
     cross_attends = True
+    grid_width = 1
+    packs_texts = True
 
     @property
     def decoder(self) -> Any:
@@ -141,12 +143,12 @@ class MllamaBackbone(Backbone):
     def _reads(self, inputs: Inputs) -> Tensor:
         """Return which positions see the image, (n, width): its token and all that follows."""
         start, _ = self.image_span(inputs)
-        return torch.arange(inputs.states.shape[1], device=start.device)[None] >= start[:, None]
+        return inputs.positions >= start[:, None]
 
     def _own(self, inputs: Inputs) -> Tensor:
         """Return which of the features are not padding, (n, m): tiles of the image come first."""
         assert inputs.memory is not None
-        tiles = inputs.grid.sum(dim=1)  # a text alone has no column
+        tiles = inputs.grid.sum(dim=1)  # 0 of a text alone
         position = torch.arange(inputs.memory.shape[1], device=tiles.device)
         return position[None] < self.tile_tokens * tiles[:, None]
 

@@ -46,6 +46,7 @@ class Qwen2VLBackbone(Backbone):
         r"(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))"
     )
     grid_width = 2
+    packs_texts = True
     vision_pattern = r"model\.visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2))"
 
     @property
@@ -97,7 +98,7 @@ class Qwen2VLBackbone(Backbone):
         """
         start, end = (value[:, None] for value in self.image_span(inputs))
         rows, columns = (inputs.grid[:, side, None] for side in (0, 1))
-        position = torch.arange(inputs.states.shape[1], device=end.device)[None]
+        position = inputs.positions
         within = position - start
         behind = position - end + start + torch.maximum(rows, columns)
         plain = torch.where(position < start, position, behind)

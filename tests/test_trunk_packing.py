@@ -1,0 +1,79 @@
+"""The trunk computes an image's prefix once: packed texts have the states they have alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from gapinit.backbones import load_backbone
+from gapinit.backbones.base import Backbone
+
+from .backbone_cases import CAPTIONS, CASES, pictures
+
+GROUPS = [[0, 1, 2], [3], [4, 0], [1, 4, 3, 2], [2]]
+"""Of each picture, its captions: as many as images have, one or several."""
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    path = tmp_path_factory.mktemp(request.param.name) / "backbone"
+    request.param.write(path)
+    return path
+
+
+def groups_of(backbone: Backbone) -> list[list[list[int]]]:
+    return [
+        [ids for ids, _ in backbone.encode_captions([CAPTIONS[text] for text in group], 20)]
+        for group in GROUPS
+    ]
+
+
+def alone(backbone: Backbone, groups: list[list[list[int]]]) -> list[list[Tensor]]:
+    """Return each text's states, prefix included, from a sequence of its own."""
+    images = backbone.look(pictures())
+    rows = [row for row, group in enumerate(groups) for _ in group]
+    inputs = backbone.embed(images.take(rows), [text for group in groups for text in group])
+    states = iter(zip(backbone.decode(inputs), inputs.length.tolist(), strict=True))
+    return [[found[:length] for found, length in (next(states) for _ in group)] for group in groups]
+
+
+@pytest.mark.parametrize("layers", [1, 2, None])
+@torch.no_grad()
+def test_packed_texts_have_the_states_that_they_have_alone(
+    folder: Path, layers: int | None
+) -> None:
+    backbone = load_backbone(folder)
+    assert backbone.packs_texts
+    if layers is not None:
+        backbone.keep_below(layers)
+    groups = groups_of(backbone)
+    inputs = backbone.embed_packed(backbone.look(pictures()), groups)
+    states = backbone.decode(inputs)
+    for row, texts in enumerate(alone(backbone, groups)):
+        start = prefix = int(inputs.prefix_length[row])
+        for text in texts:
+            end = start + len(text) - prefix
+            found = torch.cat([states[row, :prefix], states[row, start:end]])
+            torch.testing.assert_close(found, text, rtol=1e-4, atol=1e-4)
+            start = end
+        assert start == int(inputs.length[row])
+
+
+@torch.no_grad()
+def test_what_the_comparison_would_miss(folder: Path) -> None:
+    """Texts that see each other, or positions that go on, give other states."""
+    backbone = load_backbone(folder)
+    groups = groups_of(backbone)
+    right = backbone.embed_packed(backbone.look(pictures()), groups)
+    assert right.segment is not None and right.place is not None
+    last = slice(int(right.length[0]) - 3, int(right.length[0]))
+    expected = backbone.decode(right)[0, last]
+    together = replace(right, segment=right.segment.clamp(max=1))
+    counted = torch.arange(right.place.shape[1]).expand_as(right.place)
+    for wrong in (together, replace(right, place=counted)):
+        assert (backbone.decode(wrong)[0, last] - expected).abs().max() > 1e-3
