@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -35,9 +35,12 @@ def add_lora(
     dropout: float,
     init_lora_weights: bool | str,
     prepare: Callable[[LoraConfig], None] | None = None,
+    vision: bool = False,
     **options: Any,
 ) -> PeftModel:
     """Put LoRA on the attention and MLP matrices of the given decoder layers.
+
+    `vision`: and of the vision tower.
 
     `prepare` is called with PEFT's configuration before there is an adapter: some initialisers
     measure the bare model first. `options` go into that configuration.
@@ -46,7 +49,7 @@ def add_lora(
     config = LoraConfig(
         r=rank,
         lora_dropout=dropout,
-        target_modules=backbone.target_modules(layers),
+        target_modules=backbone.target_modules(layers, vision=vision),
         **given,
         **options,
     )
@@ -68,8 +71,12 @@ def lora_layers(model: PeftModel) -> dict[str, Any]:
     return found
 
 
-def module_directions(model: PeftModel, gap: Tensor) -> dict[str, Tensor]:
+def module_directions(
+    model: PeftModel, gap: Tensor, only: Container[str] | None = None
+) -> dict[str, Tensor]:
     """Return each adapted module's unit direction, (d_out,), from its layer's gap vector.
+
+    `only`: names in the bare model; modules that are not among them have no direction.
 
     A module that writes into the hidden space (d_out = d) takes g itself; any other takes
     W0 g, the image of the gap under the module's own frozen matrix.
@@ -79,6 +86,8 @@ def module_directions(model: PeftModel, gap: Tensor) -> dict[str, Tensor]:
     """
     directions = {}
     for name, module in lora_layers(model).items():
+        if only is not None and in_base(name) not in only:
+            continue
         base = module.get_base_layer().weight.detach()
         weight = base + module.get_delta_weight(ADAPTER).detach()
         directions[name] = gap_direction(gap[layer_of(name)], weight, name)
@@ -132,9 +141,14 @@ def point(model: PeftModel, directions: Mapping[str, Tensor], generator: torch.G
 def alignment(model: PeftModel, directions: Mapping[str, Tensor]) -> list[float]:
     """Return the cosine of B's first column to each module's direction, in the model's order.
 
-    A zero column (standard LoRA at step 0) has no direction: its cosine is given as 0.
+    Modules without a direction, those of the vision tower, are left out. A zero column (standard LoRA at step 0) has no direction: its cosine is given as 0.
     """
-    return column_cosines(lora_layers(model), directions)
+    return column_cosines(directed_layers(model, directions), directions)
+
+
+def directed_layers(model: PeftModel, directions: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the adapted modules that have a direction, in the model's order."""
+    return {name: it for name, it in lora_layers(model).items() if name in directions}
 
 
 @torch.no_grad()

@@ -114,12 +114,17 @@ def create_hdf5(path: Path, kind: str, inputs: Mapping[str, Any]) -> Iterator[h5
     import h5py
 
     with atomic_file(path) as temporary, h5py.File(temporary, "w") as file:
-        file.attrs["kind"] = kind
-        file.attrs["format_version"] = FORMAT_VERSION
-        file.attrs["inputs"] = json.dumps(dict(inputs), sort_keys=True, default=str)
-        file.attrs["packages"] = json.dumps(package_versions(), sort_keys=True)
+        write_header(file, kind, inputs)
         yield file
         file.attrs["complete"] = True
+
+
+def write_header(file: h5py.File, kind: str, inputs: Mapping[str, Any]) -> None:
+    """Write what an HDF5 artifact is and what it was made from."""
+    file.attrs["kind"] = kind
+    file.attrs["format_version"] = FORMAT_VERSION
+    file.attrs["inputs"] = json.dumps(dict(inputs), sort_keys=True, default=str)
+    file.attrs["packages"] = json.dumps(package_versions(), sort_keys=True)
 
 
 @contextmanager

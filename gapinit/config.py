@@ -22,7 +22,7 @@ from gapinit.settings import Settings, check_settings
 # Names become folder names, so they may hold nothing that a shell or a file system reads specially.
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Source = Literal["in-domain", "ood", "mixed"]
-Strategy = Literal["naive", "gg-safe", "all"]
+Strategy = Literal["naive", "gg-safe", "all", "all-vision"]
 NoiseScale = Literal["unit", "raw"]
 
 Part = Literal["in-domain", "calibration", "ood", "vqa", "okvqa", "pope", "instruct"]
@@ -91,6 +91,14 @@ class Lora(Settings):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
 
 
+class Shards(Settings):
+    """By how many jobs each of the extractions is made, whose parts are read together."""
+
+    states: Positive = 1
+    trunk: Positive = 1
+    features: Positive = 1
+
+
 class Config(Settings):
     """Everything a workflow run is told."""
 
@@ -118,6 +126,7 @@ class Config(Settings):
     lora: Lora = Lora()
     training: Training = Training()
     decoding: Decoding = Decoding()
+    shards: Shards = Shards()
     experiments: Annotated[list[Name], Field(min_length=1)]
     figures: list[Name] = []
     recipes: dict[Name, BackboneRecipe] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,17 +21,21 @@ Measured = TypeVar("Measured")
 def over_gradients(
     backbone: Backbone,
     layers: Sequence[int],
-    batch: Mapping[str, Tensor],
+    batch: Mapping[str, Any],
     measure: Callable[[str, Tensor], Measured],
+    *,
+    vision: bool = False,
 ) -> dict[str, Measured]:
     """Return what `measure` makes of each target weight's gradient on one batch, by module name.
 
     It is called with the module's name and the gradient, (d_out, d_in), of the backbone as it is,
-    without an adapter: what full fine-tuning's first step would be. Each gradient is dropped
+    without an adapter: what full fine-tuning's first step would be. `vision`: of the vision tower's
+    targets, too. Each gradient is dropped
     before the next one is made, so that no more than one is in memory.
     """
     found: dict[str, Measured] = {}
-    weights = {name: module.weight for name, module in backbone.named_targets(layers).items()}
+    targets = backbone.named_targets(layers, vision=vision)
+    weights = {name: module.weight for name, module in targets.items()}
 
     def take(name: str, weight: Tensor) -> None:
         assert weight.grad is not None, "this hook is called when there is one"
@@ -54,7 +58,7 @@ def over_gradients(
 
 
 def gap_share(
-    backbone: Backbone, layers: Sequence[int], batch: Mapping[str, Tensor], gap: Tensor
+    backbone: Backbone, layers: Sequence[int], batch: Mapping[str, Any], gap: Tensor
 ) -> float:
     """Return the mean over target weights of their gradient's share along the gap.
 

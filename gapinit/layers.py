@@ -11,6 +11,13 @@ from gapinit.artifacts import open_hdf5, write_json
 from gapinit.errors import GapinitError
 
 LayerStrategy = Literal["naive", "gg-safe", "all"]
+ALL_VISION = "all-vision"
+"""The strategy that adapts every decoder layer and the vision tower."""
+
+
+def adapts_vision(strategy: str) -> bool:
+    """Say whether a strategy adapts the vision tower, too."""
+    return strategy == ALL_VISION
 
 
 def select_layers(
@@ -58,7 +65,8 @@ def write_layers(gap: Path, output: Path, num_layers: int, exclude_bottom: int) 
     """Write what each strategy chooses, with the scores it chose by, as JSON.
 
     Reads the scores of a gap artifact (HDF5 of kind "gap"). The keys are the strategies ("naive",
-    "gg-safe", "all"), "num_layers", "exclude_bottom" and "score" (one number per layer).
+    "gg-safe", "all", and "all-vision" for the decoder layers of that), "num_layers",
+    "exclude_bottom" and "score" (one number per layer).
     """
     with open_hdf5(gap, "gap") as file:
         if "score" not in file:
@@ -68,6 +76,7 @@ def write_layers(gap: Path, output: Path, num_layers: int, exclude_bottom: int) 
         strategy: select_layers(score, strategy, num_layers, exclude_bottom)
         for strategy in get_args(LayerStrategy)
     }
+    content[ALL_VISION] = content["all"]
     content |= {"num_layers": num_layers, "exclude_bottom": exclude_bottom, "score": score}
     write_json(output, content)
 

@@ -32,13 +32,18 @@ def pool(states: Tensor, where: Tensor, pooling: Pooling) -> Tensor:
     `states`: (n, width, d); `where`: (n, width) bool. The result is (n, d) float64: a mean of many
     half-precision states loses the small gap.
     """
+    return pool_sides(states, where[:, None], pooling)[:, 0]
+
+
+def pool_sides(states: Tensor, where: Tensor, pooling: Pooling) -> Tensor:
+    """Return what `pool` does over k sets of positions, (n, k, width), as (n, k, d)."""
     if states.device.type == "mps":  # has no float64
         states = states.cpu()
     where = where.to(states.device)
     if pooling == "last":
-        position = torch.arange(where.shape[1], device=where.device)
-        last = torch.where(where, position, -1).amax(dim=1)
-        return states[torch.arange(len(states), device=states.device), last].double()
-    counted = where[:, None].double()
+        position = torch.arange(where.shape[2], device=where.device)
+        last = torch.where(where, position, -1).amax(dim=2)
+        return states[torch.arange(len(states), device=states.device)[:, None], last].double()
+    counted = where.double()
     # The sum is divided, not the weights: 1 / count is not exact.
-    return (counted @ states.double() / counted.sum(dim=2, keepdim=True))[:, 0]
+    return counted @ states.double() / counted.sum(dim=2, keepdim=True)

@@ -10,21 +10,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import h5py
 import numpy as np
 import torch
 
-from gapinit.artifacts import create_hdf5, hdf5_inputs, open_hdf5, sha256, write_json
+from gapinit.artifacts import sha256, write_json
 from gapinit.backbones import load_backbone
-from gapinit.backbones.inputs import Images
 from gapinit.backbones.prompts import sample_prompt
-from gapinit.data.images import image_size, load_image
+from gapinit.data.images import image_size
 from gapinit.data.manifest import Manifest, read_manifest
 from gapinit.data.references import write_lines
 from gapinit.errors import GapinitError
+from gapinit.features import LookedAt, Seen, adapts_tower, read_features
+from gapinit.partial import Filled, Layout, blocks_of, resumable_hdf5
 from gapinit.plan import VERSIONS
+from gapinit.prefetch import read_ahead
 from gapinit.progress import track
+from gapinit.shards import Shard
 from gapinit.states import backbone_digest
-from gapinit.stored import as_tensor, memory_map, stored_type, to_stored
+from gapinit.stored import stored_type, to_stored
 
 if TYPE_CHECKING:
     from gapinit.backbones.base import Backbone
@@ -39,12 +43,14 @@ def extract_features(
     *,
     split: str = "test",
     batch_size: int = 64,
+    shard: str | None = None,
     device: str = "cpu",
 ) -> None:
     """Write the image tokens of a split in the language model's space (kind "features").
 
     The file holds `features` (tokens of all images, d), `counts` (images,), `grid` (images, k) and
     `image`, the names. An image about which several questions are asked stands there once.
+    `shard`: "I/N", part of the images. A killed job goes on at its last block that is on disk.
     """
     data = read_manifest(manifest)
     images = data.images(split)
@@ -53,29 +59,34 @@ def extract_features(
         "backbone": backbone_digest(backbone),
         "manifest": sha256(manifest),
         "split": split,
+        "batch_size": batch_size,
         "version": VERSIONS["predict"],
     }
-    counts = np.array([model.image_tokens(*image_size(path)) for path in images])
-    ends = np.cumsum(counts)
+    part = Shard.parse(shard)
+    blocks = blocks_of(len(images), batch_size, part)
+    own = images[blocks[0].start : blocks[-1].stop] if blocks else []
+    counts = np.array([model.image_tokens(*image_size(path)) for path in own], dtype=np.int64)
     kind = stored_type(model.model.dtype)
-    with create_hdf5(output, "features", inputs) as file:
-        features = file.create_dataset("features", (int(ends[-1]), model.hidden_size), dtype=kind)
-        file["counts"] = counts
-        file["image"] = [data.file(path) for path in images]
-        grids = []
-        for start in track(range(0, len(images), batch_size), "image features"):
-            block = images[start : start + batch_size]
-            found = model.look([load_image(path) for path in block])
-            first = int(ends[start] - counts[start])
-            features[first : first + len(found.tokens)] = to_stored(found.tokens, kind)
-            grids.append(found.grid.cpu().numpy())
-        file["grid"] = np.concatenate(grids)
+    names = np.array([data.file(path) for path in own], dtype=h5py.string_dtype())
+    filled = {
+        "features": Filled((int(counts.sum()), model.hidden_size), kind),
+        "grid": Filled((len(own), model.grid_width), np.dtype(np.int64)),
+    }
+    known = {"counts": counts, "image": names}
+    layout = Layout("features", inputs, known, filled, shard=part.holding(blocks, len(images)))
+    with resumable_hdf5(output, layout) as file:
+        left = blocks[file.done :]
+        for block in track(read_ahead(model, images, left), "image features", len(left)):
+            found = model.seen(block.pixels, block.sizes)
+            file.write("features", to_stored(found.tokens, kind))
+            file.write("grid", found.grid.cpu().numpy())
+            file.end_block()
 
 
 def predict(
     backbone: Path,
     manifest: Path,
-    features: Path,
+    features: Path | Sequence[Path],
     adapter: Path | None,
     output: Path,
     *,
@@ -92,28 +103,24 @@ def predict(
     `adapter`: a PEFT adapter folder, or None for the backbone as it is (zero-shot).
     """
     data = read_manifest(manifest)
-    with open_hdf5(features, "features") as file:
-        inputs = hdf5_inputs(file)
-        expected = {"backbone": backbone_digest(backbone), "manifest": sha256(manifest)}
-        for name, value in expected.items():
-            if inputs[name] != value:
-                raise GapinitError(
-                    f"{features}: made from another {name}. Delete it and run `gapinit features` "
-                    "again."
-                )
-        row_of = {name: row for row, name in enumerate(file["image"].asstr()[:])}
-        images = Images(
-            as_tensor(memory_map(features, file["features"])),
-            torch.from_numpy(file["counts"][:]),
-            torch.from_numpy(file["grid"][:]),
-        )
-    samples = data.split(inputs["split"])
-    rows = torch.tensor([row_of[data.file(sample.path)] for sample in samples])
+    seen: Seen = read_features(features)
+    expected = {"backbone": backbone_digest(backbone), "manifest": sha256(manifest)}
+    for name, value in expected.items():
+        if seen.inputs[name] != value:
+            raise GapinitError(
+                f"{seen.path}: made from another {name}. Delete it and run `gapinit features` "
+                "again."
+            )
+    samples = data.split(seen.inputs["split"])
+    names = [data.file(sample.path) for sample in samples]
     model = load_backbone(backbone, device)
     if adapter is not None:
         from gapinit.adapter_folder import load_adapter
 
         adapted = load_adapter(model, adapter).eval()
+        if adapts_tower(model, adapted):
+            # What the frozen tower gave is not what this one gives.
+            seen = LookedAt(model, seen, data.root)
         if model.model.dtype == torch.float32:
             # This changes no output beyond rounding and saves the adapters' own products. In half
             # precision the rounding of a merged weight is as large as a rank-1 update.
@@ -121,7 +128,7 @@ def predict(
     answers = [""] * len(samples)
     for block in track(_batches(model, samples, batch_size), data.kind):
         said = model.generate(
-            images.take(rows[block]),
+            seen.take([names[index] for index in block]),
             max_new_tokens=max_new_tokens,
             num_beams=num_beams,
             prompts=[sample_prompt(model.prompts, samples[index]) for index in block],

@@ -34,6 +34,10 @@ class Training(Settings):
     max_caption_tokens: Positive = 32
     max_sequence_tokens: Positive = 256
     """Prompt and answer together, of questions and conversations."""
+    trunk: Literal["auto", "layer", "vision", "off"] = "auto"
+    """What is cached of the frozen part: as much as the adapted layers allow, or less."""
+    trunk_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of cached states on disk; the model's own."""
 
 
 class Decoding(Settings):

@@ -8,27 +8,30 @@ h_v is the mean of the layer's output over the image positions and h_t over the 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import h5py
+import numpy as np
 import torch
 from torch import Tensor
 
-from gapinit.artifacts import create_hdf5, digest, sha256
+from gapinit.artifacts import digest, sha256
 from gapinit.backbones import load_backbone
 from gapinit.data.images import load_image
 from gapinit.data.manifest import read_manifest
 from gapinit.errors import GapinitError
+from gapinit.partial import Filled, Layout, blocks_of, resumable_hdf5
 from gapinit.plan import VERSIONS
-from gapinit.pooling import Pooling, caption_positions, pool
+from gapinit.pooling import Pooling, caption_positions, pool, pool_sides
+from gapinit.prefetch import Block, read_ahead
 from gapinit.progress import track
+from gapinit.shards import Shard
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from gapinit.backbones.base import Backbone
+    from gapinit.backbones.inputs import Inputs
     from gapinit.data.captions import CaptionedImage
 
 Context = Literal["joint", "separate"]
@@ -46,20 +49,21 @@ def extract_states(
     context: Context = "joint",
     batch_size: int = 64,
     max_caption_tokens: int = 32,
+    shard: str | None = None,
     device: str = "cpu",
 ) -> None:
     """Write the states of `pairs` calibration pairs, drawn from one split of a dataset.
 
     The file (kind "states") holds `vision` and `text`, (L, N, d) float32, contiguous, written
     block by block: memory does not grow with N. A prefix of the pairs is itself a calibration
-    set, so sets of several sizes are nested and cost one extraction.
+    set, so sets of several sizes are nested and cost one extraction. `shard`: "I/N", part of the
+    pairs. A job that was killed goes on at its last block that is on disk (`gapinit.partial`).
     """
     data = read_manifest(manifest)
     chosen = calibration_pairs(
         data.captions(split), pairs, seed, origin=f"{manifest}: split '{split}'"
     )
     model = load_backbone(backbone, device)
-    shape = (model.num_layers, len(chosen), model.hidden_size)
     inputs = {
         "backbone": backbone_digest(backbone),
         "manifest": sha256(manifest),
@@ -69,24 +73,34 @@ def extract_states(
         "pooling": pooling,
         "context": context,
         "max_caption_tokens": max_caption_tokens,
+        "batch_size": batch_size,
         "version": VERSIONS["states"],
     }
-    with create_hdf5(output, "states", inputs) as file:
-        vision = file.create_dataset("vision", shape, dtype="f4")
-        text = file.create_dataset("text", shape, dtype="f4")
-        file["image_id"] = [image.image_id for image, _ in chosen]
-        file["caption"] = [caption for _, caption in chosen]
-        for start in track(range(0, len(chosen), batch_size), "states"):
-            block = chosen[start : start + batch_size]
-            rows = slice(start, start + len(block))
-            vision_block, text_block = pooled_states(
+    part = Shard.parse(shard)
+    blocks = blocks_of(len(chosen), batch_size, part)
+    own = chosen[blocks[0].start : blocks[-1].stop] if blocks else []
+    shape = (model.num_layers, len(own), model.hidden_size)
+    filled = {name: Filled(shape, np.dtype("f4"), axis=1) for name in ("vision", "text")}
+    known = {
+        "image_id": np.array([image.image_id for image, _ in own], dtype=np.int64),
+        "caption": np.array([caption for _, caption in own], dtype=h5py.string_dtype()),
+    }
+    layout = Layout("states", inputs, known, filled, shard=part.holding(blocks, len(chosen)))
+    with resumable_hdf5(output, layout) as file:
+        left = blocks[file.done :]
+        paths = [image.path for image, _ in chosen]
+        for block in track(read_ahead(model, paths, left), "states", len(left)):
+            vision, text = pooled_states(
                 model,
-                block,
+                chosen[block.rows],
                 pooling=pooling,
                 context=context,
                 max_caption_tokens=max_caption_tokens,
+                read=block,
             )
-            vision[:, rows], text[:, rows] = vision_block.numpy(), text_block.numpy()
+            file.write("vision", vision.numpy())
+            file.write("text", text.numpy())
+            file.end_block()
 
 
 def calibration_pairs(
@@ -117,44 +131,76 @@ def pooled_states(
     pooling: Pooling,
     context: Context,
     max_caption_tokens: int,
+    read: Block | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the pooled vision and text states of some pairs, each (L, n, d) float32.
 
     Layers are read by hooks at their own output, before the final norm that Hugging Face applies
-    to the last entry of `hidden_states`: behind it, layer L would lie in other coordinates.
+    to the last entry of `hidden_states`: behind it, layer L would lie in other coordinates. A hook
+    pools at once, so that no layer's states outlive it. `read`: the pairs' images, if they are.
     """
-    images = backbone.look([load_image(image.path) for image, _ in pairs])
+    if read is None:
+        images = backbone.look([load_image(image.path) for image, _ in pairs])
+    else:
+        images = backbone.seen(read.pixels, read.sizes)
     encoded = backbone.encode_captions([caption for _, caption in pairs], max_caption_tokens)
-    texts = [ids for ids, _ in encoded]
+    texts, labels = [ids for ids, _ in encoded], [found for _, found in encoded]
     inputs = backbone.embed(images, texts)
-    with _layer_outputs(backbone) as outputs:
-        backbone.decode(inputs)
-        seen = [backbone.vision_states(inputs, states) for states in outputs]
-        vision = torch.stack([pool(states, where, pooling).float() for states, where in seen])
-        if context == "separate":
-            outputs.clear()
-            inputs = backbone.embed(images.without_tokens(), texts)
-            backbone.decode(inputs)
-        where = caption_positions(inputs, [labels for _, labels in encoded])
-        text = torch.stack([pool(states, where, pooling).float() for states in outputs])
+    if context == "joint":
+        said = caption_positions(inputs, labels)
+        both = _pooled(backbone, inputs, pooling, said)
+        vision, text = both[:, :, 0], both[:, :, 1]
+    else:
+        vision = _pooled(backbone, inputs, pooling, None)[:, :, 0]
+        alone = backbone.embed(images.without_tokens(), texts)
+        text = _pooled_text(backbone, alone, pooling, caption_positions(alone, labels))
     _require_finite(vision, text, pairs)
-    return vision.cpu(), text.cpu()
+    return vision.cpu().contiguous(), text.cpu().contiguous()
 
 
-@contextmanager
-def _layer_outputs(backbone: Backbone) -> Iterator[list[Tensor]]:
-    """Collect every decoder layer's output during the block, bottom layer first."""
-    outputs: list[Tensor] = []
+def _pooled(backbone: Backbone, inputs: Inputs, pooling: Pooling, said: Tensor | None) -> Tensor:
+    """Return each layer's vision state and, given where the captions stand, text state.
+
+    (L, n, 1 or 2, d) float32.
+    """
+    apart: list[tuple[Tensor, Tensor]] = []
+
+    def measure(states: Tensor) -> Tensor:
+        seen, where = backbone.vision_states(inputs, states)
+        if seen is states:
+            sides = [where] if said is None else [where, said]
+            return pool_sides(states, torch.stack(sides, dim=1), pooling).float()
+        if not (apart and apart[-1][0] is seen):  # features that no layer changes are pooled once
+            apart.append((seen, pool(seen, where, pooling).float()))
+        vision = apart[-1][1]
+        if said is None:
+            return vision[:, None]
+        return torch.stack([vision, pool(states, said, pooling).float()], dim=1)
+
+    return _layer_by_layer(backbone, inputs, measure)
+
+
+def _pooled_text(backbone: Backbone, inputs: Inputs, pooling: Pooling, said: Tensor) -> Tensor:
+    """Return each layer's text state, (L, n, d) float32."""
+    return _layer_by_layer(backbone, inputs, lambda states: pool(states, said, pooling).float())
+
+
+def _layer_by_layer(
+    backbone: Backbone, inputs: Inputs, measure: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Run the decoder and return what `measure` makes of each layer's output, bottom first."""
+    found: list[Tensor] = []
 
     def keep(_module: torch.nn.Module, _arguments: object, output: Tensor) -> None:
-        outputs.append(output)
+        found.append(measure(output))
 
     handles = [layer.register_forward_hook(keep) for layer in backbone.decoder_layers]
     try:
-        yield outputs
+        backbone.decode(inputs)
     finally:
         for handle in handles:
             handle.remove()
+    return torch.stack(found)
 
 
 def _require_finite(

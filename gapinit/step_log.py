@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from gapinit.adapters import column_cosines, lora_layers
+from gapinit.adapters import column_cosines, directed_layers
 from gapinit.errors import GapinitError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class StepLog(TrainerCallback):
 
     def __init__(self, model: PeftModel, directions: dict[str, Tensor]) -> None:
         self.rows: list[dict[str, float]] = []
-        self._layers = lora_layers(model)
+        self._layers = directed_layers(model, directions)
         self._directions = directions
         self._alignment = 0.0
 

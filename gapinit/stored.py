@@ -6,8 +6,9 @@ HDF5 nor numpy has such a number, and nothing is lost. Everything else is float3
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +24,10 @@ _TYPES: dict[torch.dtype, np.dtype[Any]] = {
     torch.float16: np.dtype("f2"),
     torch.float32: np.dtype("f4"),
 }
+
+
+StoredAs = Literal["auto", "float32", "bfloat16"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def stored_type(dtype: torch.dtype) -> np.dtype[Any]:
@@ -48,6 +53,8 @@ def widened(rows: NDArray[Any]) -> NDArray[np.float32]:
 
 def memory_map(path: Path, dataset: h5py.Dataset) -> NDArray[Any]:
     """Map a contiguous HDF5 dataset through its offset in the file; what is changed stays here."""
+    if dataset.size == 0:  # it lies nowhere in the file
+        return np.zeros(dataset.shape, dataset.dtype)
     return np.memmap(
         path, mode="c", dtype=dataset.dtype, shape=dataset.shape, offset=dataset.id.get_offset()
     )
@@ -57,3 +64,42 @@ def as_tensor(rows: NDArray[Any]) -> torch.Tensor:
     """Return stored rows as a tensor that reads them from disk when they are taken."""
     tensor = torch.from_numpy(rows)
     return tensor.view(torch.bfloat16) if rows.dtype == BITS else tensor
+
+
+class JoinedRows:
+    """Rows of several files, one after another, read as if they were one array."""
+
+    def __init__(self, parts: Sequence[NDArray[Any]]) -> None:
+        self.parts = parts
+        self.dtype = parts[0].dtype
+        self._ends = np.cumsum([len(part) for part in parts])
+        self.shape = (int(self._ends[-1]), *parts[0].shape[1:])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | NDArray[np.int64]) -> NDArray[Any]:
+        """Return rows in a row, or rows by their numbers."""
+        if isinstance(rows, slice):
+            start, stop, _ = rows.indices(len(self))
+            part = int(np.searchsorted(self._ends, start, side="right"))
+            before = int(self._ends[part - 1]) if part else 0
+            if part < len(self.parts) and stop <= self._ends[part]:
+                return self.parts[part][start - before : stop - before]
+            rows = np.arange(start, stop)
+        found = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        owner = np.searchsorted(self._ends, rows, side="right")
+        for part, values in enumerate(self.parts):
+            mine = owner == part
+            before = int(self._ends[part - 1]) if part else 0
+            if mine.any():
+                found[mine] = values[rows[mine] - before]
+        return found
+
+
+Rows = np.ndarray[Any, Any] | JoinedRows
+
+
+def joined_rows(parts: Sequence[Any]) -> Any:
+    """Return rows of several files as one."""
+    return parts[0] if len(parts) == 1 else JoinedRows(parts)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from gapinit.backbones.inputs import Inputs
+from gapinit.errors import GapinitError
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -15,19 +16,37 @@ if TYPE_CHECKING:
     from gapinit.backbones.base import Backbone
 
 
-def batch_inputs(backbone: Backbone, batch: Mapping[str, Tensor]) -> Inputs:
-    """Return the decoder's inputs of a trunk's batch; token ids become embeddings."""
+def batch_inputs(backbone: Backbone, batch: Mapping[str, Any]) -> Inputs:
+    """Return the decoder's inputs of a trunk's batch; token ids become embeddings.
+
+    A batch without states has its images' pixels: then the vision tower runs, too.
+    """
+    if "pixels" in batch:
+        return _seen_inputs(backbone, batch)
     names = ("states", "prefix_length", "length", "grid", "memory", "memory_length")
     inputs = Inputs(**{name: batch[name] for name in names if name in batch})
     return backbone.with_text(inputs, batch["input_ids"]) if "input_ids" in batch else inputs
 
 
-def tail_states(backbone: Backbone, batch: Mapping[str, Tensor]) -> Tensor:
+def _seen_inputs(backbone: Backbone, batch: Mapping[str, Any]) -> Inputs:
+    images = backbone.image_features(batch["pixels"]).take(batch["image"].cpu())
+    spans = zip(*(batch[name].tolist() for name in ("prefix_length", "length")), strict=True)
+    rows = zip(batch["input_ids"].tolist(), spans, strict=True)
+    inputs = backbone.embed(images, [ids[start:end] for ids, (start, end) in rows])
+    if inputs.prefix_length.tolist() != batch["prefix_length"].tolist():
+        raise GapinitError(
+            "the images have other numbers of tokens than when the trunk was made: run "
+            "`gapinit trunk` again"
+        )
+    return inputs
+
+
+def tail_states(backbone: Backbone, batch: Mapping[str, Any]) -> Tensor:
     """Run the layers above the trunk: final states of image and text, (n, width, d)."""
     return backbone.decode(batch_inputs(backbone, batch))
 
 
-def tail_loss(backbone: Backbone, batch: Mapping[str, Tensor]) -> Tensor:
+def tail_loss(backbone: Backbone, batch: Mapping[str, Any]) -> Tensor:
     """Return the mean cross-entropy over the labelled positions (-100: none).
 
     Positions without a label never reach the output matrix.
@@ -63,14 +82,16 @@ class Tail(nn.Module):
     # By name, each of them: for a `**batch` Trainer would take care of averaging the loss itself.
     def forward(
         self,
-        states: Tensor,
         labels: Tensor,
         prefix_length: Tensor,
         length: Tensor,
-        grid: Tensor,
+        states: Tensor | None = None,
+        grid: Tensor | None = None,
         input_ids: Tensor | None = None,
         memory: Tensor | None = None,
         memory_length: Tensor | None = None,
+        pixels: Mapping[str, Tensor] | None = None,
+        image: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return the batch's loss, as `tail_loss` does."""
         batch = {
@@ -82,6 +103,8 @@ class Tail(nn.Module):
             "input_ids": input_ids,
             "memory": memory,
             "memory_length": memory_length,
+            "pixels": pixels,
+            "image": image,
         }
         given = {name: value for name, value in batch.items() if value is not None}
         return {"loss": tail_loss(self._backbone[0], given)}

@@ -34,6 +34,7 @@ from gapinit.config import Lora, Training
 from gapinit.errors import GapinitError
 from gapinit.gap_file import read_gap
 from gapinit.gradients import gap_share
+from gapinit.layers import adapts_vision
 from gapinit.methods.setup import Adapted, Setup, adapt
 from gapinit.runs import Run
 from gapinit.states import backbone_digest
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 def train_run(
     run: Run,
     backbone: Path,
-    trunk: Path,
+    trunk: Path | Sequence[Path],
     layers: Path,
     gap: Path,
     output: Path,
@@ -72,20 +73,19 @@ def train_run(
     own_digest = backbone_digest(backbone)
     _require_same_backbone(own_digest, trunk, cached.inputs, "trunk")
     _require_same_backbone(own_digest, gap, directions.inputs, "gap")
-    _require_first_layer(chosen, trunk, cached)
+    _require_first_layer(chosen, trunk, cached, vision=adapts_vision(run.layers))
     set_seed(run.seed)
     model = load_backbone(backbone, device)
-    if cached.text is None:
-        model.drop_vision()
-    else:
-        model.cut_below(cached.first_layer)
+    cached = cached.prepare(model)
     setup = _setup(run, model, chosen, directions, lora, FirstBatches(cached, recipe, run, device))
     # Before the adapter: some methods change the weights whose gradient this is.
     share = gap_share(model, chosen, setup.batches(1)[0], setup.gap)
+    # The gap is the decoder's: modules of the vision tower have none.
+    decoder = model.named_targets(chosen)
     adapted = adapt(run.method, setup)
-    own = module_directions(adapted.model, setup.gap)
+    own = module_directions(adapted.model, setup.gap, only=decoder)
     heldout = directions.heldout_gap if directions.heldout_gap is not None else directions.gap
-    check = module_directions(adapted.model, torch.from_numpy(heldout))
+    check = module_directions(adapted.model, torch.from_numpy(heldout), only=decoder)
     at_init = alignment(adapted.model, check)
     with atomic_folder(output) as folder, tempfile.TemporaryDirectory() as scratch:
         log = StepLog(adapted.model, own)
@@ -107,6 +107,8 @@ def train_run(
             **lora.model_dump(),
             "alpha": setup.alpha,
             "max_tokens": cached.inputs["max_tokens"],
+            "trunk": cached.mode,
+            "trunk_dtype": cached.inputs["dtype"],
         }
         record = _record(run, adapted, log) | {
             "recipe": recipe_used,
@@ -128,7 +130,7 @@ def _setup(
     first_batches: FirstBatches,
 ) -> Setup:
     """Return what the run's method is given."""
-    assert run.seed is not None and run.rank is not None, "train_run lets no other run come here"
+    assert run.seed is not None and run.rank is not None and run.layers is not None
     return Setup(
         backbone=backbone,
         layers=layers,
@@ -143,6 +145,7 @@ def _setup(
             "text": torch.from_numpy(gap.text_mean),
             "vision": torch.from_numpy(gap.vision_mean),
         },
+        vision=adapts_vision(run.layers),
         first_batches=first_batches,
     )
 
@@ -232,18 +235,30 @@ def _arguments(recipe: Training, run: Run, scratch: Path, device: str) -> Traini
 
 
 def _require_same_backbone(
-    expected: str, path: Path, inputs: Mapping[str, Any], stage: str
+    expected: str, path: Path | Sequence[Path], inputs: Mapping[str, Any], stage: str
 ) -> None:
     if inputs.get("backbone") != expected:
         raise GapinitError(
-            f"{path}: made from another backbone's weights. Delete it and run `gapinit {stage}` "
+            f"{_named(path)}: made from another backbone's weights. Delete it and run `gapinit {stage}` "
             "again."
         )
 
 
-def _require_first_layer(layers: Sequence[int], trunk: Path, cached: Trunk) -> None:
+def _require_first_layer(
+    layers: Sequence[int], trunk: Path | Sequence[Path], cached: Trunk, *, vision: bool
+) -> None:
     if cached.first_layer > min(layers):
         raise GapinitError(
-            f"{trunk}: starts at layer {cached.first_layer}, but layer {min(layers)} is adapted. "
-            "Run `gapinit trunk` with this run's layers."
+            f"{_named(trunk)}: starts at layer {cached.first_layer}, but layer {min(layers)} is "
+            "adapted. Run `gapinit trunk` with this run's layers."
         )
+    if vision and cached.mode != "off":
+        raise GapinitError(
+            f"{_named(trunk)}: holds what the frozen vision tower gave (mode '{cached.mode}'), but "
+            "this run adapts the tower. Run `gapinit trunk` with this run's layers."
+        )
+
+
+def _named(path: Path | Sequence[Path]) -> str:
+    """Return a file's name, or that of the first of several shards."""
+    return str(path) if isinstance(path, str | Path) else str(path[0])

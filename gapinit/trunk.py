@@ -4,39 +4,107 @@ Everything below the first adapted layer is frozen: its output is the same for e
 noise level and epoch. The trunk keeps the states that enter that layer: an image's tokens once
 (they stand first and attention is causal, so no text changes them), the tokens of a text (a
 caption, a question with its answer, a conversation) once each. Training then runs the layers
-above only. If the first layer itself is adapted, the trunk keeps the image features alone.
+above only. What is kept is the trunk's mode:
+
+    layer     states at the input of the lowest adapted layer
+    vision    the images' tokens: the lowest layer itself is adapted
+    off       no states: the vision tower is adapted. Texts and names of images
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
-from gapinit.artifacts import create_hdf5, hdf5_inputs, open_hdf5, read_json, sha256
+from gapinit.artifacts import read_json, sha256
 from gapinit.backbones import load_backbone
 from gapinit.backbones.prompts import Segment, training_texts
-from gapinit.data.images import image_size, load_image
+from gapinit.data.images import image_size
 from gapinit.data.manifest import Manifest, read_manifest
 from gapinit.errors import GapinitError
+from gapinit.layers import adapts_vision
+from gapinit.partial import Filled, Layout, blocks_of, resumable_hdf5
 from gapinit.plan import VERSIONS
+from gapinit.prefetch import Block, read_ahead
 from gapinit.progress import track
+from gapinit.shards import WHOLE, Shard
 from gapinit.states import backbone_digest
-from gapinit.stored import memory_map, stored_type, to_stored, widened
+from gapinit.stored import DTYPES, StoredAs, stored_type, to_stored
+from gapinit.trunk_file import Mode, Trunk, read_trunk
 
 if TYPE_CHECKING:
-    import h5py
     from numpy.typing import NDArray
 
     from gapinit.backbones.base import Backbone
 
+__all__ = ["Mode", "Trunk", "encoded_texts", "extract_trunk", "read_trunk", "write_trunk"]
 
-Encoded = tuple[list[int], list[int]]
-"""Token ids and labels of one text."""
+TrunkMode = Literal["auto", "layer", "vision", "off"]
+ENCODED_AT_ONCE = 4096
+"""Texts that are lists of Python's numbers at a time."""
+PACKED_TOKENS = 1024
+"""Text tokens behind one prefix at most: attention costs the square of a sequence's length."""
+ADVICE = (
+    "Make room; choose another folder; store half as much (`--dtype bfloat16`, "
+    "training.trunk_dtype); or keep the images' tokens alone (`--mode vision`, training.trunk), "
+    "or nothing (`--mode off`)."
+)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The texts of some images, one after another, as token ids and labels (-100: not learned)."""
+
+    input_ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    offset: NDArray[np.int64]
+    """(texts + 1,): where each text begins."""
+    first: NDArray[np.int64]
+    """(images + 1,): which text is an image's first."""
+
+    def of_images(self, start: int, stop: int) -> Texts:
+        """Return the texts of some images in a row."""
+        first, last = self.first[start], self.first[stop]
+        begin, end = self.offset[first], self.offset[last]
+        return Texts(
+            self.input_ids[begin:end],
+            self.labels[begin:end],
+            self.offset[first : last + 1] - begin,
+            self.first[start : stop + 1] - first,
+        )
+
+    def groups(self) -> list[list[list[int]]]:
+        """Return each image's texts as token ids."""
+        ids = [
+            self.input_ids[start:end].tolist()
+            for start, end in zip(self.offset[:-1], self.offset[1:], strict=True)
+        ]
+        return [
+            ids[start:end] for start, end in zip(self.first[:-1], self.first[1:], strict=True)
+        ]
+
+
+def trunk_mode(asked: TrunkMode, first: int, *, vision: bool) -> Mode:
+    """Return what a trunk keeps, given the lowest adapted layer and whether the tower is adapted.
+
+    "layer" at layer 0 is "vision": what enters that layer are the image's tokens and embeddings.
+    """
+    if vision:
+        if asked not in ("auto", "off"):
+            raise GapinitError(
+                f"--mode: '{asked}' keeps what the vision tower gives, but this strategy adapts "
+                "the tower: use 'off', or 'auto' (training.trunk)"
+            )
+        return "off"
+    if asked in ("auto", "layer"):
+        return "layer" if first > 0 else "vision"
+    return asked
 
 
 def extract_trunk(
@@ -48,7 +116,10 @@ def extract_trunk(
     *,
     split: str = "train",
     max_tokens: int = 32,
+    mode: TrunkMode = "auto",
+    dtype: StoredAs = "auto",
     images_per_batch: int = 16,
+    shard: str | None = None,
     device: str = "cpu",
 ) -> None:
     """Write the training set's states at the input of the lowest layer that `strategy` adapts.
@@ -57,88 +128,133 @@ def extract_trunk(
     template puts in front of an image and the image's tokens; `prefix_offset` (images + 1,) and
     `grid` (images, k). A model that reads images by cross-attention has their tokens in `memory`,
     with `memory_offset`. For all texts one after another: `input_ids`, `labels` (the next token,
-    EOS last; -100: not learned) and, unless the lowest layer is adapted, `text` (tokens, d);
-    `offset` (texts + 1,) and `image_row` (texts,).
+    EOS last; -100: not learned) and, in mode "layer", `text` (tokens, d);
+    `offset` (texts + 1,) and `image_row` (texts,). In mode "off" there are no states but `image`,
+    the names below the dataset's root, and `sha256` of each.
+
+    `dtype`: the states' on disk; "auto" is the model's own. `shard`: "I/N", part of the images.
+    A job that was killed goes on at its last block that is on disk (`gapinit.partial`).
     """
-    first = min(read_json(layers)[strategy])
+    chosen = read_json(layers)
+    if strategy not in chosen:
+        raise GapinitError(f"{layers}: no strategy '{strategy}'. Run `gapinit layers` again.")
+    first = min(chosen[strategy])
+    own = trunk_mode(mode, first, vision=adapts_vision(strategy))
+    part = Shard.parse(shard)
     data = read_manifest(manifest)
     model = load_backbone(backbone, device)
-    images, encoded = encoded_texts(model, data, split, max_tokens, origin=str(manifest))
+    images, texts = encoded_texts(model, data, split, max_tokens, origin=str(manifest))
     inputs = {
         "backbone": backbone_digest(backbone),
         "manifest": sha256(manifest),
         "split": split,
-        "first_layer": first,
+        "first_layer": first if own == "layer" else 0,
+        "mode": own,
+        "dtype": str(_stored_kind(model, dtype)),
         "max_tokens": max_tokens,
+        "images_per_batch": images_per_batch,
         "version": VERSIONS["trunk"],
     }
-    write_trunk(model, images, encoded, first, output, inputs, images_per_batch=images_per_batch)
+    write_trunk(
+        model,
+        images,
+        texts,
+        first,
+        output,
+        inputs,
+        images_per_batch=images_per_batch,
+        mode=own,
+        dtype=dtype,
+        shard=part,
+        root=data.root,
+    )
+
+
+def _stored_kind(model: Backbone, dtype: StoredAs) -> np.dtype[Any]:
+    return stored_type(model.model.dtype if dtype == "auto" else DTYPES[dtype])
 
 
 def write_trunk(
     model: Backbone,
     images: Sequence[Path],
-    encoded: Sequence[Sequence[Encoded]],
+    texts: Texts,
     first: int,
     output: Path,
     inputs: Mapping[str, Any],
     *,
     images_per_batch: int = 16,
+    mode: Mode | None = None,
+    dtype: StoredAs = "auto",
+    shard: Shard = WHOLE,
+    root: Path | None = None,
 ) -> None:
     """Write the trunk of some images and their texts, as `extract_trunk` does; the model is cut."""
-    lengths = np.array([len(ids) for texts in encoded for ids, _ in texts])
-    counts = np.array([model.image_tokens(*image_size(path)) for path in images])
-    in_stream = model.stream_counts(torch.from_numpy(counts)).numpy()
-    model.keep_below(first)
-    with create_hdf5(output, "trunk", inputs) as file:
-        file.attrs["first_layer"] = first
-        write = _Writer(file, model.hidden_size, stored_type(model.model.dtype))
-        write.create("prefix", in_stream + len(model.head))
-        if model.cross_attends:
-            write.create("memory", counts)
-        if first > 0:
-            write.create("text", lengths)
-        file["offset"] = np.concatenate([[0], np.cumsum(lengths)])
-        file["image_row"] = np.repeat(np.arange(len(images)), [len(texts) for texts in encoded])
-        file["input_ids"] = np.concatenate([ids for texts in encoded for ids, _ in texts])
-        file["labels"] = np.concatenate([labels for texts in encoded for _, labels in texts])
-        grids = []
-        for start in track(range(0, len(images), images_per_batch), "trunk"):
-            rows = slice(start, start + images_per_batch)
-            states, grid = _trunk_states(model, images[rows], encoded[rows], first)
-            grids.append(grid)
-            for name, values in states.items():
-                write.append(name, values)
-        file["grid"] = np.concatenate(grids)
+    mode = mode or trunk_mode("auto", first, vision=False)
+    first = first if mode == "layer" else 0
+    blocks = blocks_of(len(images), images_per_batch, shard)
+    start, stop = (blocks[0].start, blocks[-1].stop) if blocks else (0, 0)
+    own, own_texts = images[start:stop], texts.of_images(start, stop)
+    layout = _layout(model, own, own_texts, mode, inputs, _stored_kind(model, dtype))
+    attributes = {"first_layer": first, "mode": mode}
+    known = dict(layout.known)
+    if mode == "off":
+        assert root is not None, "images are named below a root"
+        attributes["root"] = os.path.relpath(root, output.parent)
+        known["image"] = [Path(os.path.relpath(path, root)).as_posix() for path in own]
+        known["sha256"] = [sha256(path) for path in own]
+    layout = Layout(
+        "trunk", inputs, known, layout.filled, attributes, shard.holding(blocks, len(images))
+    )
+    # Within this file.
+    rows = [slice(block.start - start, block.stop - start) for block in blocks]
+    with resumable_hdf5(output, layout, ADVICE) as file:
+        if mode == "off":
+            return
+        model.keep_below(first)
+        left = rows[file.done :]
+        for block in track(read_ahead(model, own, left), "trunk", len(left)):
+            some = own_texts.of_images(block.rows.start, block.rows.stop)
+            for name, values in _trunk_states(model, block, some.groups(), first).items():
+                kind = layout.filled[name].dtype
+                file.write(name, values if name == "grid" else to_stored(values, kind))
+            file.end_block()
 
 
-class _Writer:
-    """Appends rows to contiguous datasets whose length is known beforehand."""
-
-    def __init__(self, file: h5py.File, width: int, kind: np.dtype[Any]) -> None:
-        self._file = file
-        self._width = width
-        self._kind = kind
-        self._written: dict[str, int] = {}
-
-    def create(self, name: str, counts: NDArray[np.int64]) -> None:
-        """Make room for items of so many rows each."""
-        self._file.create_dataset(name, (int(counts.sum()), self._width), dtype=self._kind)
-        if name != "text":
-            self._file[f"{name}_offset"] = np.concatenate([[0], np.cumsum(counts)])
-        self._written[name] = 0
-
-    def append(self, name: str, values: torch.Tensor) -> None:
-        """Write the next rows."""
-        start = self._written[name]
-        self._file[name][start : start + len(values)] = to_stored(values, self._kind)
-        self._written[name] = start + len(values)
+def _layout(
+    model: Backbone,
+    images: Sequence[Path],
+    texts: Texts,
+    mode: Mode,
+    inputs: Mapping[str, Any],
+    kind: np.dtype[Any],
+) -> Layout:
+    """Return what a trunk of these images and texts holds."""
+    counts = np.array([model.image_tokens(*image_size(path)) for path in images], dtype=np.int64)
+    in_stream = model.stream_counts(torch.from_numpy(counts)).numpy() + len(model.head)
+    known = {
+        "input_ids": texts.input_ids,
+        "labels": texts.labels,
+        "offset": texts.offset,
+        "image_row": np.repeat(np.arange(len(images)), np.diff(texts.first)),
+        "prefix_offset": np.concatenate([[0], np.cumsum(in_stream)]),
+    }
+    grid = Filled((len(images), model.grid_width), np.dtype(np.int64))
+    if mode == "off":
+        known["grid"] = np.zeros(grid.shape, grid.dtype)
+        return Layout("trunk", inputs, known, {})
+    filled = {"prefix": Filled((int(in_stream.sum()), model.hidden_size), kind), "grid": grid}
+    if model.cross_attends:
+        known["memory_offset"] = np.concatenate([[0], np.cumsum(counts)])
+        filled["memory"] = Filled((int(counts.sum()), model.hidden_size), kind)
+    if mode == "layer":
+        filled["text"] = Filled((len(texts.input_ids), model.hidden_size), kind)
+    return Layout("trunk", inputs, known, filled)
 
 
 def encoded_texts(
     backbone: Backbone, manifest: Manifest, split: str, max_tokens: int, origin: str
-) -> tuple[list[Path], list[list[Encoded]]]:
-    """Return the images of a split and, for each, its samples' texts as token ids and labels.
+) -> tuple[list[Path], Texts]:
+    """Return the images of a split and, one image after another, its samples' texts.
 
     Raises GapinitError for a text of which nothing is left to learn within `max_tokens`.
     """
@@ -146,160 +262,72 @@ def encoded_texts(
     for sample in manifest.split(split):
         new = training_texts(backbone.prompts, manifest.kind, sample)
         texts.setdefault(sample.path, []).extend(new)
+    about = [path for path, group in texts.items() for _ in group]
     flat = [text for group in texts.values() for text in group]
-    encoded = iter(backbone.encode_segments(flat, max_tokens))
-    grouped = [[next(encoded) for _ in group] for group in texts.values()]
-    for path, group in zip(texts, grouped, strict=True):
-        for _, labels in group:
-            if all(label == -100 for label in labels):
+    ids, labels, lengths = [], [], []
+    for start in range(0, len(flat), ENCODED_AT_ONCE):
+        some = backbone.encode_segments(flat[start : start + ENCODED_AT_ONCE], max_tokens)
+        for row, (_, found) in enumerate(some, start):
+            if all(label == -100 for label in found):
                 raise GapinitError(
-                    f"{origin}: a text about {path} has nothing to learn in its first "
+                    f"{origin}: a text about {about[row]} has nothing to learn in its first "
                     f"{max_tokens} tokens: its prompt is longer. Raise training.max_sequence_tokens"
                 )
-    return list(texts), grouped
+        lengths += [len(found) for found, _ in some]
+        ids.append(np.array([token for found, _ in some for token in found], dtype=np.int64))
+        labels.append(np.array([label for _, found in some for label in found], dtype=np.int64))
+    counts = np.array([len(group) for group in texts.values()], dtype=np.int64)
+    return list(texts), Texts(
+        np.concatenate(ids),
+        np.concatenate(labels),
+        np.concatenate([[0], np.cumsum(lengths)]),
+        np.concatenate([[0], np.cumsum(counts)]),
+    )
 
 
 @torch.inference_mode()
 def _trunk_states(
-    backbone: Backbone,
-    paths: Sequence[Path],
-    encoded: Sequence[Sequence[Encoded]],
-    first: int,
-) -> tuple[dict[str, torch.Tensor], NDArray[np.int64]]:
-    """Return the next rows of each dataset for some images and their texts, and their grids."""
-    images = backbone.look([load_image(path) for path in paths])
-    found: dict[str, torch.Tensor] = {}
+    backbone: Backbone, block: Block, groups: Sequence[Sequence[Sequence[int]]], first: int
+) -> dict[str, Any]:
+    """Return the next rows of each dataset for some images and their texts."""
+    images = backbone.seen(block.pixels, block.sizes)
+    found: dict[str, Any] = {"grid": images.grid.cpu().numpy()}
     if backbone.cross_attends:
         found["memory"] = images.tokens
     if first == 0:
-        alone = backbone.embed(images, [[] for _ in paths])
-        found["prefix"] = alone.states[_positions(alone.states) < alone.length[:, None]]
+        alone = backbone.embed(images, [[] for _ in groups])
+        position = torch.arange(alone.states.shape[1], device=alone.states.device)[None]
+        found["prefix"] = alone.states[position < alone.length[:, None]]
+        return found
+    rows, packs = _packs(groups, PACKED_TOKENS if backbone.packs_texts else 0)
+    taken = images.take(rows)
+    if any(len(pack) > 1 for pack in packs):
+        inputs = backbone.embed_packed(taken, packs)
     else:
-        texts = [len(group) for group in encoded]
-        rows = torch.repeat_interleave(torch.arange(len(paths)), torch.tensor(texts))
-        inputs = backbone.embed(images.take(rows), [ids for group in encoded for ids, _ in group])
-        states = backbone.decode(inputs)
-        position = _positions(states)
-        is_prefix = position < inputs.prefix_length[:, None]
-        # An image's prefix is the same for all its texts: that of the first one is kept.
-        once = torch.zeros(len(states), dtype=torch.bool)
-        once[np.cumsum([0, *texts[:-1]])] = True
-        found["prefix"] = states[is_prefix & once.to(states.device)[:, None]]
-        found["text"] = states[~is_prefix & (position < inputs.length[:, None])]
-    return found, images.grid.cpu().numpy()
+        inputs = backbone.embed(taken, [text for (text,) in packs])
+    states = backbone.decode(inputs)
+    position = torch.arange(states.shape[1], device=states.device)[None]
+    is_prefix = position < inputs.prefix_length[:, None]
+    # An image's prefix is the same in all its sequences: that of the first one is kept.
+    once = torch.tensor([row == 0 or rows[row - 1] != rows[row] for row in range(len(rows))])
+    found["prefix"] = states[is_prefix & once.to(states.device)[:, None]]
+    found["text"] = states[~is_prefix & (position < inputs.length[:, None])]
+    return found
 
 
-def _positions(states: torch.Tensor) -> torch.Tensor:
-    return torch.arange(states.shape[1], device=states.device)[None]
-
-
-@dataclass(frozen=True)
-class Ragged:
-    """Items of several rows each, one after another, mapped from disk."""
-
-    rows: NDArray[Any]
-    """As they are stored (`gapinit.stored`)."""
-    offset: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.offset) - 1
-
-    def __getitem__(self, index: int) -> NDArray[np.float32]:
-        return widened(self.rows[self.offset[index] : self.offset[index + 1]])
-
-    def lengths(self, items: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return how many rows some items have."""
-        return self.offset[items + 1] - self.offset[items]
-
-
-@dataclass(frozen=True)
-class Trunk:
-    """A trunk file, read through memory maps: random access without loading it."""
-
-    first_layer: int
-    prefix: Ragged
-    grid: NDArray[np.int64]
-    text: NDArray[Any] | None
-    memory: Ragged | None
-    input_ids: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    offset: NDArray[np.int64]
-    image_row: NDArray[np.int64]
-    inputs: dict[str, Any]
-
-    def __len__(self) -> int:
-        return len(self.image_row)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return a text's index and token ids; `batch` reads a whole batch's states at once."""
-        start, end = self.offset[index], self.offset[index + 1]
-        return {"index": index, "input_ids": self.input_ids[start:end]}
-
-    def collate(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Return the batch of the texts that Trainer's sampler chose."""
-        return self.batch([item["index"] for item in items])
-
-    def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        """Return one batch, padded on the right (`gapinit.backbones.inputs.Inputs`, and labels).
-
-        `states` (n, width, d), `labels` (n, width; -100: none), `prefix_length`, `length`, `grid`;
-        `input_ids` (n, width) where the texts' states are not cached; `memory` where there is one.
-        """
-        chosen = np.asarray(indices)
-        images = self.image_row[chosen]
-        starts, ends = self.offset[chosen], self.offset[chosen + 1]
-        prefix = self.prefix.lengths(images)
-        length = prefix + ends - starts
-        shape = (len(chosen), int(length.max()))
-        states = np.zeros((*shape, self.prefix.rows.shape[1]), dtype=np.float32)
-        labels = np.full(shape, -100, dtype=np.int64)
-        input_ids = np.zeros(shape, dtype=np.int64)
-        for row, (image, start, end) in enumerate(zip(images, starts, ends, strict=True)):
-            text = slice(prefix[row], length[row])
-            states[row, : prefix[row]] = self.prefix[image]
-            labels[row, text] = self.labels[start:end]
-            if self.text is None:
-                input_ids[row, text] = self.input_ids[start:end]
-            else:
-                states[row, text] = widened(self.text[start:end])
-        batch = {
-            "states": states,
-            "labels": labels,
-            "prefix_length": prefix,
-            "length": length,
-            "grid": self.grid[images],
-        }
-        if self.text is None:
-            batch["input_ids"] = input_ids
-        if self.memory is not None:
-            batch |= _padded_memory(self.memory, images)
-        return {name: torch.from_numpy(value) for name, value in batch.items()}
-
-
-def _padded_memory(memory: Ragged, images: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-    lengths = memory.lengths(images)
-    values = np.zeros((len(images), int(lengths.max()), memory.rows.shape[1]), dtype=np.float32)
-    for row, image in enumerate(images):
-        values[row, : lengths[row]] = memory[image]
-    return {"memory": values, "memory_length": lengths}
-
-
-def read_trunk(path: Path) -> Trunk:
-    """Open a trunk file; states are mapped from disk, token ids are read."""
-    with open_hdf5(path, "trunk") as file:
-
-        def ragged(name: str) -> Ragged:
-            return Ragged(memory_map(path, file[name]), file[f"{name}_offset"][:])
-
-        return Trunk(
-            first_layer=int(file.attrs["first_layer"]),
-            prefix=ragged("prefix"),
-            grid=file["grid"][:],
-            text=memory_map(path, file["text"]) if "text" in file else None,
-            memory=ragged("memory") if "memory" in file else None,
-            input_ids=file["input_ids"][:],
-            labels=file["labels"][:],
-            offset=file["offset"][:],
-            image_row=file["image_row"][:],
-            inputs=hdf5_inputs(file),
-        )
+def _packs(
+    groups: Sequence[Sequence[Sequence[int]]], tokens: int
+) -> tuple[list[int], list[list[Sequence[int]]]]:
+    """Return which image each sequence is of, and its texts: at most `tokens` together, or one."""
+    rows: list[int] = []
+    packs: list[list[Sequence[int]]] = []
+    for row, group in enumerate(groups):
+        room = -1
+        for text in group:
+            if len(text) > room:
+                rows.append(row)
+                packs.append([])
+                room = tokens
+            packs[-1].append(text)
+            room -= len(text)
+    return rows, packs

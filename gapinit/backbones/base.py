@@ -201,9 +201,11 @@ class Backbone(ABC):
         pattern = self.target_pattern.format(layers="|".join(str(layer) for layer in layers))
         return f"({pattern})|({self.vision_pattern})" if vision else pattern
 
-    def named_targets(self, layers: Sequence[int]) -> dict[str, nn.Linear]:
+    def named_targets(
+        self, layers: Sequence[int], *, vision: bool = False
+    ) -> dict[str, nn.Linear]:
         """Return the matrices that `target_modules` matches, while no adapter is on them."""
-        pattern = re.compile(self.target_modules(layers))
+        pattern = re.compile(self.target_modules(layers, vision=vision))
         return {
             name: module
             for name, module in self.model.named_modules()
@@ -219,8 +221,12 @@ class Backbone(ABC):
 
         GapinitError where `image_tokens` did not tell their number: files are laid out by it.
         """
-        found = self.image_features(self.pixels(images))
-        told = [self.image_tokens(*image.size) for image in images]
+        return self.seen(self.pixels(images), [image.size for image in images])
+
+    def seen(self, pixels: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]]) -> Images:
+        """Return the tokens of images of these sizes that `pixels` has read, as `look` does."""
+        found = self.image_features(pixels)
+        told = [self.image_tokens(*size) for size in sizes]
         if found.counts.tolist() != told:
             raise GapinitError(
                 f"{type(self).__name__}: image_tokens() says {told} for these images, "

@@ -15,6 +15,11 @@ Manifest = Annotated[Path, typer.Option(help="manifest.json of `gapinit data pre
 Split = Annotated[str, typer.Option(help="Split of the dataset.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:0, ... or auto: a GPU if there is one.")]
 
+Shard = Annotated[
+    str | None,
+    typer.Option(help="I/N: this part of N, a file of its own; readers take all N files."),
+]
+
 
 def choice(value: str, name: str, known: tuple[str, ...]) -> Any:
     """Return `value` if it is one of the `known` ones; else an error that names the option."""

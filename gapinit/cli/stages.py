@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from gapinit.cli.options import Backbone, Device, Manifest, Output, Split, choice, device_name
+from gapinit.cli.options import (
+    Backbone,
+    Device,
+    Manifest,
+    Output,
+    Shard,
+    Split,
+    choice,
+    device_name,
+)
 
 app = typer.Typer()
 
@@ -41,6 +50,7 @@ def states(
     ] = "joint",
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     max_caption_tokens: Annotated[int, typer.Option(min=2)] = 32,
+    shard: Shard = None,
     device: Device = "auto",
 ) -> None:
     """Write pooled vision and text hidden states of every layer (HDF5)."""
@@ -57,6 +67,7 @@ def states(
         context=choice(context, "context", ("joint", "separate")),
         batch_size=batch_size,
         max_caption_tokens=max_caption_tokens,
+        shard=shard,
         device=device_name(device),
     )
 
@@ -100,7 +111,7 @@ def layers(
         int, typer.Option(help="Bottom layers that GG-Safe never takes.", min=0)
     ] = 0,
 ) -> None:
-    """Choose the adapted layers: naive (last k), gg-safe (top k by SPOT-Gap) and all (JSON)."""
+    """Choose the adapted layers: naive (last k), gg-safe (top k by SPOT-Gap), all (JSON)."""
     from gapinit.layers import write_layers
 
     write_layers(gap, output, num_layers=num_layers, exclude_bottom=exclude_bottom)
@@ -111,12 +122,23 @@ def trunk(
     backbone: Backbone,
     manifest: Manifest,
     layers: Annotated[Path, typer.Option(help="Layer choice, of `gapinit layers`.")],
-    strategy: Annotated[str, typer.Option(help="naive, gg-safe or all.")],
+    strategy: Annotated[str, typer.Option(help="naive, gg-safe, all or all-vision.")],
     output: Output,
     split: Split = "train",
     max_tokens: Annotated[
         int, typer.Option(help="Of a caption, or of prompt and answer.", min=2)
     ] = 32,
+    mode: Annotated[
+        str,
+        typer.Option(
+            help="What is kept: layer (states below the adapted layers), vision (image tokens), "
+            "off (no states: the vision tower runs in training), or auto."
+        ),
+    ] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="Of the states on disk: float32, bfloat16, or auto: the model's.")
+    ] = "auto",
+    shard: Shard = None,
     device: Device = "auto",
 ) -> None:
     """Compute the frozen part's states on the training set, once for all runs (HDF5)."""
@@ -126,10 +148,13 @@ def trunk(
         backbone,
         manifest,
         layers,
-        choice(strategy, "strategy", ("naive", "gg-safe", "all")),
+        choice(strategy, "strategy", ("naive", "gg-safe", "all", "all-vision")),
         output,
         split=split,
         max_tokens=max_tokens,
+        mode=choice(mode, "mode", ("auto", "layer", "vision", "off")),
+        dtype=choice(dtype, "dtype", ("auto", "float32", "bfloat16")),
+        shard=shard,
         device=device_name(device),
     )
 
@@ -138,7 +163,7 @@ def trunk(
 def train(
     run: Annotated[str, typer.Option(help="The run's path, which spells its factors.")],
     backbone: Backbone,
-    trunk: Annotated[Path, typer.Option(help="Trunk of the run's layers.")],
+    trunk: Annotated[list[Path], typer.Option(help="Trunk of the run's layers, or its shards.")],
     layers: Annotated[Path, typer.Option(help="Layer choice, of `gapinit layers`.")],
     gap: Annotated[Path, typer.Option(help="Gap file: direction, and what B is compared with.")],
     output: Output,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from gapinit.errors import GapinitError
 
@@ -11,12 +11,15 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def load_image(path: Path) -> Image:
-    """Return the image in RGB; a missing or damaged file is an error that names it."""
+def load_image(path: Path, content: BinaryIO | None = None) -> Image:
+    """Return the image in RGB; a missing or damaged file is an error that names it.
+
+    `content`: the file's, where it has been read already.
+    """
     from PIL import Image as pillow
 
     try:
-        with pillow.open(path) as image:
+        with pillow.open(path if content is None else content) as image:
             return image.convert("RGB")
     except FileNotFoundError:
         raise GapinitError(f"{path}: no such image") from None

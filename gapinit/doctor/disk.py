@@ -98,7 +98,7 @@ def adapted_layers(plan: Plan, facts: Facts, backbone: str, layers: str) -> rang
     GG-Safe's are chosen by what is measured; the last ones stand for them: all layers of a decoder
     have the same size, and only how many run below the first one differs.
     """
-    count = facts.num_layers if layers == "all" else plan.layers_of(backbone).num_layers
+    count = facts.num_layers if layers.startswith("all") else plan.layers_of(backbone).num_layers
     return range(facts.num_layers - count, facts.num_layers)
 
 

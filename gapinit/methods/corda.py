@@ -6,6 +6,7 @@ rest (Yang et al. 2024, the instruction-previewed mode, which adapts to the task
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -13,6 +14,7 @@ from peft.tuners.lora.config import CordaConfig
 from peft.tuners.lora.corda import preprocess_corda
 from torch import Tensor
 
+from gapinit.errors import GapinitError
 from gapinit.methods.setup import CALIBRATION_SAMPLES, Adapted, Setup
 from gapinit.tail import tail_states
 
@@ -25,6 +27,7 @@ def adapt(setup: Setup) -> Adapted:
 
     def run_samples() -> None:
         for batch in setup.batches(CALIBRATION_SAMPLES):
+            _require_states(batch)
             for sample in _samples(batch):
                 tail_states(setup.backbone, sample)
 
@@ -33,6 +36,14 @@ def adapt(setup: Setup) -> Adapted:
 
     model = setup.add_lora("corda", prepare=measure, corda_config=CordaConfig(corda_method="ipm"))
     return Adapted(model, changes_base=True)
+
+
+def _require_states(batch: dict[str, Any]) -> None:
+    if "states" not in batch:
+        raise GapinitError(
+            "method 'corda' measures sample by sample on cached states, and this trunk has none "
+            "(mode 'off'): adapt decoder layers alone, with `trunk: auto`"
+        )
 
 
 def _samples(batch: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:

@@ -29,7 +29,7 @@ def adapt(setup: Setup) -> Adapted:
         setup.batches(CALIBRATION_SAMPLES),
         forward_fn=partial(_forward, setup.backbone),
         prepare_model_inputs_fn=_learned_positions,
-        prepare_layer_inputs_fn=_rows_at,
+        prepare_layer_inputs_fn=partial(_rows_at, setup.backbone),
         show_progress_bar=False,
     )
     # PEFT has shortened the names of the modules to what tells them apart in the tail. In the whole
@@ -52,9 +52,11 @@ def _learned_positions(batch: dict[str, Tensor], _: object) -> Tensor:
     return (batch["labels"] != -100).flatten()
 
 
-def _rows_at(layer_input: Any, chosen: Tensor, _: str) -> Tensor:
+def _rows_at(backbone: Backbone, layer_input: Any, chosen: Tensor, name: str) -> Tensor:
     # PEFT's own function takes (batch, positions, width) only, but OPT flattens what fc1 reads.
     states: Tensor = layer_input[0]
     rows = states.reshape(-1, states.shape[-1])
+    if re.search(backbone.vision_pattern, name):
+        return rows  # patches: none of them has a label
     # Where images are read by cross-attention, keys and values have an image's tokens as input.
     return rows[chosen] if len(rows) == len(chosen) else rows

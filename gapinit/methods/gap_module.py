@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gapinit.adapters import in_base, lora_layers, point, unit
 from gapinit.errors import GapinitError
-from gapinit.methods.setup import CALIBRATION_SAMPLES, Adapted, Setup
+from gapinit.methods.setup import CALIBRATION_SAMPLES, Adapted, Setup, no_gap_in_vision
 from gapinit.tail import batch_inputs, tail_states
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ def adapt(setup: Setup) -> Adapted:
             "method 'gap-module' needs vision states at each module's output; this backbone reads "
             "images by cross-attention and has none there. Use 'gap-init'."
         )
+    if setup.vision:
+        raise no_gap_in_vision("gap-module", setup)
     gaps = module_gaps(setup.backbone, setup.layers, setup.batches(CALIBRATION_SAMPLES))
     model = setup.add_lora()
     directions = {name: unit(gaps[in_base(name)], name) for name in lora_layers(model)}
@@ -48,7 +50,8 @@ def module_gaps(
         for batch in batches:
             tail_states(backbone, batch)
             text = _text_positions(batch["labels"])
-            _, image = backbone.vision_states(batch_inputs(backbone, batch), batch["states"])
+            inputs = batch_inputs(backbone, batch)
+            _, image = backbone.vision_states(inputs, inputs.states)
             # A sample cut so short that none of its text is left has no gap.
             kept = text.any(dim=1)
             samples += int(kept.sum())

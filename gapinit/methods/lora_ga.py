@@ -6,6 +6,8 @@ adapter, as PiSSA's."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from peft import LoraConfig, LoraGAConfig
 from peft.tuners.lora.loraga import preprocess_loraga
 
@@ -21,11 +23,21 @@ def adapt(setup: Setup) -> Adapted:
         setup.backbone.model.eval()  # PEFT switches it to training, and OPT's dropout on
         for batch in setup.batches(1):
             # PEFT counts backward passes by hooks, and torch warns of one whose input needs none.
-            states = batch["states"].clone().requires_grad_()
-            tail_loss(setup.backbone, batch | {"states": states}).backward()
+            tail_loss(setup.backbone, _with_gradient(batch)).backward()
 
     def measure(config: LoraConfig) -> None:
         preprocess_loraga(setup.backbone.model, config, gradient)
 
     model = setup.add_lora("lora_ga", prepare=measure, lora_ga_config=LoraGAConfig())
     return Adapted(model, changes_base=True)
+
+
+def _with_gradient(batch: dict[str, Any]) -> dict[str, Any]:
+    """Return the batch with a gradient for what the model's first module reads."""
+    if "states" in batch:
+        return batch | {"states": batch["states"].clone().requires_grad_()}
+    pixels = {
+        name: value.clone().requires_grad_() if value.is_floating_point() else value
+        for name, value in batch["pixels"].items()
+    }
+    return batch | {"pixels": pixels}

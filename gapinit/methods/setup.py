@@ -38,6 +38,8 @@ class Setup:
     generator: torch.Generator
     means: Mapping[str, Tensor] = field(default_factory=dict)
     """"text" and "vision": (L, d) float64, the mean state of that modality in each layer."""
+    vision: bool = False
+    """Whether the vision tower is adapted, too."""
     first_batches: Callable[[int], list[dict[str, Tensor]]] | None = None
     """Returns the run's first batches, as many as hold so many samples; reads them when called."""
 
@@ -58,6 +60,7 @@ class Setup:
             dropout=self.dropout,
             init_lora_weights=init_lora_weights,
             prepare=prepare,
+            vision=self.vision,
             **options,
         )
 
@@ -97,6 +100,20 @@ def adapt(method: str, setup: Setup) -> Adapted:
     require_rank(method, setup.rank, "this run")
     if setup.noise and not METHODS[method].takes_noise:
         raise GapinitError(f"method '{method}' takes no noise, found {setup.noise:g}")
+    if setup.vision and METHODS[method].uses_gap:
+        raise no_gap_in_vision(method, setup)
     module = import_module(f"gapinit.methods.{METHODS[method].module}")
     chosen: Callable[[Setup], Adapted] = module.adapt
     return chosen(setup)
+
+
+def no_gap_in_vision(method: str, setup: Setup) -> GapinitError:
+    """Return the error of a method that points every module along a gap of the decoder."""
+    decoder = setup.backbone.named_targets(setup.layers)
+    every = setup.backbone.named_targets(setup.layers, vision=True)
+    name = next((name for name in every if name not in decoder), "the vision tower")
+    return GapinitError(
+        f"method '{method}' points every adapted module along the gap of its decoder layer, but "
+        f"{name} is in the vision tower and has none: adapt decoder layers alone (naive, gg-safe "
+        "or all), or take a method without a gap (`gapinit methods`)"
+    )

@@ -1,0 +1,99 @@
+"""The image features that decoding starts from: read from feature files, or computed on the way."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+
+from gapinit.adapters import in_base, lora_layers
+from gapinit.artifacts import hdf5_inputs, open_hdf5
+from gapinit.backbones.inputs import Images
+from gapinit.data.images import load_image
+from gapinit.shards import shard_set
+from gapinit.stored import Rows, as_tensor, joined_rows, memory_map
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from peft import PeftModel
+
+    from gapinit.backbones.base import Backbone
+
+
+class Seen(Protocol):
+    """Images by their names below a dataset's root."""
+
+    path: Path
+    inputs: dict[str, Any]
+
+    def take(self, names: Sequence[str]) -> Images:
+        """Return the tokens of some images, in the order given."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Feature files, read through memory maps."""
+
+    path: Path
+    inputs: dict[str, Any]
+    rows: Rows
+    counts: NDArray[np.int64]
+    grid: NDArray[np.int64]
+    row_of: dict[str, int]
+
+    def take(self, names: Sequence[str]) -> Images:
+        """Return the tokens of some images, in the order given."""
+        chosen = np.array([self.row_of[name] for name in names], dtype=np.int64)
+        ends = np.cumsum(self.counts)
+        spans = zip((ends - self.counts)[chosen].tolist(), ends[chosen].tolist(), strict=True)
+        tokens = np.concatenate([self.rows[start:end] for start, end in spans])
+        return Images(
+            as_tensor(tokens),
+            torch.from_numpy(self.counts[chosen]),
+            torch.from_numpy(self.grid[chosen]),
+        )
+
+
+def read_features(path: Path | Sequence[Path]) -> Features:
+    """Open image features, one file or all its shards."""
+    paths = shard_set(path, "features")
+    rows, counts, grids, names = [], [], [], []
+    for part in paths:
+        with open_hdf5(part, "features") as file:
+            inputs = hdf5_inputs(file)
+            rows.append(memory_map(part, file["features"]))
+            counts.append(file["counts"][:])
+            grids.append(file["grid"][:])
+            names += file["image"].asstr()[:].tolist()
+    return Features(
+        paths[0],
+        inputs,
+        joined_rows(rows),
+        np.concatenate(counts),
+        np.concatenate(grids),
+        {name: row for row, name in enumerate(names)},
+    )
+
+
+def adapts_tower(backbone: Backbone, adapted: PeftModel) -> bool:
+    """Say whether an adapter is on the vision tower."""
+    names = map(in_base, lora_layers(adapted))
+    return any(re.fullmatch(backbone.vision_pattern, name) for name in names)
+
+
+class LookedAt:
+    """Images as an adapted vision tower sees them, each time they are asked for."""
+
+    def __init__(self, backbone: Backbone, features: Seen, root: Path) -> None:
+        self.path, self.inputs = features.path, features.inputs
+        self._backbone, self._root = backbone, root
+
+    @torch.inference_mode()
+    def take(self, names: Sequence[str]) -> Images:
+        """Return the tokens of some images, in the order given."""
+        return self._backbone.look([load_image(self._root / name) for name in names])
