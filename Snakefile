@@ -57,7 +57,8 @@ shell.prefix(
 wildcard_constraints:
     backbone=r"[A-Za-z0-9][A-Za-z0-9._-]*",
     dataset=r"[A-Za-z0-9][A-Za-z0-9._-]*",
-    layers=r"naive|gg-safe|all",
+    layers=r"naive|gg-safe|all|all-vision",
+    shard=r"\d+-of-\d+",
     calibration=r"in-domain|ood|mixed",
     size=r"\d+",
     run=r"[^/]+/[^/]+/.+/(no-adapter|seed\d+)",

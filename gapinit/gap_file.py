@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from gapinit.artifacts import create_hdf5, hdf5_inputs, open_hdf5, sha256
+from gapinit.artifacts import create_hdf5, digest, hdf5_inputs, open_hdf5, sha256
 from gapinit.errors import GapinitError
 from gapinit.gap import mean_gap, weighted_gap
 from gapinit.geometry import cone_cosines, gap_cosine, gap_norm, spectrum
 from gapinit.neighbours import FloatArray, check_neighbours, row_blocks
 from gapinit.plan import VERSIONS
+from gapinit.shards import STATES_AXES, open_shards, shard_sets
 from gapinit.spot import spot_gap
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ class _Source:
     """One open states file, and the images of the pairs that are taken from it."""
 
     path: Path
+    """Of several shards, the first."""
+    parts: Sequence[Path]
     file: h5py.File
     images: list[str]
 
@@ -90,7 +93,7 @@ def estimate_gap_file(
 
     The first `size` pairs are the calibration set, so that smaller sets are part of larger ones;
     the next `heldout` pairs (0 for none) give a second gap that shares no pair with the first.
-    Several files are a mixture: a pair of each in turn, so that every prefix of it, and the
+    Shards of one extraction count as the file that they are parts of. Several files are a mixture: a pair of each in turn, so that every prefix of it, and the
     held-out sample too, is made of equal parts.
     `smoothing` says which mean becomes `gap`: "spot" (of the smoothed gaps) or "mean" (plain).
 
@@ -102,12 +105,13 @@ def estimate_gap_file(
     Source: Zhao et al., section 4.2, Algorithm 1, Appendices C and G.4; mixture: Appendix D.2.
     """
     paths = [Path(path) for path in states]
-    _check_options(paths, size, heldout, neighbours, smoothing)
+    groups = shard_sets(paths, "states")
+    _check_options(groups, size, heldout, neighbours, smoothing)
     _check_weights(alpha_semantic=alpha_semantic, alpha_geometric=alpha_geometric)
     with ExitStack() as stack:
         sources = [
-            _check_states(stack.enter_context(open_hdf5(path, "states")), path, size, heldout, turn)
-            for turn, path in zip(_turns(len(paths), size + heldout), paths, strict=True)
+            _check_states(_opened(stack, group), group, size, heldout, turn)
+            for turn, group in zip(_turns(len(groups), size + heldout), groups, strict=True)
         ]
         for other in sources[1:]:
             _check_mixable(sources[0], other)
@@ -175,7 +179,7 @@ def _shared_images(sources: Sequence[_Source], size: int) -> int:
 
 
 def _provenance(sources: Sequence[_Source]) -> dict[str, Any]:
-    digests = [sha256(source.path) for source in sources]
+    digests = [_digest(source.parts) for source in sources]
     for index, found in enumerate(digests):
         first = digests.index(found)
         if first != index:
@@ -191,6 +195,18 @@ def _provenance(sources: Sequence[_Source]) -> dict[str, Any]:
             for found, source, made_from in zip(digests, sources, recorded, strict=True)
         ],
     }
+
+
+def _opened(stack: ExitStack, paths: Sequence[Path]) -> h5py.File:
+    """Open one extraction's file, or its shards as one; of a whole file, whatever it holds."""
+    if len(paths) == 1:
+        return stack.enter_context(open_hdf5(paths[0], "states"))
+    return stack.enter_context(open_shards(paths, "states", STATES_AXES))
+
+
+def _digest(paths: Sequence[Path]) -> str:
+    found = [sha256(path) for path in paths]
+    return found[0] if len(found) == 1 else digest(found)
 
 
 def _measure_layer(
@@ -238,9 +254,9 @@ def _measure_heldout(gap: Float64Array, text: FloatArray, vision: FloatArray) ->
 
 
 def _check_options(
-    paths: Sequence[Path], size: int, heldout: int, neighbours: int, smoothing: str
+    paths: Sequence[Sequence[Path]], size: int, heldout: int, neighbours: int, smoothing: str
 ) -> None:
-    """Check everything that can be known before a file is opened."""
+    """Check everything that can be known before a state is read."""
     if not paths:
         raise GapinitError("states: expected at least one states file, found none")
     if smoothing not in get_args(Smoothing):
@@ -260,8 +276,11 @@ def _check_weights(**weights: float) -> None:
             raise GapinitError(f"{name}: expected a finite number of at least 0, found {value!r}")
 
 
-def _check_states(file: h5py.File, path: Path, size: int, heldout: int, turn: slice) -> _Source:
+def _check_states(
+    file: h5py.File, paths: Sequence[Path], size: int, heldout: int, turn: slice
+) -> _Source:
     """Check everything that can be known of one file before a state is read."""
+    path = paths[0]
     missing = [name for name in ("text", "vision", "image_id") if name not in file]
     if missing:
         raise GapinitError(
@@ -282,7 +301,7 @@ def _check_states(file: h5py.File, path: Path, size: int, heldout: int, turn: sl
         )
     found = file["image_id"][:wanted].tolist()
     return _Source(
-        path, file, [item.decode() if isinstance(item, bytes) else str(item) for item in found]
+        path, paths, file, [item.decode() if isinstance(item, bytes) else str(item) for item in found]
     )
 
 

@@ -63,6 +63,8 @@ class Shard:
 
 
 WHOLE = Shard()
+STATES_AXES = {"vision": 1, "text": 1, "image_id": 0}
+"""Along which axis the pairs of a states file stand."""
 
 
 def shard_of(file: h5py.File) -> Shard:

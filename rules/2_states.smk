@@ -13,11 +13,11 @@ rule states:
         backbone=rules.backbone.output.config,
         manifest=rules.dataset.output.manifest,
     output:
-        f"{STATES}/{{backbone}}/{{dataset}}.h5",
+        f"{STATES}/{{backbone}}/{{dataset}}{part_of('states')}.h5",
     log:
-        f"{LOGS}/2_states/{{backbone}}/{{dataset}}.log",
+        f"{LOGS}/2_states/{{backbone}}/{{dataset}}{part_of('states')}.log",
     benchmark:
-        f"{OUT}/benchmarks/2_states/{{backbone}}/{{dataset}}.tsv"
+        f"{OUT}/benchmarks/2_states/{{backbone}}/{{dataset}}{part_of('states')}.tsv"
     conda:
         "../envs/gapinit.yaml"
     resources:
@@ -31,10 +31,11 @@ rule states:
         pairs=CONFIG.calibration.pairs(),
         seed=CONFIG.calibration.seed,
         max_caption_tokens=training_setting("max_caption_tokens"),
+        shard=shard_option,
         version=PLAN.version("states"),
     message:
         "States of {wildcards.backbone} on {wildcards.dataset}"
     shell:
         "python -m gapinit --log-file {log:q} states --backbone {params.backbone:q}"
         " --manifest {input.manifest:q} --output {output:q} --pairs {params.pairs}"
-        " --seed {params.seed} --max-caption-tokens {params.max_caption_tokens}"
+        " --seed {params.seed} --max-caption-tokens {params.max_caption_tokens} {params.shard}"

@@ -17,11 +17,11 @@ rule trunk:
         manifest=rules.dataset.output.manifest,
         layers=rules.layers.output,
     output:
-        f"{TRUNKS}/{{backbone}}/{{dataset}}/{{layers}}.h5",
+        f"{TRUNKS}/{{backbone}}/{{dataset}}/{{layers}}{part_of('trunk')}.h5",
     log:
-        f"{LOGS}/4_train/trunk/{{backbone}}/{{dataset}}/{{layers}}.log",
+        f"{LOGS}/4_train/trunk/{{backbone}}/{{dataset}}/{{layers}}{part_of('trunk')}.log",
     benchmark:
-        f"{OUT}/benchmarks/4_train/trunk/{{backbone}}/{{dataset}}/{{layers}}.tsv"
+        f"{OUT}/benchmarks/4_train/trunk/{{backbone}}/{{dataset}}/{{layers}}{part_of('trunk')}.tsv"
     conda:
         "../envs/gapinit.yaml"
     resources:
@@ -33,6 +33,9 @@ rule trunk:
     params:
         backbone=subpath(input.backbone, parent=True),
         max_tokens=max_tokens,
+        mode=training_setting("trunk"),
+        dtype=training_setting("trunk_dtype"),
+        shard=shard_option,
         version=PLAN.version("trunk"),
     message:
         "Trunk of {wildcards.backbone} on {wildcards.dataset} below the {wildcards.layers} layers"
@@ -40,7 +43,7 @@ rule trunk:
         "python -m gapinit --log-file {log:q} trunk --backbone {params.backbone:q}"
         " --manifest {input.manifest:q} --layers {input.layers:q}"
         " --strategy {wildcards.layers} --output {output:q}"
-        " --max-tokens {params.max_tokens}"
+        " --max-tokens {params.max_tokens} --mode {params.mode} --dtype {params.dtype} {params.shard}"
 
 
 rule train:
@@ -68,6 +71,7 @@ rule train:
         gpu=1,
     params:
         backbone=subpath(input.backbone, parent=True),
+        trunk=lambda wildcards, input: [f"--trunk={path}" for path in trunk_of(wildcards)],
         folder=subpath(output.run, parent=True),
         alpha_per_rank=CONFIG.lora.alpha_per_rank,
         dropout=CONFIG.lora.dropout,
@@ -84,7 +88,7 @@ rule train:
         "Train {wildcards.run}"
     shell:
         "python -m gapinit --log-file {log:q} train --run {wildcards.run:q}"
-        " --backbone {params.backbone:q} --trunk {input.trunk:q} --layers {input.layers:q}"
+        " --backbone {params.backbone:q} {params.trunk:q} --layers {input.layers:q}"
         " --gap {input.gap:q} --output {params.folder:q}"
         " --alpha-per-rank {params.alpha_per_rank} --dropout {params.dropout}"
         " --learning-rate {params.learning_rate} --scheduler {params.scheduler}"

@@ -13,11 +13,11 @@ rule features:
         backbone=rules.backbone.output.config,
         manifest=rules.dataset.output.manifest,
     output:
-        f"{FEATURES}/{{backbone}}/{{dataset}}.h5",
+        f"{FEATURES}/{{backbone}}/{{dataset}}{part_of('features')}.h5",
     log:
-        f"{LOGS}/5_evaluate/features/{{backbone}}/{{dataset}}.log",
+        f"{LOGS}/5_evaluate/features/{{backbone}}/{{dataset}}{part_of('features')}.log",
     benchmark:
-        f"{OUT}/benchmarks/5_evaluate/features/{{backbone}}/{{dataset}}.tsv"
+        f"{OUT}/benchmarks/5_evaluate/features/{{backbone}}/{{dataset}}{part_of('features')}.tsv"
     conda:
         "../envs/gapinit.yaml"
     resources:
@@ -28,12 +28,13 @@ rule features:
         gpu=1,
     params:
         backbone=subpath(input.backbone, parent=True),
+        shard=shard_option,
         version=PLAN.version("predict"),
     message:
         "Image features of {wildcards.dataset}, once for all runs"
     shell:
         "python -m gapinit --log-file {log:q} features --backbone {params.backbone:q}"
-        " --manifest {input.manifest:q} --output {output:q} --split test"
+        " --manifest {input.manifest:q} --output {output:q} --split test {params.shard}"
 
 
 rule predict:
@@ -58,6 +59,7 @@ rule predict:
         gpu=1,
     params:
         backbone=subpath(input.backbone, parent=True),
+        features=lambda wildcards: [f"--features={path}" for path in features_of(wildcards)],
         adapter=adapter_option,
         num_beams=decoding_setting("num_beams"),
         max_new_tokens=max_new_tokens,
@@ -67,7 +69,7 @@ rule predict:
         "Predictions for {wildcards.dataset} by {wildcards.run}"
     shell:
         "python -m gapinit --log-file {log:q} predict --backbone {params.backbone:q}"
-        " --manifest {input.manifest:q} --features {input.features:q} {params.adapter:q} --output {output:q}"
+        " --manifest {input.manifest:q} {params.features:q} {params.adapter:q} --output {output:q}"
         " --num-beams {params.num_beams} --max-new-tokens {params.max_new_tokens}"
         " --batch-size {params.batch_size}"
 

@@ -7,7 +7,9 @@
 
 FIGURES = f"{OUT}/7_figures"
 DEFAULT_GAP = f"{GAPS}/{CONFIG.backbone}/{CONFIG.calibration.source}-{CONFIG.calibration.size}.h5"
-DEFAULT_STATES = f"{STATES}/{CONFIG.backbone}/{CONFIG.datasets.of('calibration')}.h5"
+DEFAULT_STATES = shards_of(
+    "states", f"{STATES}/{CONFIG.backbone}/{CONFIG.datasets.of('calibration')}"
+)
 
 
 rule figure:

@@ -50,18 +50,38 @@ def pretraining_manifest(wildcards):
     return [f"{DATA}/{dataset}/manifest.json"] if dataset else []
 
 
+def part_of(stage):
+    """What stands in an extraction's path where it is made by several jobs; nothing for one."""
+    return ".{shard}" if getattr(CONFIG.shards, stage) > 1 else ""
+
+
+def shards_of(stage, stem):
+    """The files of an extraction: one, or its shards."""
+    count = getattr(CONFIG.shards, stage)
+    if count == 1:
+        return [f"{stem}.h5"]
+    return [f"{stem}.{index}-of-{count}.h5" for index in range(1, count + 1)]
+
+
+def shard_option(wildcards):
+    """Which part of an extraction a job makes, as an option; nothing for all of it."""
+    shard = wildcards.get("shard")
+    return f"--shard={shard.replace('-of-', '/')}" if shard else ""
+
+
 def states_of(wildcards):
     """The states that a calibration source draws from: one dataset's, or two for a mixture."""
     return [
-        f"{STATES}/{wildcards.backbone}/{dataset}.h5"
+        path
         for dataset in PLAN.sources(wildcards.calibration)
+        for path in shards_of("states", f"{STATES}/{wildcards.backbone}/{dataset}")
     ]
 
 
 def trunk_of(wildcards):
     """The trunk below the layers that a run adapts."""
     run = Run.parse(wildcards.run)
-    return f"{TRUNKS}/{run.backbone}/{run.dataset}/{run.layers}.h5"
+    return shards_of("trunk", f"{TRUNKS}/{run.backbone}/{run.dataset}/{run.layers}")
 
 
 def gap_of(wildcards):
@@ -123,7 +143,8 @@ def backbone_of(wildcards):
 
 def features_of(wildcards):
     """Image features of the dataset that a run is evaluated on."""
-    return f"{FEATURES}/{Run.parse(wildcards.run).backbone}/{wildcards.dataset}.h5"
+    backbone = Run.parse(wildcards.run).backbone
+    return shards_of("features", f"{FEATURES}/{backbone}/{wildcards.dataset}")
 
 
 def adapter_of(wildcards):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gapinit.cli.options import Backbone, Device, Manifest, Output, Split, device_name
+from gapinit.cli.options import Backbone, Device, Manifest, Output, Shard, Split, device_name
 
 app = typer.Typer()
 score_app = typer.Typer(no_args_is_help=True, help="Score predictions.")
@@ -19,19 +19,24 @@ def features(
     manifest: Manifest,
     output: Output,
     split: Split = "test",
+    shard: Shard = None,
     device: Device = "auto",
 ) -> None:
     """Compute a split's image features once for all runs (HDF5)."""
     from gapinit.predict import extract_features
 
-    extract_features(backbone, manifest, output, split=split, device=device_name(device))
+    extract_features(
+        backbone, manifest, output, split=split, shard=shard, device=device_name(device)
+    )
 
 
 @app.command("predict")
 def predict_command(
     backbone: Backbone,
     manifest: Manifest,
-    features: Annotated[Path, typer.Option(help="Image features, of `gapinit features`.")],
+    features: Annotated[
+        list[Path], typer.Option(help="Image features, of `gapinit features`, or their shards.")
+    ],
     output: Output,
     adapter: Annotated[
         Path | None, typer.Option(help="PEFT adapter folder; none: zero-shot.")

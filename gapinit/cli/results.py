@@ -92,7 +92,9 @@ def figure(
     name: Annotated[str, typer.Argument(help="Module of gapinit.figures.")],
     output: Annotated[Path, typer.Option(help="Stem of the PDF, PNG, SVG and CSV written.")],
     table: Annotated[Path | None, typer.Option(help="Table, CSV.")] = None,
-    states: Annotated[Path | None, typer.Option(help="States file.")] = None,
+    states: Annotated[
+        list[Path] | None, typer.Option(help="States file; its shards if it has some.")
+    ] = None,
     gap: Annotated[Path | None, typer.Option(help="Gap file.")] = None,
     run: Annotated[list[Path] | None, typer.Option(help="A run's run.json; may repeat.")] = None,
 ) -> None:

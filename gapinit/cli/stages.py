@@ -75,7 +75,10 @@ def states(
 @app.command()
 def gap(
     states: Annotated[
-        list[Path], typer.Option(help="States file; several are mixed, a pair of each in turn.")
+        list[Path],
+        typer.Option(
+            help="States file, or all its shards; several are mixed, a pair of each in turn."
+        ),
     ],
     output: Output,
     size: Annotated[int, typer.Option(help="Calibration pairs, a prefix of the states.", min=2)],

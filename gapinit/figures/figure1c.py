@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gapinit.artifacts import open_hdf5
 from gapinit.errors import GapinitError
 from gapinit.figures import style
 from gapinit.figures.figure3 import chosen_layers
 from gapinit.gap_file import read_gap
+from gapinit.shards import STATES_AXES, open_shards, shard_set
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +42,14 @@ class Plane:
     width: int
 
 
-def draw(states: Path, gap: Path, output: Path, *, layer: int | None = None, seed: int = 0) -> None:
+def draw(
+    states: Path | Sequence[Path],
+    gap: Path,
+    output: Path,
+    *,
+    layer: int | None = None,
+    seed: int = 0,
+) -> None:
     """Draw both modalities' states, the gap between them, and what a random direction sees of it.
 
     Horizontal is the unit gap u = g/||g|| that initialises B; vertical the first principal
@@ -49,7 +57,7 @@ def draw(states: Path, gap: Path, output: Path, *, layer: int | None = None, see
     b, uniform on the sphere and drawn as long as the gap, keeps only <b, u> of it:
     E<b, u>^2 = 1/d (Proposition 3.1).
 
-    `states` and `gap` are the HDF5 artifacts of one backbone and dataset; `layer` counts from 0,
+    `states` (or all its shards) and `gap` are the HDF5 artifacts of one backbone and dataset; `layer` counts from 0,
     by default the top one. Writes `<output>.pdf`, `.png`, `.svg` and `.csv`. `GapinitError` if
     the two files do not fit together or there is no such layer.
 
@@ -104,13 +112,14 @@ def project(vision: np.ndarray, text: np.ndarray, gap: np.ndarray, *, seed: int 
 
 
 def _read_layer(
-    states: Path, gap: Path, layer: int, shape: tuple[int, ...]
+    states: Path | Sequence[Path], gap: Path, layer: int, shape: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
-    with open_hdf5(states, "states") as file:
+    paths = shard_set(states, "states")
+    with open_shards(paths, "states", STATES_AXES) as file:
         found = file["vision"].shape
         if (found[0], found[2]) != shape:
             raise GapinitError(
-                f"{states}: holds {found[0]} layers of width {found[2]}, but {gap} has "
+                f"{paths[0]}: holds {found[0]} layers of width {found[2]}, but {gap} has "
                 f"{shape[0]} layers of width {shape[1]}: they are not of one backbone"
             )
         return (
