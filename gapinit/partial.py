@@ -96,7 +96,7 @@ def resumable_hdf5(path: Path, layout: Layout, advice: str = "") -> Iterator[Par
             partial.drop()
             raise
         except OSError as error:
-            partial.close()
+            partial.keep()
             raise GapinitError(
                 f"{path}: cannot be written ({error.strerror or error}). What is computed is kept "
                 f"in {partial.path}: make room or choose another folder, and run the same command "
@@ -105,7 +105,7 @@ def resumable_hdf5(path: Path, layout: Layout, advice: str = "") -> Iterator[Par
         except BaseException:
             with suppress(OSError):
                 partial.commit()
-            partial.close()
+            partial.keep()
             raise
 
 
@@ -193,18 +193,21 @@ class Partial:
         _journal(self.path).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Let go of the files; nothing is dropped that is in the journal."""
+        """Let go of the files."""
         if not self._journal.closed:
             self._journal.close()
             os.close(self._descriptor)
-        if not _journal(self.path).stat().st_size:
+
+    def keep(self) -> None:
+        """Let go of the files; without a block that is in the journal, remove them."""
+        self.close()
+        journal = _journal(self.path)
+        if not journal.is_file() or journal.stat().st_size == 0:
             self.drop()
 
     def drop(self) -> None:
         """Remove the unfinished file."""
-        if not self._journal.closed:
-            self._journal.close()
-            os.close(self._descriptor)
+        self.close()
         for path in (_journal(self.path), self.path):
             path.unlink(missing_ok=True)
 

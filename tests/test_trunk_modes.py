@@ -1,0 +1,302 @@
+"""Training on each kind of trunk is training the whole model: step by step the same loss."""
+
+from __future__ import annotations
+
+import csv
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gapinit.adapters import add_lora
+from gapinit.artifacts import read_json, write_json
+from gapinit.backbones import load_backbone
+from gapinit.config import Lora, Training
+from gapinit.data.dataset import prepare_dataset
+from gapinit.data.manifest import read_manifest
+from gapinit.errors import GapinitError
+from gapinit.gap_file import estimate_gap_file
+from gapinit.predict import extract_features, predict
+from gapinit.runs import Run
+from gapinit.states import extract_states
+from gapinit.stored import BITS
+from gapinit.tail import tail_loss
+from gapinit.train import train_run
+from gapinit.trunk import extract_trunk, read_trunk, trunk_mode
+
+from .backbone_cases import CASES
+from .small_backbone import DATASET, randomise, trainable
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+TOKENS = 24
+STEPS = 50
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Family:
+    """A small backbone of one family, and what training on a dataset needs."""
+
+    name: str
+    root: Path
+    manifest: Path
+
+    @property
+    def backbone(self) -> Path:
+        return self.root / "backbone"
+
+    def trunk(self, strategy: str, mode: str, **options: Any) -> Path:
+        """Return the trunk of a strategy and mode, made once."""
+        name = "_".join([strategy, mode, *map(str, options.values())])
+        path = self.root / f"{name}.h5"
+        if not path.exists():
+            layers = self.root / "layers.json"
+            extract_trunk(
+                self.backbone,
+                self.manifest,
+                layers,
+                strategy,
+                path,
+                mode=mode,  # type: ignore[arg-type]
+                max_tokens=TOKENS,
+                **options,
+            )
+        return path
+
+    def train(self, output: Path, strategy: str, mode: str, method: str = "lora-kaiming") -> Path:
+        """Train `STEPS` steps or a few more."""
+        run = Run("tiny", "tiny", method, rank=2, layers=strategy, epochs=4, seed=7)
+        train_run(
+            run,
+            self.backbone,
+            self.trunk(strategy, mode),
+            self.root / "layers.json",
+            self.root / "gap.h5",
+            output,
+            recipe=Training(batch_size=BATCH, learning_rate=2e-3),
+            lora=Lora(dropout=0.0),
+        )
+        return output
+
+
+def losses(run: Path) -> list[float]:
+    with (run / "steps.csv").open(encoding="utf-8", newline="") as file:
+        found = [float(row["loss"]) for row in csv.DictReader(file)]
+    assert len(found) >= STEPS
+    return found
+
+
+def assert_same_losses(found: Path, expected: Path) -> None:
+    ours, whole = losses(found), losses(expected)
+    assert whole[0] - min(whole) > 0.05, "something is learned"
+    for step, (loss, reference) in enumerate(zip(ours, whole, strict=True)):
+        assert loss == pytest.approx(reference, rel=1e-5), f"step {step}"
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("data")
+    write_json(folder / "tiny.yaml", DATASET)
+    prepare_dataset(folder / "tiny.yaml", folder / "data", progress=False)
+    return folder / "data" / "manifest.json"
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
+def family(
+    request: pytest.FixtureRequest, manifest: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Family:
+    return make_family(request.param.name, manifest, tmp_path_factory.mktemp(request.param.name))
+
+
+def make_family(name: str, manifest: Path, root: Path) -> Family:
+    found = Family(name, root, manifest)
+    case = next(case for case in CASES if case.name == name)
+    case.write(found.backbone)
+    states = root / "states.h5"
+    extract_states(found.backbone, manifest, states, pairs=16, seed=0, max_caption_tokens=TOKENS)
+    estimate_gap_file(
+        [states],
+        root / "gap.h5",
+        size=12,
+        heldout=4,
+        neighbours=3,
+        alpha_semantic=1.0,
+        alpha_geometric=1.0,
+        smoothing="mean",
+    )
+    last = load_backbone(found.backbone).num_layers
+    chosen = {"naive": [last - 2, last - 1], "all": list(range(last))}
+    write_json(root / "layers.json", chosen | {"all-vision": chosen["all"]})
+    return found
+
+
+@pytest.fixture(scope="module")
+def blip2(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Family:
+    return make_family("blip2", manifest, tmp_path_factory.mktemp("blip2-methods"))
+
+
+def test_every_step_has_the_loss_of_the_whole_model(family: Family, tmp_path: Path) -> None:
+    for mode in ("off", "layer", "vision"):
+        family.train(tmp_path / mode, "naive", mode)
+    assert_same_losses(tmp_path / "layer", tmp_path / "off")
+    assert_same_losses(tmp_path / "vision", tmp_path / "off")
+    record = read_json(tmp_path / "off" / "run.json")
+    assert record["recipe"]["trunk"] == "off"
+
+
+@pytest.mark.parametrize(
+    ("method", "strategy"),
+    [("dora", "naive"), ("pissa", "naive"), ("loftq", "naive"), ("eva", "naive"), ("eva", "all")],
+)
+def test_methods_train_the_same_on_the_cache(
+    blip2: Family, tmp_path: Path, method: str, strategy: str
+) -> None:
+    cached = "layer" if strategy == "naive" else "vision"
+    blip2.train(tmp_path / "cached", strategy, cached, method)
+    blip2.train(tmp_path / "off", strategy, "off", method)
+    assert_same_losses(tmp_path / "cached", tmp_path / "off")
+
+
+def test_what_the_comparison_would_miss(blip2: Family, tmp_path: Path) -> None:
+    """States of another layer, or an image in another's place, change the loss at once."""
+    trunk = read_trunk(blip2.trunk("naive", "layer"))
+    backbone = load_backbone(blip2.backbone)
+    trunk = trunk.prepare(backbone)
+    batch = trunk.batch([0, 1, 30])
+    right = tail_loss(backbone, batch).item()
+    moved = batch | {"states": batch["states"].roll(1, dims=0)}
+    assert abs(tail_loss(backbone, moved).item() - right) > 1e-3
+    batch["states"] *= 1.001
+    assert tail_loss(backbone, batch).item() != pytest.approx(right, rel=1e-5)
+
+
+def test_the_vision_tower_is_trained_where_it_is_adapted(family: Family, tmp_path: Path) -> None:
+    """A batch's loss has a gradient for the tower's adapters: that of finite differences."""
+    backbone = load_backbone(family.backbone)
+    trunk = read_trunk(family.trunk("all-vision", "auto")).prepare(backbone)
+    assert trunk.mode == "off" and trunk.prefix is None
+    layers = list(range(backbone.num_layers))
+    model = add_lora(
+        backbone, layers, rank=2, alpha=4, dropout=0.0, init_lora_weights=True, vision=True
+    )
+    randomise(model)
+    pattern = re.compile(backbone.vision_pattern)
+    towers = [name for name in trainable(model) if pattern.search(name)]
+    assert towers, "there are adapters in the tower"
+    loss = tail_loss(backbone, trunk.batch([0, 7, 3]))
+    loss.backward()
+    gradients = {name: value.grad for name, value in trainable(model).items()}
+    moving = [name for name in towers if gradients[name] is not None]
+    assert moving and all(torch.isfinite(gradients[name]).all() for name in moving)  # type: ignore[arg-type]
+    name = max(moving, key=lambda name: float(gradients[name].abs().max()))  # type: ignore[union-attr]
+    weight, gradient = trainable(model)[name], gradients[name]
+    assert gradient is not None and gradient.abs().max() > 1e-2
+    place = int(gradient.abs().argmax())
+    with torch.no_grad():
+        found = []
+        for step in (2e-3, -2e-3):
+            weight.view(-1)[place] += step
+            found.append(tail_loss(backbone, trunk.batch([0, 7, 3])).item())
+            weight.view(-1)[place] -= step
+    slope = (found[0] - found[1]) / 4e-3
+    assert slope == pytest.approx(float(gradient.view(-1)[place]), rel=0.05, abs=2e-3)
+
+
+def test_a_run_that_adapts_the_tower(blip2: Family, tmp_path: Path) -> None:
+    """It trains, logs the decoder's alignment, and is decoded with the tower that it trained."""
+    run = blip2.train(tmp_path / "run", "all-vision", "auto")
+    record = read_json(run / "run.json")
+    backbone = load_backbone(blip2.backbone)
+    assert len(record["alignment_at_init"]) == len(backbone.named_targets(record["layers"]))
+    assert record["recipe"]["trunk"] == "off"
+    features = tmp_path / "features.h5"
+    extract_features(blip2.backbone, blip2.manifest, features)
+    options: dict[str, Any] = {"num_beams": 1, "max_new_tokens": 8, "batch_size": 4}
+    said = tmp_path / "said.json"
+    predict(blip2.backbone, blip2.manifest, features, run / "adapter", said, **options)
+    from gapinit.adapter_folder import load_adapter
+
+    load_adapter(backbone, run / "adapter").eval()
+    data = read_manifest(blip2.manifest)
+    from gapinit.data.images import load_image
+
+    images = [load_image(path) for path in data.images("test")]
+    expected = backbone.generate(backbone.look(images), 8, 1)
+    assert [entry["caption"] for entry in read_json(said)] == expected
+
+
+def test_methods_that_need_a_gap_refuse_the_tower(blip2: Family, tmp_path: Path) -> None:
+    for method in ("gap-init", "gap-module", "text-mean", "corda"):
+        with pytest.raises(GapinitError) as error:
+            blip2.train(tmp_path / method, "all-vision", "auto", method)
+        text = str(error.value)
+        assert method in text and ("vision_model.encoder.layers.0" in text or method == "corda")
+        assert not (tmp_path / method).exists()
+
+
+@pytest.mark.parametrize("method", ["gradient", "lora-ga", "eva", "pissa", "random-b"])
+def test_other_methods_take_the_tower(blip2: Family, tmp_path: Path, method: str) -> None:
+    losses(blip2.train(tmp_path / "run", "all-vision", "auto", method))
+
+
+def test_a_cached_trunk_is_refused_where_the_tower_is_adapted(
+    blip2: Family, tmp_path: Path
+) -> None:
+    for mode in ("layer", "vision"):
+        with pytest.raises(GapinitError, match="adapts the tower"):
+            blip2.trunk("all-vision", mode)
+    (blip2.root / "all-vision_vision.h5").write_bytes(blip2.trunk("all", "vision").read_bytes())
+    with pytest.raises(GapinitError, match="this run adapts the tower"):
+        blip2.train(tmp_path / "run", "all-vision", "vision")
+    (blip2.root / "all-vision_vision.h5").unlink()
+
+
+def test_the_mode_follows_from_what_is_adapted() -> None:
+    assert trunk_mode("auto", 3, vision=False) == trunk_mode("layer", 3, vision=False) == "layer"
+    assert trunk_mode("auto", 0, vision=False) == trunk_mode("layer", 0, vision=False) == "vision"
+    assert trunk_mode("auto", 0, vision=True) == trunk_mode("off", 4, vision=False) == "off"
+    assert trunk_mode("vision", 3, vision=False) == "vision"
+
+
+def test_a_changed_image_is_named(blip2: Family) -> None:
+    trunk = read_trunk(blip2.trunk("naive", "off"))
+    with pytest.raises(GapinitError, match="prepare"):
+        trunk.batch([0])
+    trunk = trunk.prepare(load_backbone(blip2.backbone))
+    assert trunk.files is not None
+    assert all(not Path(name).is_absolute() for name in trunk.files.names)
+    path = trunk.files.root / trunk.files.names[2]
+    text = int(np.flatnonzero(trunk.image_row == 2)[0])
+    kept = path.read_bytes()
+    trunk.batch([text])
+    try:
+        path.write_bytes((trunk.files.root / trunk.files.names[3]).read_bytes())
+        with pytest.raises(GapinitError, match=path.name):
+            trunk.batch([text])
+        path.unlink()
+        with pytest.raises(GapinitError, match=path.name):
+            trunk.batch([text])
+        trunk.batch([0])
+    finally:
+        path.write_bytes(kept)
+
+
+def test_bfloat16_on_disk_is_rounding(family: Family) -> None:
+    whole = read_trunk(family.trunk("naive", "layer"))
+    half = read_trunk(family.trunk("naive", "layer", dtype="bfloat16"))
+    assert half.text is not None and half.text.dtype == BITS
+    assert half.prefix is not None and half.prefix.rows.dtype == BITS
+    chosen = [0, 5, 31, 117]
+    ours, exact = half.batch(chosen), whole.batch(chosen)
+    for name in ("states", "memory"):
+        if name in exact:
+            torch.testing.assert_close(ours[name], exact[name].bfloat16(), rtol=0, atol=0)
+    backbone = load_backbone(family.backbone)
+    prepared = half.prepare(backbone)
+    loss = tail_loss(backbone, prepared.batch(chosen)).item()
+    assert loss == pytest.approx(tail_loss(backbone, exact).item(), rel=0.05)
