@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import h5py
 import numpy as np
 import torch
 
@@ -200,8 +201,9 @@ def write_trunk(
     if mode == "off":
         assert root is not None, "images are named below a root"
         attributes["root"] = os.path.relpath(root, output.parent)
-        known["image"] = [Path(os.path.relpath(path, root)).as_posix() for path in own]
-        known["sha256"] = [sha256(path) for path in own]
+        names = [Path(os.path.relpath(path, root)).as_posix() for path in own]
+        known["image"] = np.array(names, dtype=h5py.string_dtype())
+        known["sha256"] = np.array([sha256(path) for path in own], dtype=h5py.string_dtype())
     layout = Layout(
         "trunk", inputs, known, layout.filled, attributes, shard.holding(blocks, len(images))
     )
