@@ -141,7 +141,8 @@ def point(model: PeftModel, directions: Mapping[str, Tensor], generator: torch.G
 def alignment(model: PeftModel, directions: Mapping[str, Tensor]) -> list[float]:
     """Return the cosine of B's first column to each module's direction, in the model's order.
 
-    Modules without a direction, those of the vision tower, are left out. A zero column (standard LoRA at step 0) has no direction: its cosine is given as 0.
+    Modules without a direction, those of the vision tower, are left out. A zero column (standard
+    LoRA at step 0) has no direction: its cosine is given as 0.
     """
     return column_cosines(directed_layers(model, directions), directions)
 

@@ -28,8 +28,13 @@ if TYPE_CHECKING:
 class Seen(Protocol):
     """Images by their names below a dataset's root."""
 
-    path: Path
-    inputs: dict[str, Any]
+    @property
+    def path(self) -> Path:
+        """Return the file, or the first of its shards."""
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Return what it was made from."""
 
     def take(self, names: Sequence[str]) -> Images:
         """Return the tokens of some images, in the order given."""

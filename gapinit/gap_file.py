@@ -93,8 +93,9 @@ def estimate_gap_file(
 
     The first `size` pairs are the calibration set, so that smaller sets are part of larger ones;
     the next `heldout` pairs (0 for none) give a second gap that shares no pair with the first.
-    Shards of one extraction count as the file that they are parts of. Several files are a mixture: a pair of each in turn, so that every prefix of it, and the
-    held-out sample too, is made of equal parts.
+    Shards of one extraction count as the file that they are parts of. Several files are a mixture:
+    a pair of each in turn, so that every prefix of it, and the held-out sample too, is made of
+    equal parts.
     `smoothing` says which mean becomes `gap`: "spot" (of the smoothed gaps) or "mean" (plain).
 
     Reads HDF5 of kind "states" (`vision`, `text` (L, N, d) float32; `image_id` (N,)), one layer at
@@ -301,7 +302,10 @@ def _check_states(
         )
     found = file["image_id"][:wanted].tolist()
     return _Source(
-        path, paths, file, [item.decode() if isinstance(item, bytes) else str(item) for item in found]
+        path,
+        paths,
+        file,
+        [item.decode() if isinstance(item, bytes) else str(item) for item in found],
     )
 
 

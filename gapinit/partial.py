@@ -129,7 +129,7 @@ class Partial:
         self._output = output
         self._places = places
         self._descriptor = os.open(path, os.O_RDWR)
-        self._journal = open(_journal(path), "a", encoding="utf-8")
+        self._journal = _journal(path).open("a", encoding="utf-8")
         self._rows: dict[str, list[int]] = {}
         self._sums: dict[str, int] = {}
         self._lines: list[str] = []
@@ -149,7 +149,7 @@ class Partial:
         parts = np.ascontiguousarray(values).reshape(place.outer, -1)
         total = 0
         for part, (offset, _) in zip(parts, place.segments(start, stop), strict=True):
-            data = memoryview(part).cast("B") if part.size else memoryview(b"")
+            data: memoryview = part.view(np.uint8).data if part.size else memoryview(b"")
             total = zlib.crc32(data, total)
             _write_at(self._descriptor, data, offset)
         place.next = stop

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shard:
-    """Part `index` (from 1) of `count`; `rows` of the whole's `total` are in it once it is laid out."""
+    """Part `index` (from 1) of `count`: rows `start` to `stop` of the whole's `total`."""
 
     index: int = 1
     count: int = 1
@@ -45,10 +45,8 @@ class Shard:
         return cls(int(match[1]), int(match[2])) if int(match[2]) > 1 else WHOLE
 
     def span(self, blocks: int) -> slice:
-        """Return which of so many blocks are this shard's: some in a row, as many as others have."""
-        return slice(
-            (self.index - 1) * blocks // self.count, self.index * blocks // self.count
-        )
+        """Return which of so many blocks are this shard's: as many in a row as others have."""
+        return slice((self.index - 1) * blocks // self.count, self.index * blocks // self.count)
 
     def holding(self, blocks: Sequence[slice], total: int) -> Shard:
         """Return the shard with the rows of its blocks filled in; of the whole, the whole."""

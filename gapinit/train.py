@@ -239,8 +239,8 @@ def _require_same_backbone(
 ) -> None:
     if inputs.get("backbone") != expected:
         raise GapinitError(
-            f"{_named(path)}: made from another backbone's weights. Delete it and run `gapinit {stage}` "
-            "again."
+            f"{_named(path)}: made from another backbone's weights. Delete it and run "
+            f"`gapinit {stage}` again."
         )
 
 

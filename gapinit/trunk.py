@@ -17,7 +17,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -37,16 +37,16 @@ from gapinit.progress import track
 from gapinit.shards import WHOLE, Shard
 from gapinit.states import backbone_digest
 from gapinit.stored import DTYPES, StoredAs, stored_type, to_stored
-from gapinit.trunk_file import Mode, Trunk, read_trunk
+from gapinit.trunk_file import Trunk, read_trunk
+from gapinit.trunk_modes import Mode, TrunkMode, trunk_mode
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gapinit.backbones.base import Backbone
 
-__all__ = ["Mode", "Trunk", "encoded_texts", "extract_trunk", "read_trunk", "write_trunk"]
+__all__ = ["Trunk", "encoded_texts", "extract_trunk", "read_trunk", "trunk_mode", "write_trunk"]
 
-TrunkMode = Literal["auto", "layer", "vision", "off"]
 ENCODED_AT_ONCE = 4096
 """Texts that are lists of Python's numbers at a time."""
 PACKED_TOKENS = 1024
@@ -86,26 +86,7 @@ class Texts:
             self.input_ids[start:end].tolist()
             for start, end in zip(self.offset[:-1], self.offset[1:], strict=True)
         ]
-        return [
-            ids[start:end] for start, end in zip(self.first[:-1], self.first[1:], strict=True)
-        ]
-
-
-def trunk_mode(asked: TrunkMode, first: int, *, vision: bool) -> Mode:
-    """Return what a trunk keeps, given the lowest adapted layer and whether the tower is adapted.
-
-    "layer" at layer 0 is "vision": what enters that layer are the image's tokens and embeddings.
-    """
-    if vision:
-        if asked not in ("auto", "off"):
-            raise GapinitError(
-                f"--mode: '{asked}' keeps what the vision tower gives, but this strategy adapts "
-                "the tower: use 'off', or 'auto' (training.trunk)"
-            )
-        return "off"
-    if asked in ("auto", "layer"):
-        return "layer" if first > 0 else "vision"
-    return asked
+        return [ids[start:end] for start, end in zip(self.first[:-1], self.first[1:], strict=True)]
 
 
 def extract_trunk(
@@ -196,7 +177,7 @@ def write_trunk(
     start, stop = (blocks[0].start, blocks[-1].stop) if blocks else (0, 0)
     own, own_texts = images[start:stop], texts.of_images(start, stop)
     layout = _layout(model, own, own_texts, mode, inputs, _stored_kind(model, dtype))
-    attributes = {"first_layer": first, "mode": mode}
+    attributes: dict[str, Any] = {"first_layer": first, "mode": mode}
     known = dict(layout.known)
     if mode == "off":
         assert root is not None, "images are named below a root"

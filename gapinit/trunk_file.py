@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
@@ -16,13 +16,12 @@ from gapinit.artifacts import hdf5_inputs, open_hdf5
 from gapinit.errors import GapinitError
 from gapinit.shards import shard_set
 from gapinit.stored import Rows, as_tensor, joined_rows, memory_map, widened
+from gapinit.trunk_modes import Mode
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gapinit.backbones.base import Backbone
-
-Mode = Literal["layer", "vision", "off"]
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from gapinit.shards import Shard, shard_set
 from gapinit.states import extract_states
 from gapinit.train import train_run
 from gapinit.trunk import extract_trunk, read_trunk
+from gapinit.trunk_modes import TrunkSize
 
 from .small_backbone import TOKENS, SmallWorld, small_world
 
@@ -289,7 +290,12 @@ def test_the_bytes_that_are_predicted_are_those_that_are_written(
         stage.run(path)
         with h5py.File(path) as file:
             held = sum(it.nbytes for it in file.values() if it.dtype.kind in "iuf")
-        assert told[number] == held
+            assert told[number] == held
+            if stage.kind == "trunk":
+                ids, rows = len(file["input_ids"]), file["image_row"].shape[0]
+                prefix = int(file["prefix_offset"][-1])
+                size = TrunkSize(24, rows, ids, prefix, 0, width=32, value_bytes=4, grid_width=0)
+                assert size.bytes(file.attrs["mode"]) == held, "the doctor's formula"
 
 
 def test_a_disk_that_fills_up_keeps_what_is_computed(

@@ -201,9 +201,7 @@ class Backbone(ABC):
         pattern = self.target_pattern.format(layers="|".join(str(layer) for layer in layers))
         return f"({pattern})|({self.vision_pattern})" if vision else pattern
 
-    def named_targets(
-        self, layers: Sequence[int], *, vision: bool = False
-    ) -> dict[str, nn.Linear]:
+    def named_targets(self, layers: Sequence[int], *, vision: bool = False) -> dict[str, nn.Linear]:
         """Return the matrices that `target_modules` matches, while no adapter is on them."""
         pattern = re.compile(self.target_modules(layers, vision=vision))
         return {
@@ -297,11 +295,13 @@ class Backbone(ABC):
         `groups`: of each image, the token ids of its texts. What comes out of `decode` is what each
         text would have with a prefix of its own.
         """
-        inputs = self.embed(images, [[token for text in group for token in text] for group in groups])
+        inputs = self.embed(
+            images, [[token for text in group for token in text] for group in groups]
+        )
         return packed(inputs, [[len(text) for text in group] for group in groups])
 
     def packed_arguments(self, inputs: Inputs) -> dict[str, Any]:
-        """Return positions and mask of packed sequences; what a family has of its own goes first."""
+        """Return positions and mask of packed sequences; a family's own go before these."""
         return {
             "position_ids": inputs.positions,
             "attention_mask": self.added_mask(inputs.sees()),

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from transformers import Gemma3ForConditionalGeneration
 from transformers.models.gemma3.modeling_gemma3 import create_masks_for_vision_model

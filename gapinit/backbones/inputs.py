@@ -4,8 +4,8 @@ A sequence is `head` (the template up to the image), the image's tokens, then th
 image together are the *prefix*: attention is causal, so no text changes them. Sequences of a batch
 are padded on the right, where no valid position ever sees the padding.
 
-Where several texts are about one image, they can stand behind one prefix in one sequence (`packed`):
-each text then has the positions that follow the prefix, and sees the prefix and itself.
+Where several texts are about one image, they can stand behind one prefix in one sequence
+(`packed`): each text then has the positions that follow the prefix, and sees the prefix and itself.
 """
 
 from __future__ import annotations

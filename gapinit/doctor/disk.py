@@ -1,7 +1,8 @@
 """What a plan writes to disk, by formulas from the backbones' shapes and the datasets' sizes.
 
-A trunk holds, in the backbone's own precision (2 bytes a value for bfloat16 and float16, else 4),
-d values for each image's prefix and, unless the lowest layer is adapted, for each text token;
+A trunk (`gapinit.trunk_modes`) holds, in the backbone's own precision (2 bytes a value for bfloat16
+and float16, else 4) or in `training.trunk_dtype`, d values for each image's prefix and, unless the
+lowest layer is adapted, for each text token, and the texts' ids and labels;
 features d values for each image token of an evaluation split; states and adapters are float32.
 Predictions, scores, logs, tables and figures are left out: they are small beside these.
 """
@@ -13,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gapinit.layers import adapts_vision
 from gapinit.methods import METHODS
 from gapinit.plan import Plan
 from gapinit.runs import Run
+from gapinit.trunk_modes import TrunkSize, stored_bytes, trunk_mode
 
 if TYPE_CHECKING:
     from gapinit.backbones.facts import Facts
@@ -46,27 +49,33 @@ def disk_needs(
     pairs = plan.config.calibration.pairs()
     needs = []
 
-    def add(kind: str, name: str, count: float, path: Path) -> None:
-        needs.append(Need(kind, name, round(count), path, path.exists()))
+    def add(kind: str, name: str, count: float, *paths: Path) -> None:
+        there = all(path.exists() for path in paths)
+        needs.append(Need(kind, name, round(count), paths[0], there))
+
+    def parts(stage: str, stem: Path) -> list[Path]:
+        jobs = getattr(plan.config.shards, stage)
+        names = [f".{index}-of-{jobs}" for index in range(1, jobs + 1)] if jobs > 1 else [""]
+        return [stem.with_name(f"{stem.name}{name}.h5") for name in names]
 
     for backbone, dataset in jobs.states:
         if backbone in facts:
             count = facts[backbone].states_bytes(pairs)
-            path = out / "2_states" / backbone / f"{dataset}.h5"
-            add("states", f"{backbone}, {dataset}", count, path)
+            paths = parts("states", out / "2_states" / backbone / dataset)
+            add("states", f"{backbone}, {dataset}", count, *paths)
     for backbone, dataset, layers in jobs.trunks:
         size = sizes.get(dataset)
         if backbone in facts and size is not None and size.train is not None:
             count = trunk_bytes(plan, facts[backbone], backbone, dataset, layers, size)
-            path = out / "4_train" / "trunk" / backbone / dataset / f"{layers}.h5"
-            add("trunk", f"{backbone}, {dataset}, {layers}", count, path)
+            paths = parts("trunk", out / "4_train" / "trunk" / backbone / dataset / layers)
+            add("trunk", f"{backbone}, {dataset}, {layers}", count, *paths)
     for backbone, dataset in jobs.features:
         size = sizes.get(dataset)
         if backbone in facts and size is not None and size.test is not None:
             tokens = size.test.images * facts[backbone].image_tokens(size.image)
             count = tokens * facts[backbone].hidden_size * facts[backbone].value_bytes
-            path = out / "5_evaluate" / "features" / backbone / f"{dataset}.h5"
-            add("features", f"{backbone}, {dataset}", count, path)
+            paths = parts("features", out / "5_evaluate" / "features" / backbone / dataset)
+            add("features", f"{backbone}, {dataset}", count, *paths)
     for run in jobs.trained:
         if run.backbone in facts:
             count = run_bytes(plan, run, facts[run.backbone], sizes.get(run.dataset))
@@ -79,11 +88,20 @@ def trunk_bytes(
 ) -> int:
     """Return the bytes of a trunk: each image's prefix and, above the first layer, each text."""
     assert size.train is not None
-    total = size.train.images * facts.image_trunk_bytes(size.image)
-    if first_layer(plan, facts, backbone, layers) > 0:
-        tokens = text_tokens(plan, facts, backbone, dataset, size)
-        total += size.train.texts * tokens * facts.token_trunk_bytes
-    return total
+    training = plan.training_of(backbone)
+    images, texts = size.train.images, size.train.texts
+    first = first_layer(plan, facts, backbone, layers)
+    found = TrunkSize(
+        images=images,
+        texts=texts,
+        tokens=texts * text_tokens(plan, facts, backbone, dataset, size),
+        prefix=images * facts.prefix_tokens(size.image),
+        memory=images * facts.memory_tokens(size.image),
+        width=facts.hidden_size,
+        value_bytes=stored_bytes(training.trunk_dtype, facts.value_bytes),
+        grid_width=facts.backbone.grid_width,
+    )
+    return round(found.bytes(trunk_mode(training.trunk, first, vision=adapts_vision(layers))))
 
 
 def text_tokens(plan: Plan, facts: Facts, backbone: str, dataset: str, size: Size) -> int:

@@ -57,8 +57,8 @@ def draw(
     b, uniform on the sphere and drawn as long as the gap, keeps only <b, u> of it:
     E<b, u>^2 = 1/d (Proposition 3.1).
 
-    `states` (or all its shards) and `gap` are the HDF5 artifacts of one backbone and dataset; `layer` counts from 0,
-    by default the top one. Writes `<output>.pdf`, `.png`, `.svg` and `.csv`. `GapinitError` if
+    `states` (or all its shards) and `gap` are the HDF5 artifacts of one backbone and dataset;
+    `layer` counts from 0, by default the top one. Writes `<output>.pdf`, `.png`, `.svg` and `.csv`. `GapinitError` if
     the two files do not fit together or there is no such layer.
 
     Source: Zhao et al., "When Is Rank-1 Enough?", figure 1(c) and section 3.1.

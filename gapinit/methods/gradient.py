@@ -17,9 +17,7 @@ from gapinit.methods.setup import Adapted, Setup
 def adapt(setup: Setup) -> Adapted:
     """Measure the gradient on the first batch, add a LoRA, point it along the gradient."""
     (batch,) = setup.batches(1)
-    found = over_gradients(
-        setup.backbone, setup.layers, batch, _top_left, vision=setup.vision
-    )
+    found = over_gradients(setup.backbone, setup.layers, batch, _top_left, vision=setup.vision)
     model = setup.add_lora()
     point(model, {name: found[in_base(name)] for name in lora_layers(model)}, setup.generator)
     return Adapted(model)
