@@ -125,7 +125,8 @@ class Trunk:
         """
         chosen = np.asarray(indices)
         images = self.image_row[chosen]
-        prefix, texts = self.prefix_lengths[images], np.diff(self.offset)[chosen]
+        prefix = self.prefix_lengths[images]
+        texts = self.offset[chosen + 1] - self.offset[chosen]
         length = prefix + texts
         shape = (len(chosen), int(length.max()))
         # Where the tokens of all texts, one after another, come from and where they go.
@@ -187,6 +188,8 @@ def _states(shape: tuple[int, int], parts: Sequence[tuple[Rows, Any, Any, Any]])
     rows = parts[0][0]
     values = np.zeros((*shape, rows.shape[1]), dtype=rows.dtype)
     for rows, starts, counts, places in parts:
+        if isinstance(rows, np.ndarray):
+            rows = rows.view(np.ndarray)  # a slice of a memmap costs more than what it copies
         stretches = zip(starts.tolist(), counts.tolist(), places.tolist(), strict=True)
         for row, (start, count, place) in enumerate(stretches):
             values[row, place : place + count] = rows[start : start + count]

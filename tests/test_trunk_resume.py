@@ -21,6 +21,7 @@ import pytest
 import torch
 
 import gapinit.partial as partial
+from gapinit.data.manifest import read_manifest, write_manifest
 from gapinit.errors import GapinitError
 from gapinit.features import read_features
 from gapinit.figures import figure1c
@@ -425,3 +426,48 @@ def test_shards_divide_the_blocks(count: int) -> None:
     rows = [row for part in parts for block in part for row in range(103)[block]]
     assert rows == list(range(103))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+MEASURE = """
+import json, resource, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from gapinit.states import extract_states
+from gapinit.trunk import extract_trunk
+backbone, manifest, layers, folder, pairs = sys.argv[1:]
+extract_states(Path(backbone), Path(manifest), Path(folder, "s.h5"), pairs=int(pairs), seed=0)
+extract_trunk(Path(backbone), Path(manifest), Path(layers), "naive", Path(folder, "t.h5"))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_memory_does_not_grow_with_the_data(world: SmallWorld, tmp_path: Path) -> None:
+    """256 and 4,096 images of states and trunk: the peak grows by less than a tenth."""
+    data = read_manifest(world.manifest)
+    own = data.captions("train")
+    peaks = []
+    for count in (256, 4096):
+        images = [
+            replace(
+                own[index % len(own)],
+                image_id=index,
+                path=tmp_path / f"{index}.png",
+                captions=own[index % len(own)].captions[:2],
+            )
+            for index in range(count)
+        ]
+        for index, image in enumerate(images):
+            if not image.path.exists():
+                os.link(own[index % len(own)].path, image.path)
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        write_manifest(
+            folder / "manifest.json", replace(data, root=tmp_path, splits={"train": images})
+        )
+        given = [world.backbone, folder / "manifest.json", world.layers, folder, count]
+        command = [sys.executable, "-c", MEASURE, *map(str, given)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout))
+    assert peaks[1] <= 1.1 * peaks[0], f"{peaks[1] / peaks[0]:.3f} times"
+    print(f"peak memory, 4,096 images to 256: {peaks[1] / peaks[0]:.3f}")

@@ -58,10 +58,8 @@ def draw(
     E<b, u>^2 = 1/d (Proposition 3.1).
 
     `states` (or all its shards) and `gap` are the HDF5 artifacts of one backbone and dataset;
-    `layer` counts from 0, by default the top one. Writes `<output>.pdf`, `.png`, `.svg` and `.csv`. `GapinitError` if
-    the two files do not fit together or there is no such layer.
-
-    Source: Zhao et al., "When Is Rank-1 Enough?", figure 1(c) and section 3.1.
+    `layer` counts from 0, by default the top one. Writes `<output>.pdf`, `.png`, `.svg` and
+    `.csv`. `GapinitError` if the two files do not fit together or there is no such layer.
     """
     # ASSUME: the paper draws a sketch of no layer; the top one is always adapted (naive).
     directions = read_gap(gap).gap
