@@ -246,7 +246,10 @@ WRONG = {
         "unknown method 'lora', expected one",
     ),
     "unknown metric": (experiment(metrics=["CIDER"]), "unknown metric 'CIDER', expected one of"),
-    "unknown layers": (experiment(rows=[row(layers="top")]), "'naive', 'gg-safe', 'all' or 'all-vision'"),
+    "unknown layers": (
+        experiment(rows=[row(layers="top")]),
+        "'naive', 'gg-safe', 'all' or 'all-vision'",
+    ),
     "rank zero": (experiment(rows=[row(rank=0)]), "rows.0.rank"),
     "negative noise": (experiment(rows=[row(noise=-0.1)]), "rows.0.noise"),
     "noise with many digits": (experiment(rows=[row(noise=0.1234567)]), "significant digits"),
