@@ -34,6 +34,10 @@ class Training(Settings):
     max_caption_tokens: Positive = 32
     max_sequence_tokens: Positive = 256
     """Prompt and answer together, of questions and conversations."""
+    seeds_per_job: Positive = 1
+    """How many seeds of a row one process trains; changes no number."""
+    checkpoint_steps: Annotated[int, Field(ge=0)] = 200
+    """Steps between checkpoints, 0: none; changes no number."""
 
 
 class Decoding(Settings):
