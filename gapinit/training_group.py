@@ -200,12 +200,15 @@ def _take_off(model: PeftModel) -> None:
 
 @contextmanager
 def _unchanged(model: Backbone, layers: list[int]) -> Iterator[None]:
-    """Put the adapted matrices back as they were: some methods change them."""
-    before = {name: it.weight.detach().clone() for name, it in model.named_targets(layers).items()}
+    """Put the adapted matrices back as they were: some methods change them.
+
+    Into the same memory: a product's last bits may depend on how its matrix is aligned.
+    """
+    before = {name: it.weight.data for name, it in model.named_targets(layers).items()}
+    copies = {name: weight.clone() for name, weight in before.items()}
     yield
-    with torch.no_grad():
-        for name, module in model.named_targets(layers).items():
-            module.weight.copy_(before[name])
+    for name, module in model.named_targets(layers).items():
+        module.weight.data = before[name].copy_(copies[name])
 
 
 def _record(one: Prepared, job: Job) -> dict[str, Any]:
