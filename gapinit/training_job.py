@@ -37,6 +37,7 @@ class Job:
         return {
             **self.recipe.model_dump(exclude={"seeds_per_job", "checkpoint_steps"}),
             **self.lora.model_dump(),
+            "epochs": run.epochs or self.recipe.epochs,
             "alpha": self.lora.alpha_per_rank * run.rank,
             "max_tokens": self.trunk.inputs["max_tokens"],
         }
