@@ -77,6 +77,28 @@ class Plan:
         """Return those runs that have an adapter."""
         return [run for run in self.runs(*tables) if run.trained]
 
+    def chunks(self) -> dict[tuple[int, ...], list[str]]:
+        """Return the seeds that jobs train, and the rows that have a job of just these.
+
+        A row's seeds come in the configuration's order, `training.seeds_per_job` of that order to
+        a job, then those that only an experiment names, in the same way. So a seed added at the end
+        of the configuration's changes no job that was full.
+        """
+        rows: dict[str, list[Run]] = {}
+        for run in self.trained():
+            rows.setdefault(run.row, []).append(run)
+        found: dict[tuple[int, ...], list[str]] = {}
+        for row, runs in rows.items():
+            size = self.training_of(runs[0].backbone).seeds_per_job
+            wanted = [run.seed for run in runs if run.seed is not None]
+            extra = [seed for seed in wanted if seed not in self.config.seeds]
+            for order in (self.config.seeds, extra):
+                for start in range(0, len(order), size):
+                    chunk = tuple(one for one in order[start : start + size] if one in wanted)
+                    if chunk:
+                        found.setdefault(chunk, []).append(row)
+        return found
+
     def evaluated_on(self, table: str) -> list[str]:
         """Return the datasets that a table's runs are scored on."""
         return [self.config.datasets.of(part) for part in self.experiments[table].parts()]

@@ -38,6 +38,10 @@ class Training(Settings):
     """What is cached of the frozen part: as much as the adapted layers allow, or less."""
     trunk_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of cached states on disk; the model's own."""
+    seeds_per_job: Positive = 1
+    """How many seeds of a row one process trains; changes no number."""
+    checkpoint_steps: Annotated[int, Field(ge=0)] = 200
+    """Steps between checkpoints, 0: none; changes no number."""
 
 
 class Decoding(Settings):

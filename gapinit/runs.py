@@ -65,6 +65,11 @@ class Run:
         return f"{head}/rank{self.rank}_{self.layers}_epochs{self.epochs}/{gap}/seed{self.seed}"
 
     @property
+    def row(self) -> str:
+        """Return the path without the seed: that of all runs that differ in nothing else."""
+        return self.path.rpartition("/")[0]
+
+    @property
     def factors(self) -> dict[str, Any]:
         """Return the factors as a mapping, as they stand in `run.json` and in the tables."""
         return asdict(self)

@@ -175,7 +175,10 @@ def paired_differences(first: RowScores, second: RowScores, metric: str) -> NDAr
 
 
 def read_run_record(folder: Path, run: Run, wanted_by: str) -> dict[str, Any]:
-    """Return a run's `run.json`, checked to be of this very run; empty for an untrained one."""
+    """Return a run's `run.json`, checked to be of this very run; empty for an untrained one.
+
+    What its process took (`process.json` beside it) is added.
+    """
     if not run.trained:
         return {}
     path = Path(folder) / run.path / "run.json"
@@ -191,7 +194,7 @@ def read_run_record(folder: Path, run: Run, wanted_by: str) -> dict[str, Any]:
             f"{path}: expected the record of the run with the factors {run.factors}, found "
             f"{factors}. Delete the run's folder and train again."
         )
-    return record
+    return record | dict(read_json(path.with_name("process.json")))
 
 
 def _read_scores(path: Path) -> Scores:

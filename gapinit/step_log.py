@@ -3,63 +3,60 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from gapinit.adapters import column_cosines, directed_layers
 from gapinit.errors import GapinitError
-
-if TYPE_CHECKING:
-    from peft import PeftModel
 
 STEP_COLUMNS = ("step", "loss", "grad_norm", "learning_rate", "alignment")
 
 
-class StepLog(TrainerCallback):
+class StepLog:
     """Keep loss, gradient norm, learning rate and the alignment of B with the gap, step by step.
 
     A step's row is what that step saw: loss, gradient and alignment before its update.
     """
 
-    def __init__(self, model: PeftModel, directions: dict[str, Tensor]) -> None:
+    def __init__(self, run: str, directions: Mapping[str, Tensor]) -> None:
+        """`directions`: each adapted module's unit direction, (d_out,) float64."""
+        self.run = run
         self.rows: list[dict[str, float]] = []
-        self._layers = directed_layers(model, directions)
+        self.failed: str | None = None
+        """What was wrong at the step that ended the run; None: nothing was."""
         self._directions = directions
         self._alignment = 0.0
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Measure the alignment before the update: the mean of |cos| over modules."""
-        cosines = column_cosines(self._layers, self._directions)
+    def measure(self, columns: Mapping[str, Tensor]) -> None:
+        """Measure the alignment before an update: the mean of |cos| over modules.
+
+        `columns`: the first column of B by module, (d_out,).
+        """
+        cosines = []
+        for name, direction in self._directions.items():
+            wide = columns[name].to("cpu", torch.float64)
+            norm = torch.linalg.vector_norm(wide)
+            cosines.append((wide @ direction / norm).item() if norm > 0 else 0.0)
         self._alignment = sum(abs(cosine) for cosine in cosines) / len(cosines)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
-        """Keep the step's row; a loss that is not finite ends the run."""
-        if not logs or "loss" not in logs:
+    def add(self, step: int, loss: float, grad_norm: float, learning_rate: float) -> None:
+        """Keep a step's row; a loss or gradient that is not finite ends the run."""
+        if self.failed is not None:
             return
-        loss, norm = float(logs["loss"]), float(logs["grad_norm"])
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise GapinitError(
-                f"the loss ({loss}) or its gradient ({norm}) is not finite at step "
-                f"{state.global_step}: lower training.learning_rate"
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            self.failed = (
+                f"{self.run}: the loss ({loss}) or its gradient ({grad_norm}) is not finite at "
+                f"step {step}: lower training.learning_rate"
             )
+            return
         self.rows.append(
             {
-                "step": state.global_step,
+                "step": step,
                 "loss": loss,
-                "grad_norm": norm,
-                "learning_rate": float(logs["learning_rate"]),
+                "grad_norm": grad_norm,
+                "learning_rate": learning_rate,
                 "alignment": self._alignment,
             }
         )
@@ -74,3 +71,10 @@ class StepLog(TrainerCallback):
         lines = [",".join(STEP_COLUMNS)]
         lines += [",".join(repr(row[column]) for column in STEP_COLUMNS) for row in self.rows]
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def require_one_left(logs: list[StepLog]) -> None:
+    """Raise GapinitError when no run of those that are trained together is finite any more."""
+    messages = [log.failed for log in logs if log.failed is not None]
+    if len(messages) == len(logs):
+        raise GapinitError("; ".join(messages))

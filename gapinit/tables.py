@@ -50,7 +50,7 @@ RUN_MEASURES = (
     "seconds",
     "peak_memory_mb",
 )
-"""What the tidy table takes from `run.json`."""
+"""What the tidy table takes from `run.json` and `process.json`."""
 TRAINING = "training"
 """In the tidy table, stands for a dataset where a run is scored on none."""
 

@@ -46,19 +46,27 @@ def tail_states(backbone: Backbone, batch: Mapping[str, Any]) -> Tensor:
     return backbone.decode(batch_inputs(backbone, batch))
 
 
-def tail_loss(backbone: Backbone, batch: Mapping[str, Any]) -> Tensor:
-    """Return the mean cross-entropy over the labelled positions (-100: none).
+def position_losses(backbone: Backbone, batch: Mapping[str, Any]) -> Tensor:
+    """Return the cross-entropy of each labelled position (-100: none), (labelled,), row by row.
 
     Positions without a label never reach the output matrix.
     """
     labels = batch["labels"]
     labelled = labels != -100
     logits = backbone.output_head(tail_states(backbone, batch)[labelled])
-    return nn.functional.cross_entropy(logits.float(), labels[labelled])
+    return nn.functional.cross_entropy(logits.float(), labels[labelled], reduction="none")
+
+
+def tail_loss(backbone: Backbone, batch: Mapping[str, Any]) -> Tensor:
+    """Return the mean cross-entropy over the labelled positions."""
+    return position_losses(backbone, batch).mean()
 
 
 class Tail(nn.Module):
     """The trained part of a backbone as Trainer wants it: a batch in, a loss out."""
+
+    losses: Tensor
+    """(runs,), detached: the loss of each run that is trained, on the last batch."""
 
     def __init__(self, model: PeftModel, backbone: Backbone) -> None:
         super().__init__()
@@ -69,6 +77,15 @@ class Tail(nn.Module):
             module for name, module in model.named_modules() if "lora_dropout" in name
         )
         super().train(False)
+
+    def run_losses(self, batch: Mapping[str, Any]) -> Tensor:
+        """Return the mean loss of each run that is trained, (runs,): here of one."""
+        return tail_loss(self._backbone[0], batch)[None]
+
+    def gradients(self) -> list[Tensor]:
+        """Return the gradients of all weights that are trained, (runs, ...) each."""
+        learned = (value.grad for value in self.parameters() if value.requires_grad)
+        return [gradient[None] for gradient in learned if gradient is not None]
 
     def train(self, mode: bool = True) -> Tail:
         """Switch the adapters' dropout only: frozen layers always run without.
@@ -93,7 +110,7 @@ class Tail(nn.Module):
         pixels: Mapping[str, Tensor] | None = None,
         image: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Return the batch's loss, as `tail_loss` does."""
+        """Return the batch's loss, as `tail_loss` does, summed over the runs that are trained."""
         batch = {
             "states": states,
             "labels": labels,
@@ -107,4 +124,6 @@ class Tail(nn.Module):
             "image": image,
         }
         given = {name: value for name, value in batch.items() if value is not None}
-        return {"loss": tail_loss(self._backbone[0], given)}
+        losses = self.run_losses(given)
+        self.losses = losses.detach()
+        return {"loss": losses.sum()}

@@ -1,50 +1,31 @@
-"""Stage `train`: one run's adapter, trained by Hugging Face Trainer on the cached trunk.
+"""Stage `train`: adapters of one run or several, by Hugging Face Trainer on the cached trunk.
 
 The tail is the backbone's own decoder above the frozen part, fed with cached states. Loss and
-gradients are those of the whole model; only the work that no run changes is left out.
+gradients are those of the whole model; only the work that no run changes is left out. Runs that
+share backbone, trunk and layers share a process, and where that is faster a pass, too
+(`gapinit.together`): each ends as it does when it is trained alone.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
-import resource
-import sys
-import tempfile
-import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-from torch import Tensor, nn
-from transformers import (
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    set_seed,
-)
-
-from gapinit.adapter_folder import save_adapter
-from gapinit.adapters import alignment, module_directions
-from gapinit.artifacts import atomic_folder, package_versions, read_json, sha256, write_json
+from gapinit.artifacts import read_json, sha256
 from gapinit.backbones import load_backbone
 from gapinit.config import Lora, Training
 from gapinit.errors import GapinitError
 from gapinit.gap_file import read_gap
-from gapinit.gradients import gap_share
 from gapinit.layers import adapts_vision
-from gapinit.methods.setup import Adapted, Setup, adapt
 from gapinit.runs import Run
+from gapinit.staging import clear, publish
 from gapinit.states import backbone_digest
-from gapinit.step_log import StepLog
-from gapinit.tail import Tail
+from gapinit.together import groups
+from gapinit.training_group import train_group
+from gapinit.training_job import Goal, Job
 from gapinit.trunk import Trunk, read_trunk
-
-if TYPE_CHECKING:
-    from gapinit.backbones.base import Backbone
-    from gapinit.gap_file import GapFile
 
 
 def train_run(
@@ -59,179 +40,91 @@ def train_run(
     lora: Lora,
     device: str = "cpu",
 ) -> None:
-    """Train one run and write `adapter/`, `steps.csv` and `run.json` into `output`, as a whole.
+    """Train one run, as `train_runs` does, into the folder `output`."""
+    train_runs(
+        [run], backbone, trunk, layers, gap, [output], recipe=recipe, lora=lora, device=device
+    )
 
-    `gap` gives the direction to methods that use one, and to every run the direction against
-    which its step log measures B. Raises GapinitError for inputs that do not belong together and
-    for a loss that is not finite, with the step.
+
+def train_runs(
+    runs: Sequence[Run],
+    backbone: Path,
+    trunk: Path | Sequence[Path],
+    layers: Path,
+    gap: Path,
+    outputs: Sequence[Path],
+    *,
+    recipe: Training,
+    lora: Lora,
+    device: str = "cpu",
+    together: str = "auto",
+) -> None:
+    """Train runs that share backbone, trunk, layers and gap file, each into its own folder.
+
+    An output holds `adapter/`, `steps.csv`, `run.json` and, apart from what is the same again for
+    the same run, `process.json`. `gap` gives the direction to methods that use one, and to every
+    run the direction against which its step log measures B. `together`: which runs are trained in
+    one pass, `auto`, `always` or `never` (see `gapinit.together`).
+
+    Runs that are done, and a checkpoint of the others every `recipe.checkpoint_steps` steps, are
+    kept beside the outputs until all are done: after a kill the same call goes on from there and
+    ends in the same files. Raises GapinitError for inputs that do not belong together, and for a
+    loss that is not finite, with run and step: the other runs are trained to their end before.
     """
-    started = time.monotonic()
-    if run.seed is None or run.rank is None or run.layers is None:
-        raise GapinitError(f"run '{run.path}' is not one that is trained")
-    chosen = read_json(layers)[run.layers]
+    goals_of = _require_one_trunk(runs, outputs)
+    chosen = read_json(layers)[str(runs[0].layers)]
     cached, directions = read_trunk(trunk), read_gap(gap)
     own_digest = backbone_digest(backbone)
     _require_same_backbone(own_digest, trunk, cached.inputs, "trunk")
     _require_same_backbone(own_digest, gap, directions.inputs, "gap")
-    _require_first_layer(chosen, trunk, cached, vision=adapts_vision(run.layers))
-    set_seed(run.seed)
-    model = load_backbone(backbone, device)
-    cached = cached.prepare(model)
-    setup = _setup(run, model, chosen, directions, lora, FirstBatches(cached, recipe, run, device))
-    # Before the adapter: some methods change the weights whose gradient this is.
-    share = gap_share(model, chosen, setup.batches(1)[0], setup.gap)
-    # The gap is the decoder's: modules of the vision tower have none.
-    decoder = model.named_targets(chosen)
-    adapted = adapt(run.method, setup)
-    own = module_directions(adapted.model, setup.gap, only=decoder)
-    heldout = directions.heldout_gap if directions.heldout_gap is not None else directions.gap
-    check = module_directions(adapted.model, torch.from_numpy(heldout), only=decoder)
-    at_init = alignment(adapted.model, check)
-    with atomic_folder(output) as folder, tempfile.TemporaryDirectory() as scratch:
-        log = StepLog(adapted.model, own)
-        before = Path(scratch) / "before-training" if adapted.converts else None
-        if before is not None:
-            save_adapter(adapted.model, before)
-        arguments = _arguments(recipe, run, Path(scratch), device)
-        _trainer(Tail(adapted.model, model), cached, arguments, [log]).train()
-        save_adapter(adapted.model, folder / "adapter", before, with_base=adapted.saves_base)
-        log.write(folder / "steps.csv")
-        inputs = {
-            "backbone": own_digest,
-            "trunk": cached.inputs,
-            "layers": sha256(layers),
-            "gap": sha256(gap),
-        }
-        recipe_used = {
-            **recipe.model_dump(),
-            **lora.model_dump(),
-            "alpha": setup.alpha,
-            "max_tokens": cached.inputs["max_tokens"],
-            "trunk": cached.mode,
-            "trunk_dtype": cached.inputs["dtype"],
-        }
-        record = _record(run, adapted, log) | {
-            "recipe": recipe_used,
-            "layers": chosen,
-            "alignment_at_init": at_init,
-            "gradient_share": share,
-            "inputs": inputs,
-            "seconds": time.monotonic() - started,
-        }
-        write_json(folder / "run.json", record)
-
-
-def _setup(
-    run: Run,
-    backbone: Backbone,
-    layers: list[int],
-    gap: GapFile,
-    lora: Lora,
-    first_batches: FirstBatches,
-) -> Setup:
-    """Return what the run's method is given."""
-    assert run.seed is not None and run.rank is not None and run.layers is not None
-    return Setup(
-        backbone=backbone,
-        layers=layers,
-        rank=run.rank,
-        alpha=lora.alpha_per_rank * run.rank,
-        dropout=lora.dropout,
-        gap=torch.from_numpy(gap.gap),
-        noise=run.noise,
-        noise_scale=run.noise_scale or "unit",
-        generator=torch.Generator().manual_seed(run.seed),
-        means={
-            "text": torch.from_numpy(gap.text_mean),
-            "vision": torch.from_numpy(gap.vision_mean),
-        },
-        vision=adapts_vision(run.layers),
-        first_batches=first_batches,
-    )
-
-
-def _record(run: Run, adapted: Adapted, log: StepLog) -> dict[str, Any]:
-    """Return what `run.json` says of the run itself and of the process that trained it."""
-    parameters = adapted.model.parameters()
-    return {
-        "factors": run.factors,
-        "trainable_parameters": sum(value.numel() for value in parameters if value.requires_grad),
-        "first_grad_norm": log.rows[0]["grad_norm"],
-        "final_loss": log.mean_of_last(0.1),
-        "noise_cosine": adapted.noise_cosine,
-        "changes_base": adapted.changes_base,
-        "versions": package_versions(),
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "threads": torch.get_num_threads(),
-        "command": sys.argv[1:],
+    _require_first_layer(chosen, trunk, cached, vision=adapts_vision(str(runs[0].layers)))
+    inputs = {
+        "backbone": own_digest,
+        "trunk": cached.inputs,
+        "layers": sha256(layers),
+        "gap": sha256(gap),
     }
+    job = Job(cached, chosen, directions, recipe, lora, device, inputs)
+    goals = [Goal.of(run, output, job) for run, output in goals_of]
+    left = [goal for goal in goals if not goal.done]
+    failures: list[str] = []
+    if left:
+        model = load_backbone(backbone, device)
+        job = replace(job, trunk=cached.prepare(model))
+        for group in groups([goal.run for goal in left], model, together, lora.dropout):
+            failures += train_group(model, job, [left[place] for place in group])
+    for goal in goals:
+        if goal.place.is_dir():
+            publish(goal.place, goal.output)
+    if failures:
+        raise GapinitError("; ".join(failures))
+    for goal in goals:
+        clear(goal.output)
 
 
-class FirstBatches:
-    """The batches that a run begins with, read only when they are asked for.
-
-    They are those of the run's own Trainer, so that a first gradient is the first step's; drawing
-    them leaves the random numbers of everything else as they are.
-    """
-
-    def __init__(self, trunk: Trunk, recipe: Training, run: Run, device: str) -> None:
-        self._trunk, self._recipe, self._run, self._device = trunk, recipe, run, device
-        self._read: list[dict[str, Tensor]] = []
-
-    def __call__(self, samples: int) -> list[dict[str, Tensor]]:
-        """Return as many batches as hold `samples` samples, or all of the first epoch."""
-        count = math.ceil(samples / self._recipe.batch_size)
-        if len(self._read) < count:
-            devices = [self._device] if self._device.startswith("cuda") else []
-            with torch.random.fork_rng(devices), tempfile.TemporaryDirectory() as scratch:
-                arguments = _arguments(self._recipe, self._run, Path(scratch), self._device)
-                trainer = _trainer(nn.Linear(1, 1), self._trunk, arguments, [])
-                self._read = list(itertools.islice(trainer.get_train_dataloader(), count))
-        return self._read[:count]
-
-
-def _trainer(
-    model: nn.Module, trunk: Trunk, arguments: TrainingArguments, callbacks: list[TrainerCallback]
-) -> Trainer:
-    """Return Hugging Face's Trainer over the trunk."""
-    trainer = Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=trunk,
-        data_collator=trunk.collate,
-        callbacks=callbacks,
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
-
-
-def _arguments(recipe: Training, run: Run, scratch: Path, device: str) -> TrainingArguments:
-    """Return the paper's recipe (Table 14) in Trainer's words."""
-    assert run.seed is not None, "train_run lets no run without a seed come here"
-    return TrainingArguments(
-        output_dir=str(scratch / "trainer"),
-        per_device_train_batch_size=recipe.batch_size,
-        gradient_accumulation_steps=recipe.gradient_accumulation,
-        num_train_epochs=run.epochs or recipe.epochs,
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type=recipe.scheduler,
-        warmup_steps=recipe.warmup_ratio,
-        weight_decay=recipe.weight_decay,
-        max_grad_norm=recipe.max_grad_norm,
-        train_sampling_strategy="group_by_length" if recipe.group_by_length else "random",
-        optim="adamw_torch",
-        logging_strategy="steps",
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_drop_last=False,
-        seed=run.seed,
-        data_seed=run.seed,
-        use_cpu=device == "cpu",
-    )
+def _require_one_trunk(runs: Sequence[Run], outputs: Sequence[Path]) -> list[tuple[Run, Path]]:
+    """Return each run with its output; refuse runs that cannot share a process."""
+    if not runs or len(runs) != len(outputs):
+        raise GapinitError(
+            f"--run and --output: found {len(runs)} runs and {len(outputs)} outputs, expected an "
+            "output for each run, in the same order"
+        )
+    for run in runs:
+        if run.seed is None or run.rank is None or run.layers is None:
+            raise GapinitError(f"run '{run.path}' is not one that is trained")
+        for factor in ("backbone", "dataset", "layers"):
+            one, other = getattr(runs[0], factor), getattr(run, factor)
+            if one != other:
+                raise GapinitError(
+                    f"run '{run.path}' has the {factor} '{other}', run '{runs[0].path}' has "
+                    f"'{one}': runs of one call share backbone, dataset and layers. Train them in "
+                    "calls of their own."
+                )
+    resolved = [Path(output).resolve() for output in outputs]
+    for found, what in ((list(runs), "--run"), (resolved, "--output")):
+        if len(set(found)) < len(found):
+            raise GapinitError(f"{what}: the same one is given twice")
+    return [(run, Path(output)) for run, output in zip(runs, outputs, strict=True)]
 
 
 def _require_same_backbone(

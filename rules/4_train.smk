@@ -2,9 +2,11 @@
 #
 # in:   results/<name>/3_gap/, results/1_backbones/<backbone>/, results/1_data/<dataset>/
 # out:  results/<name>/4_train/trunk/<backbone>/<dataset>/<layers>.h5
-#       results/<name>/4_train/runs/<run>/{adapter/,steps.csv,run.json}
+#       results/<name>/4_train/runs/<run>/{adapter/,steps.csv,run.json,process.json}
 #
 # <run> spells the run's factors (gapinit/runs.py); a run that several tables ask for is made once.
+# <row> is the same without the seed: a job trains some seeds of a row, at most
+# training.seeds_per_job of them, and there is a rule for each set of seeds that some row has.
 
 
 TRUNKS = f"{OUT}/4_train/trunk"
@@ -46,52 +48,59 @@ rule trunk:
         " --max-tokens {params.max_tokens} --mode {params.mode} --dtype {params.dtype} {params.shard}"
 
 
-rule train:
-    input:
-        backbone=backbone_of,
-        trunk=trunk_of,
-        layers=layers_of,
-        gap=gap_of,
-    output:
-        adapter=f"{RUNS}/{{run}}/adapter/adapter_model.safetensors",
-        settings=f"{RUNS}/{{run}}/adapter/adapter_config.json",
-        steps=f"{RUNS}/{{run}}/steps.csv",
-        run=f"{RUNS}/{{run}}/run.json",
-    log:
-        f"{LOGS}/4_train/{{run}}.log",
-    benchmark:
-        f"{OUT}/benchmarks/4_train/{{run}}.tsv"
-    conda:
-        "../envs/gapinit.yaml"
-    resources:
-        expected_s=18,
-        mem_mb=resource("mem_mb", 3000),
-        gpu_mem_mb=resource("gpu_mem_mb"),
-        runtime=resource("runtime", 480),
-        gpu=1,
-    params:
-        backbone=subpath(input.backbone, parent=True),
-        trunk=lambda wildcards, input: [f"--trunk={path}" for path in trunk_of(wildcards)],
-        folder=subpath(output.run, parent=True),
-        alpha_per_rank=CONFIG.lora.alpha_per_rank,
-        dropout=CONFIG.lora.dropout,
-        learning_rate=training_setting("learning_rate"),
-        scheduler=training_setting("scheduler"),
-        warmup_ratio=training_setting("warmup_ratio"),
-        weight_decay=training_setting("weight_decay"),
-        max_grad_norm=training_setting("max_grad_norm"),
-        batch_size=training_setting("batch_size"),
-        gradient_accumulation=training_setting("gradient_accumulation"),
-        grouping=grouping_option,
-        version=PLAN.version("train"),
-    message:
-        "Train {wildcards.run}"
-    shell:
-        "python -m gapinit --log-file {log:q} train --run {wildcards.run:q}"
-        " --backbone {params.backbone:q} {params.trunk:q} --layers {input.layers:q}"
-        " --gap {input.gap:q} --output {params.folder:q}"
-        " --alpha-per-rank {params.alpha_per_rank} --dropout {params.dropout}"
-        " --learning-rate {params.learning_rate} --scheduler {params.scheduler}"
-        " --warmup-ratio {params.warmup_ratio} --weight-decay {params.weight_decay}"
-        " --max-grad-norm {params.max_grad_norm} --batch-size {params.batch_size}"
-        " --gradient-accumulation {params.gradient_accumulation} {params.grouping}"
+for SEEDS, ROWS in PLAN.chunks().items():
+
+    rule:
+        name:
+            f"train_{'_'.join(map(str, SEEDS))}"
+        input:
+            backbone=backbone_of,
+            trunk=trunk_of,
+            layers=layers_of,
+            gap=gap_of,
+        output:
+            adapter=[f"{RUNS}/{{row}}/seed{it}/adapter/adapter_model.safetensors" for it in SEEDS],
+            settings=[f"{RUNS}/{{row}}/seed{it}/adapter/adapter_config.json" for it in SEEDS],
+            steps=[f"{RUNS}/{{row}}/seed{it}/steps.csv" for it in SEEDS],
+            run=[f"{RUNS}/{{row}}/seed{it}/run.json" for it in SEEDS],
+            process=[f"{RUNS}/{{row}}/seed{it}/process.json" for it in SEEDS],
+        log:
+            f"{LOGS}/4_train/{{row}}/seed{'-'.join(map(str, SEEDS))}.log",
+        benchmark:
+            f"{OUT}/benchmarks/4_train/{{row}}/seed{'-'.join(map(str, SEEDS))}.tsv"
+        wildcard_constraints:
+            row="|".join(map(re.escape, ROWS)),
+        conda:
+            "../envs/gapinit.yaml"
+        resources:
+            expected_s=5 + 13 * len(SEEDS),
+            mem_mb=resource("mem_mb", 3000),
+            gpu_mem_mb=resource("gpu_mem_mb"),
+            runtime=resource("runtime", 480),
+            gpu=1,
+        params:
+            backbone=subpath(input.backbone, parent=True),
+            trunk=lambda wildcards, input: [f"--trunk={path}" for path in trunk_of(wildcards)],
+            runs=train_options,
+            alpha_per_rank=CONFIG.lora.alpha_per_rank,
+            dropout=CONFIG.lora.dropout,
+            learning_rate=training_setting("learning_rate"),
+            scheduler=training_setting("scheduler"),
+            warmup_ratio=training_setting("warmup_ratio"),
+            weight_decay=training_setting("weight_decay"),
+            max_grad_norm=training_setting("max_grad_norm"),
+            batch_size=training_setting("batch_size"),
+            gradient_accumulation=training_setting("gradient_accumulation"),
+            grouping=grouping_option,
+            version=PLAN.version("train"),
+        message:
+            f"Train {{wildcards.row}}/{', '.join(f'seed{it}' for it in SEEDS)}"
+        shell:
+            "python -m gapinit --log-file {log:q} train {params.runs:q}"
+            " --backbone {params.backbone:q} {params.trunk:q} --layers {input.layers:q}"
+            " --gap {input.gap:q}"
+            " --alpha-per-rank {params.alpha_per_rank} --dropout {params.dropout}"
+            " --learning-rate {params.learning_rate} --scheduler {params.scheduler}"
+            " --warmup-ratio {params.warmup_ratio} --weight-decay {params.weight_decay}"
+            " --max-grad-norm {params.max_grad_norm} --batch-size {params.batch_size}"
+            " --gradient-accumulation {params.gradient_accumulation} {params.grouping}"

@@ -78,21 +78,26 @@ def states_of(wildcards):
     ]
 
 
+def run_of(wildcards):
+    """The run that a job is about; of a row, one of its runs: seeds share all inputs."""
+    return Run.parse(wildcards.get("run") or f"{wildcards.row}/seed0")
+
+
 def trunk_of(wildcards):
     """The trunk below the layers that a run adapts."""
-    run = Run.parse(wildcards.run)
+    run = run_of(wildcards)
     return shards_of("trunk", f"{TRUNKS}/{run.backbone}/{run.dataset}/{run.layers}")
 
 
 def gap_of(wildcards):
     """A run's gap: its direction, or for methods without one what B is compared with."""
-    run = Run.parse(wildcards.run)
+    run = run_of(wildcards)
     return f"{GAPS}/{run.backbone}/{PLAN.gap_name(run)}.h5"
 
 
 def backbone_name(wildcards):
     """The backbone that a job is about: the path's own, or its run's."""
-    return wildcards.get("backbone") or Run.parse(wildcards.run).backbone
+    return wildcards.get("backbone") or run_of(wildcards).backbone
 
 
 def layers_setting(key):
@@ -131,14 +136,28 @@ def grouping_option(wildcards):
     return "--group-by-length" if training.group_by_length else ""
 
 
+def train_options(wildcards, output):
+    """The runs of a job and their folders, as options of the command, and how often it is saved.
+
+    Worked out from the outputs: params of that kind are no reason to train again, and neither
+    what else a job trains nor its checkpoints change a number.
+    """
+    folders = [Path(record).parent for record in output.run]
+    steps = PLAN.training_of(backbone_name(wildcards)).checkpoint_steps
+    options = [
+        ["--run", str(folder.relative_to(RUNS)), "--output", str(folder)] for folder in folders
+    ]
+    return [*sum(options, []), f"--checkpoint-steps={steps}"]
+
+
 def layers_of(wildcards):
     """The layer choice of a run's backbone."""
-    return f"{GAPS}/{Run.parse(wildcards.run).backbone}/layers.json"
+    return f"{GAPS}/{run_of(wildcards).backbone}/layers.json"
 
 
 def backbone_of(wildcards):
     """The backbone folder's marker file."""
-    return f"{BACKBONES}/{Run.parse(wildcards.run).backbone}/config.json"
+    return f"{BACKBONES}/{run_of(wildcards).backbone}/config.json"
 
 
 def features_of(wildcards):

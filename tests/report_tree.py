@@ -164,8 +164,6 @@ def _record(run: Run, draw: random.Random) -> dict[str, Any]:
         "versions": {"torch": "2.13.0", "peft": "0.21.2"},
         "first_grad_norm": draw.uniform(0.1, 0.9),
         "final_loss": draw.uniform(1, 2),
-        "seconds": draw.uniform(8, 20),
-        "peak_memory_mb": 900.0,
     }
 
 

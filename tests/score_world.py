@@ -70,8 +70,10 @@ class World:
         path = self.runs / run.path / "run.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         record = {"factors": run.factors, "first_grad_norm": 0.5, "final_loss": 1.25}
-        record |= {"noise_cosine": None, "seconds": 12.5, "peak_memory_mb": 800}
-        path.write_text(json.dumps(record | {"trainable_parameters": 1234}))
+        record |= {"noise_cosine": None, "trainable_parameters": 1234}
+        path.write_text(json.dumps(record))
+        process = {"seconds": 12.5, "peak_memory_mb": 800}
+        path.with_name("process.json").write_text(json.dumps(process))
 
     def fill(self, means: dict[str, float], dataset: str = "scenes") -> None:
         """Write everything: a row's seeds score its mean plus their offsets."""

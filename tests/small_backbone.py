@@ -31,7 +31,7 @@ from gapinit.methods import METHODS
 from gapinit.runs import Run
 from gapinit.settings import check_settings
 from gapinit.states import extract_states
-from gapinit.train import train_run
+from gapinit.train import train_runs
 from gapinit.trunk import extract_trunk
 
 COMMON_TOKEN = 41
@@ -115,25 +115,38 @@ class SmallWorld:
         self, output: Path, method: str = "gap-init", *, strategy: str = "naive", **changes: Any
     ) -> Path:
         """Train one run of a few steps; `changes` go to the run, the recipe or the LoRA."""
+        self.train_all({output: self.run(method, strategy, changes)}, strategy, **changes)
+        return output
+
+    def run(self, method: str, strategy: str, changes: dict[str, Any]) -> Run:
+        """Return a run of the tiny world; takes out of `changes` what is its own."""
         factors: dict[str, Any] = {"rank": 1, "epochs": 1, "seed": 42}
         factors["rank"] += METHODS[method].even_rank
         if METHODS[method].uses_gap:
             factors |= {"calibration": "in-domain", "calibration_size": 12}
-        recipe: dict[str, Any] = {"batch_size": 24}
         factors |= {name: changes.pop(name) for name in list(changes) if name in _RUN}
+        return Run("tiny", "tiny", method, layers=strategy, **factors)
+
+    def train_all(
+        self,
+        goals: dict[Path, Run],
+        strategy: str = "naive",
+        together: str = "auto",
+        **changes: Any,
+    ) -> None:
+        """Train runs in one process, each into its folder; `changes` as of `train`."""
         lora = {name: changes.pop(name) for name in list(changes) if name in Lora.model_fields}
-        run = Run("tiny", "tiny", method, layers=strategy, **factors)
-        train_run(
-            run,
+        train_runs(
+            list(goals.values()),
             self.backbone,
             self.trunk(strategy),
             self.layers,
             self.gap,
-            output,
-            recipe=Training(**recipe | changes),
+            list(goals),
+            recipe=Training(**{"batch_size": 24} | changes),
             lora=Lora(**lora),
+            together=together,
         )
-        return output
 
 
 _RUN = set(Run.__dataclass_fields__)

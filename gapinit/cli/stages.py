@@ -164,12 +164,20 @@ def trunk(
 
 @app.command()
 def train(
-    run: Annotated[str, typer.Option(help="The run's path, which spells its factors.")],
+    run: Annotated[
+        list[str],
+        typer.Option(
+            help="A run's path, which spells its factors; may repeat, for runs that share "
+            "backbone, dataset, layers and gap file."
+        ),
+    ],
     backbone: Backbone,
-    trunk: Annotated[list[Path], typer.Option(help="Trunk of the run's layers, or its shards.")],
+    trunk: Annotated[list[Path], typer.Option(help="Trunk of the runs' layers, or its shards.")],
     layers: Annotated[Path, typer.Option(help="Layer choice, of `gapinit layers`.")],
     gap: Annotated[Path, typer.Option(help="Gap file: direction, and what B is compared with.")],
-    output: Output,
+    output: Annotated[
+        list[Path], typer.Option(help="A run's folder, written whole; one for each run, in order.")
+    ],
     alpha_per_rank: float = 2.0,
     dropout: float = 0.05,
     learning_rate: float = 2e-4,
@@ -182,14 +190,20 @@ def train(
     group_by_length: Annotated[
         bool, typer.Option(help="Batches of captions of like length: less padding.")
     ] = False,
+    together: Annotated[
+        str, typer.Option(help="Runs in one pass: always, never, or auto: where it is faster.")
+    ] = "auto",
+    checkpoint_steps: Annotated[
+        int, typer.Option(help="Steps between checkpoints, 0: none. A killed call resumes.", min=0)
+    ] = 200,
     device: Device = "auto",
 ) -> None:
-    """Train one run on the trunk: adapter folder, step log and run.json."""
+    """Train runs on the trunk: for each its adapter folder, step log and run.json."""
     from gapinit.config import Lora, Training
     from gapinit.runs import Run
     from gapinit.settings import check_settings
 
-    chosen = Run.parse(run)
+    chosen = [Run.parse(path) for path in run]
     origin = "gapinit train"
     recipe = {
         "learning_rate": learning_rate,
@@ -200,14 +214,14 @@ def train(
         "batch_size": batch_size,
         "gradient_accumulation": gradient_accumulation,
         "group_by_length": group_by_length,
-        "epochs": chosen.epochs,
+        "checkpoint_steps": checkpoint_steps,
     }
     checked = check_settings(recipe, Training, origin)
     lora = check_settings({"alpha_per_rank": alpha_per_rank, "dropout": dropout}, Lora, origin)
 
-    from gapinit.train import train_run
+    from gapinit.train import train_runs
 
-    train_run(
+    train_runs(
         chosen,
         backbone,
         trunk,
@@ -217,4 +231,5 @@ def train(
         recipe=checked,
         lora=lora,
         device=device_name(device),
+        together=choice(together, "together", ("auto", "always", "never")),
     )

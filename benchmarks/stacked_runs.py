@@ -1,0 +1,177 @@
+"""Several runs in one pass against the same runs one after another, by hidden width.
+
+Both ways train the same seeds of Gap-Init in this process, in turn; a ratio above 1 says that one
+pass was faster. What one process saves either way (imports, model and trunk paid once) is in
+neither. The backbones are BLIP-2 as `mini-blip2` is, of random weights, with a decoder of the width.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from gapinit.artifacts import package_versions, write_json
+from gapinit.backbones.mini_blip2 import MiniBlip2Settings, build, train_tokenizer
+from gapinit.config import Lora, Training
+from gapinit.data.dataset import prepare_dataset
+from gapinit.data.manifest import read_manifest
+from gapinit.gap_file import estimate_gap_file
+from gapinit.layers import write_layers
+from gapinit.runs import Run
+from gapinit.settings import check_settings, read_yaml
+from gapinit.states import extract_states
+from gapinit.train import train_runs
+from gapinit.trunk import extract_trunk
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results" / "stacked_runs.json"
+SEEDS = (42, 123, 2024, 999, 7)
+BATCH_SIZE = 32
+CAPTIONS_AN_IMAGE = 5
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A decoder's width, and how many steps of it are timed."""
+
+    width: int
+    heads: int
+    steps: int
+
+
+SHAPES = (
+    Shape(32, 4, 60),
+    Shape(64, 4, 50),
+    Shape(128, 4, 30),
+    Shape(256, 4, 15),
+    Shape(1024, 16, 3),
+)
+
+
+@dataclass(frozen=True)
+class World:
+    """Artifacts of one shape: everything that a training reads."""
+
+    folder: Path
+
+    def train(self, runs: int, together: str) -> float:
+        """Train the first seeds in one call; return the CPU seconds it took."""
+        chosen = [
+            Run("small", "small", "gap-init", 1, "naive", 1, "in-domain", 16, seed=seed)
+            for seed in SEEDS[:runs]
+        ]
+        with tempfile.TemporaryDirectory() as scratch:
+            outputs = [Path(scratch) / f"seed{run.seed}" for run in chosen]
+            began = time.process_time()
+            train_runs(
+                chosen,
+                self.folder / "backbone",
+                self.folder / "trunk.h5",
+                self.folder / "layers.json",
+                self.folder / "gap.h5",
+                outputs,
+                recipe=Training(batch_size=BATCH_SIZE, max_caption_tokens=40),
+                lora=Lora(dropout=0.0),
+                together=together,
+            )
+            return time.process_time() - began
+
+
+def make_world(shape: Shape, folder: Path) -> World:
+    """Write a backbone of random weights and the artifacts of the stages before training."""
+    data = folder / "data"
+    generated = {
+        "name": "small",
+        "generator": "scenes",
+        "layout": "coco",
+        "domain": "studio",
+        "seed": 5,
+        "images": {"train": shape.steps * BATCH_SIZE // CAPTIONS_AN_IMAGE, "val": 2, "test": 2},
+    }
+    settings = folder / "small.yaml"
+    settings.write_text(yaml.safe_dump(generated), encoding="utf-8")
+    prepare_dataset(settings, data, progress=False)
+    captions = [text for it in read_manifest(data / "manifest.json").captions("train") for text in it.captions]
+    sizes = read_yaml(ROOT / "config/backbones/mini-blip2.yaml")
+    sizes |= {"decoder_width": shape.width, "attention_heads": shape.heads}
+    checked = check_settings(sizes, MiniBlip2Settings, "mini-blip2")
+    torch.manual_seed(0)
+    backbone = build(checked, train_tokenizer(captions, checked.vocabulary))
+    backbone.model.eval().save_pretrained(folder / "backbone")
+    backbone.processor.save_pretrained(folder / "backbone")
+    paths: list[Any] = [folder / "backbone", data / "manifest.json"]
+    extract_states(*paths, folder / "states.h5", pairs=32, seed=0, max_caption_tokens=40)
+    estimate_gap_file(
+        [folder / "states.h5"],
+        folder / "gap.h5",
+        size=16,
+        heldout=16,
+        neighbours=5,
+        alpha_semantic=1.0,
+        alpha_geometric=1.0,
+        smoothing="spot",
+    )
+    write_layers(folder / "gap.h5", folder / "layers.json", num_layers=4, exclude_bottom=1)
+    layers = folder / "layers.json"
+    extract_trunk(*paths, layers, "naive", folder / "trunk.h5", max_tokens=40)
+    return World(folder)
+
+
+def compare(world: World, runs: int, repeats: int) -> dict[str, Any]:
+    """Time both ways in turn; return the ratios and the seconds."""
+    seconds: dict[str, list[float]] = {"never": [], "always": []}
+    for repeat in range(repeats):
+        ways = list(seconds) if repeat % 2 == 0 else list(reversed(seconds))
+        for way in ways:
+            seconds[way].append(world.train(runs, way))
+    ratios = [a / b for a, b in zip(seconds["never"], seconds["always"], strict=True)]
+    return {
+        "runs": runs,
+        "ratio": statistics.median(ratios),
+        "lowest": min(ratios),
+        "highest": max(ratios),
+        "one_after_another_s": seconds["never"],
+        "one_pass_s": seconds["always"],
+    }
+
+
+def main() -> None:
+    """Print the table of ratios and write it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--runs", type=int, nargs="+", default=[1, 2, 3, 5])
+    parser.add_argument("--widths", type=int, nargs="+", default=[shape.width for shape in SHAPES])
+    parser.add_argument("--threads", type=int, default=1, help="As the workflow's jobs have.")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    results = []
+    print(f"{'width':>6} {'runs':>5} {'ratio':>6}   lowest - highest   (one pass against one by one)")
+    for shape in SHAPES:
+        if shape.width not in options.widths:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            world = make_world(shape, Path(folder))
+            world.train(1, "never")  # warms up
+            for runs in options.runs:
+                found = asdict(shape) | compare(world, runs, options.repeats)
+                results.append(found)
+                print(
+                    f"{shape.width:>6} {runs:>5} {found['ratio']:>6.2f}   {found['lowest']:.2f} - "
+                    f"{found['highest']:.2f}",
+                    flush=True,
+                )
+    content = {"threads": options.threads, "versions": package_versions(), "results": results}
+    write_json(options.output, content)
+
+
+if __name__ == "__main__":
+    main()

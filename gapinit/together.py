@@ -1,0 +1,215 @@
+"""Several adapters in one pass: runs of one method and rank on the same frozen weights.
+
+The batches of K runs are concatenated. A frozen matrix W0 is applied to all of them at once, and
+each run's slice gets its own (alpha / r) B_k A_k, as two batched products over (K, r, d). The loss
+is the sum of the runs' own mean losses, so no run's gradient holds anything of another's.
+
+What is saved is reading W0, the calls into the model and the optimiser's: a training of a small
+model is made of those. At a hidden width of `WIDEST` and above a step is the matrix products
+themselves, K times as many for K runs: stacking is not faster there
+(`benchmarks/results/stacked_runs.json`), and on a GPU it would need K times the memory for
+activations. What is left there is one model in memory for all runs of a process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from gapinit.adapters import ADAPTER, lora_layers
+from gapinit.dropout import draw_mask
+from gapinit.errors import GapinitError
+from gapinit.layers import adapts_vision
+from gapinit.methods import METHODS
+from gapinit.tail import Tail, position_losses
+
+if TYPE_CHECKING:
+    from gapinit.backbones.base import Backbone
+    from gapinit.runs import Run
+
+WIDEST = 512
+"""Hidden width from which on runs are trained one after another, unless told otherwise."""
+TOGETHER = ("auto", "always", "never")
+
+
+def groups(
+    runs: Sequence[Run], backbone: Backbone, together: str, dropout: float
+) -> list[list[int]]:
+    """Return which runs are trained in one pass, as places in `runs`.
+
+    Those of one method, rank and number of epochs, where the method is a plain LoRA on the
+    unchanged base. `auto`: where it is faster.
+    """
+    stacks = together == "always" or (together == "auto" and backbone.hidden_size < WIDEST)
+    # The rows of a vision tower are of images, whichever runs they are read by.
+    stacks = stacks and not adapts_vision(str(runs[0].layers))
+    # Masks of modules that read an image's tokens would have to be padded as those are.
+    stacks = stacks and not (dropout and backbone.cross_attends)
+    found: dict[Any, list[int]] = {}
+    for place, run in enumerate(runs):
+        plain = stacks and METHODS[run.method].plain
+        key = (run.method, run.rank, run.epochs) if plain else place
+        found.setdefault(key, []).append(place)
+    return list(found.values())
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A and B of one run's adapter at one module, and whether B is trained."""
+
+    a: Tensor
+    b: Tensor
+    trains_b: bool
+
+
+def weights_of(model: PeftModel) -> dict[str, Weights]:
+    """Return a copy of an adapter's matrices by module."""
+    found = {}
+    for name, module in lora_layers(model).items():
+        a, b = module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight
+        found[name] = Weights(a.detach().clone(), b.detach().clone(), b.requires_grad)
+    return found
+
+
+class Slices:
+    """Which rows of what a module reads belong to which run."""
+
+    def __init__(self, runs: int) -> None:
+        self.runs = runs
+        self._samples = 0
+        self._width = 0
+        self._widths: list[int] = []
+        self._labelled: list[int] = []
+
+    def enter(self, batch: Mapping[str, Tensor]) -> list[int]:
+        """Take note of a batch; return how many labelled positions each run has in it."""
+        labels = batch["labels"]
+        self._samples, self._width = labels.shape
+        # What the batch of each run is padded to when it is trained alone.
+        self._widths = batch["length"].view(self.runs, -1).amax(1).tolist()
+        self._labelled = (labels != -100).view(self.runs, -1).sum(1).tolist()
+        return self._labelled
+
+    def counts(self, states: Tensor) -> list[int]:
+        """Return how many rows of `states`, (rows, d) or (samples, width, d), each run has."""
+        rows = states.shape[:-1].numel()
+        sample_wise = states.ndim == 3 and states.shape[0] == self._samples
+        if sample_wise or rows == self._samples * self._width:
+            return [rows // self.runs] * self.runs
+        if states.ndim == 2 and rows == sum(self._labelled):
+            return self._labelled
+        raise GapinitError(
+            f"{rows} rows of {self._samples} samples of width {self._width} are of no known run: "
+            "train the runs of this backbone one after another (--together never)"
+        )
+
+    def mask(self, states: Tensor, p: float, generators: Sequence[torch.Generator]) -> Tensor:
+        """Return the runs' dropout masks, each as drawn when it is trained alone, in their rows."""
+        samples = self._samples // self.runs
+        padded = states.shape[:-1].numel() == self._samples * self._width
+        width = states.shape[-1]
+        parts = []
+        for run, count in enumerate(self.counts(states)):
+            own = (samples, self._widths[run], width) if padded else (count, width)
+            mask = draw_mask(states, own, p, generators[run])
+            if padded:
+                mask = nn.functional.pad(mask, (0, 0, 0, self._width - self._widths[run]))
+            parts.append(mask.view(-1, width))
+        return torch.cat(parts)
+
+
+class StackedLora(nn.Module):
+    """A frozen matrix with the adapters of K runs, each on its own slice of the batch."""
+
+    def __init__(
+        self,
+        layer: Any,
+        weights: Sequence[Weights],
+        slices: Slices,
+        generators: Sequence[torch.Generator],
+    ) -> None:
+        super().__init__()
+        self.base_layer = layer.get_base_layer()
+        self.scaling = layer.scaling[ADAPTER]
+        dropout = layer.lora_dropout[ADAPTER]
+        self.p = dropout.p if isinstance(dropout, nn.Dropout) else 0.0
+        self.a = nn.Parameter(torch.stack([one.a for one in weights]))
+        stacked = torch.stack([one.b for one in weights])
+        self.b = nn.Parameter(stacked, requires_grad=weights[0].trains_b)
+        self._slices = slices
+        self._generators = tuple(generators)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Return W0 x + b + (alpha / r) B_k A_k x, k the run of the row."""
+        base = self.base_layer(states)
+        counts = self._slices.counts(states)
+        rows = states.reshape(-1, states.shape[-1]).to(self.a.dtype)
+        if self.p and self.training:
+            rows = rows * self._slices.mask(states.to(self.a.dtype), self.p, self._generators)
+        wide = base.reshape(len(rows), -1).to(self.a.dtype)
+        # Not torch.baddbmm over (K, r, d): on a CPU its backward pass took half as long again.
+        parts = zip(rows.split(counts), wide.split(counts), self.a, self.b, strict=True)
+        added = torch.cat(
+            [torch.addmm(w, x @ a.T, b.T, alpha=self.scaling) for x, w, a, b in parts]
+        )
+        return added.view(base.shape).to(base.dtype)
+
+
+class StackedTail(Tail):
+    """The trained part of a backbone with the adapters of several runs.
+
+    `model` is the backbone with the last run's adapter: its modules are replaced until `finish`.
+    """
+
+    def __init__(
+        self,
+        model: PeftModel,
+        backbone: Backbone,
+        weights: Sequence[Mapping[str, Weights]],
+        generators: Sequence[torch.Generator],
+    ) -> None:
+        self._slices = Slices(len(weights))
+        layers = lora_layers(model)
+        stacked = {
+            name: StackedLora(layer, [one[name] for one in weights], self._slices, generators)
+            for name, layer in layers.items()
+        }
+        for name, module in stacked.items():
+            model.set_submodule(name, module)
+        super().__init__(model, backbone)
+        # In a tuple: they are not a part of the model meanwhile.
+        self._layers = (layers,)
+        self._stacked = stacked
+        self._dropouts = tuple(stacked.values())
+
+    def run_losses(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return each run's mean cross-entropy over its own labelled positions, (runs,)."""
+        labelled = self._slices.enter(batch)
+        losses = position_losses(self._backbone[0], batch)
+        return torch.stack([own.mean() for own in losses.split(labelled)])
+
+    def gradients(self) -> list[Tensor]:
+        """Return the gradients of all weights that are trained, (runs, ...) each."""
+        learned = (value.grad for value in self.parameters() if value.requires_grad)
+        return [gradient for gradient in learned if gradient is not None]
+
+    def columns(self) -> dict[str, Tensor]:
+        """Return the first column of every run's B by module, (runs, d_out)."""
+        return {name: module.b.detach()[:, :, 0] for name, module in self._stacked.items()}
+
+    def finish(self) -> None:
+        """Put PEFT's own modules back, to be given each run's weights in turn."""
+        for name, layer in self._layers[0].items():
+            self.model.set_submodule(name, layer)
+
+    @torch.no_grad()
+    def give(self, run: int) -> None:
+        """Give PEFT's modules the weights of one run; after `finish`."""
+        for name, layer in self._layers[0].items():
+            layer.lora_A[ADAPTER].weight.copy_(self._stacked[name].a[run])
+            layer.lora_B[ADAPTER].weight.copy_(self._stacked[name].b[run])
