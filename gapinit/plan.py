@@ -30,7 +30,7 @@ VERSIONS = {
     "states": 1,
     "gap": 1,
     "trunk": 3,
-    "train": 2,
+    "train": 3,
     "predict": 3,
     "score": 2,
     "tables": 2,

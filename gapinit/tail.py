@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from gapinit.backbones.inputs import Inputs
+from gapinit.low_rank import fuse
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -30,11 +31,12 @@ def tail_states(backbone: Backbone, batch: Mapping[str, Tensor]) -> Tensor:
 def tail_loss(backbone: Backbone, batch: Mapping[str, Tensor]) -> Tensor:
     """Return the mean cross-entropy over the labelled positions (-100: none).
 
-    Positions without a label never reach the output matrix.
+    Positions without a label never reach the output matrix, and give the last layer keys and
+    values only.
     """
     labels = batch["labels"]
     labelled = labels != -100
-    logits = backbone.output_head(tail_states(backbone, batch)[labelled])
+    logits = backbone.output_head(backbone.decode_at(batch_inputs(backbone, batch), labelled))
     return nn.functional.cross_entropy(logits.float(), labels[labelled])
 
 
@@ -43,6 +45,7 @@ class Tail(nn.Module):
 
     def __init__(self, model: PeftModel, backbone: Backbone) -> None:
         super().__init__()
+        fuse(model)
         self.model = model
         # In tuples: not a second owner of the parameters.
         self._backbone = (backbone,)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from gapinit.backbones.generation import left_padded, placeholder_ids
 from gapinit.backbones.inputs import Images, Inputs, gather, padded_places
+from gapinit.backbones.last_layer import Narrow, Rows
 from gapinit.backbones.loading import cannot_be_loaded, load_processor, load_weights
 from gapinit.backbones.prompts import Prompts, Segment
 from gapinit.backbones.source import read_source
@@ -48,6 +49,8 @@ class Backbone(ABC):
     """How many numbers of an image's grid positions or masks depend on."""
     in_template: ClassVar[bool] = True
     """Whether an image token stands in the template, with text around it."""
+    last_layer: ClassVar[Narrow | None] = None
+    """How the last decoder layer runs at some positions only (`last_layer.py`); None: it cannot."""
 
     def __init__(self, model: Any, processor: Any, prompts: Prompts | None = None) -> None:
         """Without a processor, for questions about the model alone: it reads no text then."""
@@ -331,6 +334,22 @@ class Backbone(ABC):
         states = inputs.states.to(self.model.dtype)  # cached states are float32
         arguments = self.decoder_arguments(inputs)
         return self.decoder(inputs_embeds=states, use_cache=False, **arguments).last_hidden_state
+
+    def decode_at(self, inputs: Inputs, where: Tensor) -> Tensor:
+        """Return the final states at some positions, one after another, (positions, d).
+
+        `where`: (n, width) bool. What the last layer would compute elsewhere is left out, if the
+        family says how (`last_layer`); the states are the same.
+        """
+        # Subclasses set a function, which is looked up on the class: it is no method.
+        narrow = type(self).last_layer
+        attention = self.text_config._attn_implementation
+        if narrow is None or attention not in ("sdpa", "eager"):
+            return self.decode(inputs)[where]
+        rows = Rows.of(where)
+        with narrow(self.decoder_layers[-1], rows, attention == "eager"):
+            states = self.decode(inputs)
+        return states[rows.valid]
 
     def image_span(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Return where each sequence's image tokens begin and end, (n,) each."""

@@ -18,6 +18,7 @@ from transformers import Blip2ForConditionalGeneration, Blip2Processor
 from gapinit.artifacts import read_json
 from gapinit.backbones.base import Backbone
 from gapinit.backbones.inputs import Images
+from gapinit.backbones.last_layer import opt_layer
 from gapinit.backbones.prompts import Prompts
 from gapinit.errors import GapinitError
 
@@ -33,6 +34,7 @@ class Blip2Backbone(Backbone):
         caption="", question=QUESTION, chat=QUESTION, turn=QUESTION, spaced=True
     )
     in_template = False
+    last_layer = staticmethod(opt_layer)
     # OPT calls the paper's `o_proj` `out_proj`.
     target_pattern = (
         r"language_model\.model\.decoder\.layers\.({layers})\."

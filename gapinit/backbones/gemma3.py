@@ -19,6 +19,7 @@ from transformers.models.gemma3.modeling_gemma3 import create_masks_for_vision_m
 
 from gapinit.backbones.base import Backbone
 from gapinit.backbones.inputs import Images, Inputs
+from gapinit.backbones.last_layer import rotary_layer
 from gapinit.backbones.prompts import Prompts
 
 ANSWER = "<end_of_turn>\n<start_of_turn>model\n"
@@ -28,6 +29,7 @@ class Gemma3Backbone(Backbone):
     """Gemma 3: SigLIP, a pooling projector, and a decoder with sliding windows."""
 
     model_class: ClassVar[Any] = Gemma3ForConditionalGeneration
+    last_layer = staticmethod(rotary_layer)
     # Source: the chat template of the published weights, and the two newlines that their processor
     # puts on either side of an image. ASSUME: the papers do not print their prompts; these words
     # are those of LLaVA's evaluations.

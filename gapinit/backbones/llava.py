@@ -16,6 +16,7 @@ from transformers import LlavaForConditionalGeneration
 from gapinit.artifacts import read_json
 from gapinit.backbones.base import Backbone
 from gapinit.backbones.inputs import Images
+from gapinit.backbones.last_layer import rotary_layer
 from gapinit.backbones.prompts import Prompts
 from gapinit.errors import GapinitError
 
@@ -27,6 +28,7 @@ class LlavaBackbone(Backbone):
     """LLaVA-1.5: a CLIP tower, a two-layer projector and a Llama decoder."""
 
     model_class: ClassVar[Any] = LlavaForConditionalGeneration
+    last_layer = staticmethod(rotary_layer)
     # Source: the prompt of the published weights (Vicuna's conversation, image first). ASSUME: the
     # papers do not print their prompts; these words are those of LLaVA's evaluations.
     # No space in front of `turn`: Llama's tokenizer marks the beginning of a piece with one.

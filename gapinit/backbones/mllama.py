@@ -18,6 +18,7 @@ from transformers import MllamaForConditionalGeneration
 
 from gapinit.backbones.base import Backbone
 from gapinit.backbones.inputs import Images, Inputs
+from gapinit.backbones.last_layer import cross_layer
 from gapinit.backbones.prompts import Prompts
 
 ANSWER = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
@@ -53,6 +54,7 @@ class MllamaBackbone(Backbone):
         r"(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(fc1|fc2))"
     )
     cross_attends = True
+    last_layer = staticmethod(cross_layer)
 
     @property
     def decoder(self) -> Any:

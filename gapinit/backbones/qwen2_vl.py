@@ -17,6 +17,7 @@ from transformers import Qwen2VLForConditionalGeneration
 
 from gapinit.backbones.base import Backbone
 from gapinit.backbones.inputs import Images, Inputs
+from gapinit.backbones.last_layer import rotary_layer
 from gapinit.backbones.prompts import Prompts
 
 ANSWER = "<|im_end|>\n<|im_start|>assistant\n"
@@ -46,6 +47,7 @@ class Qwen2VLBackbone(Backbone):
         r"(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))"
     )
     grid_width = 2
+    last_layer = staticmethod(rotary_layer)
     vision_pattern = r"model\.visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2))"
 
     @property
