@@ -8,6 +8,7 @@ is shared out between tower, Q-Former, frozen and adapted layers as at full size
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from PIL import Image, ImageFilter
 
 from gapinit.artifacts import write_json
 from gapinit.backbones.architecture import Architecture, build_architecture, find_architecture
+from gapinit.backbones.loading import no_progress_bars
 from gapinit.data.captions import CaptionedImage
 from gapinit.data.manifest import Manifest, write_manifest
 
@@ -44,18 +46,50 @@ CHANGES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 8,
     },
 }
+# Trainer switches frozen layers to training, too; here both sides run without dropout.
+NO_DROPOUT: dict[str, dict[str, Any]] = {
+    "qformer_config": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    "text_config": {"dropout": 0.0},
+}
 # Every one of them is a token or two of the stand-in tokenizer.
 WORDS = ("a", "photo", "of", "man", "on", "bench", "with", "two", "dogs", "in", "the", "park")
+
+
+# For what does not depend on widths: memory against the number of images.
+SMALL: dict[str, dict[str, Any]] = {
+    "vision_config": {
+        "image_size": 32,
+        "patch_size": 8,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    },
+    "qformer_config": {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "encoder_hidden_size": 32,
+    },
+    "text_config": {
+        "vocab_size": 512,
+        "hidden_size": 128,
+        "word_embed_proj_dim": 128,
+        "ffn_dim": 256,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+    },
+}
 
 
 def architecture(full: bool = False) -> Architecture:
     """Return the published architecture, or the same scaled down."""
     published = find_architecture(NAME, CONFIG)
-    if full:
-        return published
     config = dict(published.config)
-    for part, changes in CHANGES.items():
-        config[part] = {**config[part], **changes}
+    for part, smaller in CHANGES.items():
+        changes = {} if full else smaller
+        config[part] = {**config[part], **changes, **NO_DROPOUT.get(part, {})}
     return published.model_copy(update={"config": config})
 
 
@@ -65,14 +99,7 @@ def write_world(folder: Path, images: int, full: bool = False) -> None:
     The backbone has random weights of a trained model's size; images and captions have the sizes
     of COCO's.
     """
-    import torch
-
-    torch.manual_seed(0)
-    backbone = build_architecture(architecture(full), NAME, "cpu", "float32")
-    with torch.no_grad():
-        backbone.model.query_tokens.normal_()
-    backbone.model.save_pretrained(folder / "backbone")
-    _processor(backbone).save_pretrained(folder / "backbone")
+    write_backbone(folder / "backbone", architecture(full))
     data = folder / "data"
     (data / "images").mkdir(parents=True)
     draw = random.Random(0)
@@ -85,6 +112,45 @@ def write_world(folder: Path, images: int, full: bool = False) -> None:
         entries.append(CaptionedImage(number, path, (" ".join(words),), "train"))
     write_manifest(data / "manifest.json", Manifest("coco-like", data, {}, {"train": entries}))
     write_json(folder / "layers.json", {"naive": ADAPTED})
+
+
+def write_small_world(folder: Path, sizes: Sequence[int]) -> None:
+    """Write a small backbone, and a `data/manifest-N.json` of the first N of small images."""
+    published = find_architecture(NAME, CONFIG)
+    config = published.config
+    small = {part: {**config[part], **changes} for part, changes in SMALL.items()}
+    reader = published.image_processor.model_copy(
+        update={"arguments": {"size": {"height": 32, "width": 32}}}
+    )
+    write_backbone(
+        folder / "backbone",
+        published.model_copy(update={"config": {**config, **small}, "image_processor": reader}),
+    )
+    data = folder / "data"
+    (data / "images").mkdir(parents=True)
+    draw = np.random.default_rng(0)
+    entries = []
+    for number in range(max(sizes)):
+        path = data / "images" / f"{number:06d}.jpg"
+        Image.fromarray(draw.integers(0, 255, (48, 64, 3), dtype=np.uint8)).save(path)
+        entries.append(CaptionedImage(number, path, (" ".join(WORDS[: 4 + number % 8]),), "train"))
+    for size in sizes:
+        chosen = Manifest("small", data, {}, {"train": entries[:size]})
+        write_manifest(data / f"manifest-{size}.json", chosen)
+    write_json(folder / "layers.json", {"naive": [3]})
+
+
+def write_backbone(folder: Path, shape: Architecture) -> None:
+    """Write a `save_pretrained` folder with random weights and the real processor class."""
+    import torch
+
+    torch.manual_seed(0)
+    backbone = build_architecture(shape, NAME, "cpu", "float32")
+    with torch.no_grad():
+        backbone.model.query_tokens.normal_()
+    with no_progress_bars():
+        backbone.model.save_pretrained(folder)
+        _processor(backbone).save_pretrained(folder)
 
 
 def _processor(backbone: Any) -> Any:

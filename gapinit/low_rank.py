@@ -58,7 +58,7 @@ def _forward(module: Any, x: Tensor, *arguments: Any, **named: Any) -> Tensor:
     base, dropout = module.get_base_layer(), module.lora_dropout[ADAPTER]
     dropped = dropout(x) if dropout.training and getattr(dropout, "p", 0) else None
     a, b = module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight
-    found: Tensor = _LowRank.apply(  # type: ignore[no-untyped-call]
+    found: Tensor = _LowRank.apply(
         x, dropped, base.weight, base.bias, a, b, module.scaling[ADAPTER]
     )
     return found

@@ -92,7 +92,7 @@ def test_a_family_that_does_not_say_how_computes_all(
     where = places(inputs)
     with torch.no_grad():
         narrowed = backbone.decode_at(inputs, where)
-        monkeypatch.setattr(type(backbone), "last_layer", None)
+        monkeypatch.setattr(backbone, "narrow_last_layer", lambda *_: None)
         torch.testing.assert_close(
             backbone.decode_at(inputs, where), narrowed, rtol=1e-4, atol=1e-5
         )

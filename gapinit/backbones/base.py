@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from gapinit.backbones.generation import left_padded, placeholder_ids
 from gapinit.backbones.inputs import Images, Inputs, gather, padded_places
-from gapinit.backbones.last_layer import Narrow, Rows
+from gapinit.backbones.last_layer import Rows
 from gapinit.backbones.loading import cannot_be_loaded, load_processor, load_weights
 from gapinit.backbones.prompts import Prompts, Segment
 from gapinit.backbones.source import read_source
@@ -49,8 +50,6 @@ class Backbone(ABC):
     """How many numbers of an image's grid positions or masks depend on."""
     in_template: ClassVar[bool] = True
     """Whether an image token stands in the template, with text around it."""
-    last_layer: ClassVar[Narrow | None] = None
-    """How the last decoder layer runs at some positions only (`last_layer.py`); None: it cannot."""
 
     def __init__(self, model: Any, processor: Any, prompts: Prompts | None = None) -> None:
         """Without a processor, for questions about the model alone: it reads no text then."""
@@ -105,6 +104,13 @@ class Backbone(ABC):
     def generation_arguments(self, inputs: Inputs, input_ids: Tensor) -> dict[str, Tensor]:
         """Return what `generate` needs beside embeddings and mask, padded on the left."""
         return {}
+
+    def narrow_last_layer(self, rows: Rows, eager: bool) -> AbstractContextManager[None] | None:
+        """Return a block in which the last layer runs at `rows` only (`last_layer.py`).
+
+        None: it cannot. `eager`: masks are added to scores, and no kernel takes bools.
+        """
+        return None
 
     # What follows from that ----------------------------------------------------------------------
 
@@ -339,15 +345,14 @@ class Backbone(ABC):
         """Return the final states at some positions, one after another, (positions, d).
 
         `where`: (n, width) bool. What the last layer would compute elsewhere is left out, if the
-        family says how (`last_layer`); the states are the same.
+        family says how (`narrow_last_layer`); the states are the same.
         """
-        # Subclasses set a function, which is looked up on the class: it is no method.
-        narrow = type(self).last_layer
         attention = self.text_config._attn_implementation
-        if narrow is None or attention not in ("sdpa", "eager"):
-            return self.decode(inputs)[where]
         rows = Rows.of(where)
-        with narrow(self.decoder_layers[-1], rows, attention == "eager"):
+        narrowed = self.narrow_last_layer(rows, attention == "eager")
+        if narrowed is None or attention not in ("sdpa", "eager"):
+            return self.decode(inputs)[where]
+        with narrowed:
             states = self.decode(inputs)
         return states[rows.valid]
 

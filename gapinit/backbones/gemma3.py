@@ -9,6 +9,7 @@ both masks are made from where the image stands. No text changes what an image's
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from copy import copy
 from typing import Any, ClassVar
 
@@ -19,7 +20,7 @@ from transformers.models.gemma3.modeling_gemma3 import create_masks_for_vision_m
 
 from gapinit.backbones.base import Backbone
 from gapinit.backbones.inputs import Images, Inputs
-from gapinit.backbones.last_layer import rotary_layer
+from gapinit.backbones.last_layer import Rows, rotary_layer
 from gapinit.backbones.prompts import Prompts
 
 ANSWER = "<end_of_turn>\n<start_of_turn>model\n"
@@ -29,7 +30,6 @@ class Gemma3Backbone(Backbone):
     """Gemma 3: SigLIP, a pooling projector, and a decoder with sliding windows."""
 
     model_class: ClassVar[Any] = Gemma3ForConditionalGeneration
-    last_layer = staticmethod(rotary_layer)
     # Source: the chat template of the published weights, and the two newlines that their processor
     # puts on either side of an image. ASSUME: the papers do not print their prompts; these words
     # are those of LLaVA's evaluations.
@@ -55,6 +55,10 @@ class Gemma3Backbone(Backbone):
         r"model\.vision_tower\.(vision_model\.)?encoder\.layers\.\d+\."
         r"(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.(fc1|fc2))"
     )
+
+    def narrow_last_layer(self, rows: Rows, eager: bool) -> AbstractContextManager[None]:
+        """Return a block in which the last layer gives keys and values of all, and `rows`."""
+        return rotary_layer(self.decoder_layers[-1], rows, eager)
 
     @property
     def decoder(self) -> Any:

@@ -8,13 +8,13 @@ A layer is changed for one pass by hooks; its own `forward` runs on the rows tha
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,6 @@ class Rows:
         if eager is None:
             return seen
         return torch.zeros_like(seen, dtype=eager).masked_fill(~seen, torch.finfo(eager).min)
-
-
-Narrow = Callable[[nn.Module, Rows, bool], AbstractContextManager[None]]
-"""(layer, rows, eager): during the block the layer takes all states and returns those rows."""
 
 
 @contextmanager
@@ -104,7 +100,7 @@ def rotary_layer(layer: Any, rows: Rows, eager: bool) -> Iterator[None]:
         mask = rows.mask(
             named.get("attention_mask"), states.shape[1], states.dtype if eager else None
         )
-        changed: Mapping[str, Any] = {
+        changed: dict[str, Any] = {
             "attention_mask": mask,
             "position_embeddings": (rows.take(cosine), rows.take(sine)),
             "past_key_values": _Given(*keys),
