@@ -88,7 +88,7 @@ def draw(path: Path, results: Sequence[dict[str, Any]]) -> None:
     if not rows:
         return
     # One grey for all text and lines: it is read on white and on black.
-    options = {"text.color": NEUTRAL, "axes.edgecolor": NEUTRAL, "svg.hashsalt": "gapinit"}
+    options: Any = {"text.color": NEUTRAL, "axes.edgecolor": NEUTRAL, "svg.hashsalt": "gapinit"}
     options |= {"xtick.color": NEUTRAL, "ytick.color": NEUTRAL, "axes.labelcolor": NEUTRAL}
     with pyplot.rc_context(options):
         figure, axes = pyplot.subplots(figsize=(9, 0.6 + 0.5 * len(rows)), layout="constrained")
