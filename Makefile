@@ -41,10 +41,8 @@ lint: $(DEV) ## style, types and the workflow's own rules
 	$(BIN)/mypy
 	$(BIN)/snakemake --lint
 
-bench: $(DEV) ## every program in benchmarks/, one after the other
-	@programs=(benchmarks/*.py); \
-	if [[ ! -e "$${programs[0]}" ]]; then echo "No benchmarks yet."; exit 0; fi; \
-	for program in "$${programs[@]}"; do echo "== $$program"; $(BIN)/python "$$program"; done
+bench: $(DEV) ## every program in benchmarks/, one after the other, then its table and figure
+	$(BIN)/python -m benchmarks
 
 clean: ## remove .venv, caches and everything in results/ that is not tracked
 	@if git rev-parse --is-inside-work-tree >/dev/null 2>&1; \

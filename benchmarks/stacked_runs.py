@@ -2,7 +2,8 @@
 
 Both ways train the same seeds of Gap-Init in this process, in turn; a ratio above 1 says that one
 pass was faster. What one process saves either way (imports, model and trunk paid once) is in
-neither. The backbones are BLIP-2 as `mini-blip2` is, of random weights, with a decoder of the width.
+neither. The backbones are BLIP-2 as `mini-blip2` is, of random weights, with a decoder of that
+width.
 """
 
 from __future__ import annotations
@@ -99,7 +100,11 @@ def make_world(shape: Shape, folder: Path) -> World:
     settings = folder / "small.yaml"
     settings.write_text(yaml.safe_dump(generated), encoding="utf-8")
     prepare_dataset(settings, data, progress=False)
-    captions = [text for it in read_manifest(data / "manifest.json").captions("train") for text in it.captions]
+    captions = [
+        text
+        for it in read_manifest(data / "manifest.json").captions("train")
+        for text in it.captions
+    ]
     sizes = read_yaml(ROOT / "config/backbones/mini-blip2.yaml")
     sizes |= {"decoder_width": shape.width, "attention_heads": shape.heads}
     checked = check_settings(sizes, MiniBlip2Settings, "mini-blip2")
@@ -107,8 +112,8 @@ def make_world(shape: Shape, folder: Path) -> World:
     backbone = build(checked, train_tokenizer(captions, checked.vocabulary))
     backbone.model.eval().save_pretrained(folder / "backbone")
     backbone.processor.save_pretrained(folder / "backbone")
-    paths: list[Any] = [folder / "backbone", data / "manifest.json"]
-    extract_states(*paths, folder / "states.h5", pairs=32, seed=0, max_caption_tokens=40)
+    made, manifest = folder / "backbone", data / "manifest.json"
+    extract_states(made, manifest, folder / "states.h5", pairs=32, seed=0, max_caption_tokens=40)
     estimate_gap_file(
         [folder / "states.h5"],
         folder / "gap.h5",
@@ -121,7 +126,7 @@ def make_world(shape: Shape, folder: Path) -> World:
     )
     write_layers(folder / "gap.h5", folder / "layers.json", num_layers=4, exclude_bottom=1)
     layers = folder / "layers.json"
-    extract_trunk(*paths, layers, "naive", folder / "trunk.h5", max_tokens=40)
+    extract_trunk(made, manifest, layers, "naive", folder / "trunk.h5", max_tokens=40)
     return World(folder)
 
 
@@ -154,7 +159,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     results = []
-    print(f"{'width':>6} {'runs':>5} {'ratio':>6}   lowest - highest   (one pass against one by one)")
+    print(
+        f"{'width':>6} {'runs':>5} {'ratio':>6}   lowest - highest   (one pass against one by one)"
+    )
     for shape in SHAPES:
         if shape.width not in options.widths:
             continue

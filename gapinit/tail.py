@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gapinit.backbones.inputs import Inputs
 from gapinit.errors import GapinitError
+from gapinit.low_rank import fuse
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -49,11 +50,12 @@ def tail_states(backbone: Backbone, batch: Mapping[str, Any]) -> Tensor:
 def position_losses(backbone: Backbone, batch: Mapping[str, Any]) -> Tensor:
     """Return the cross-entropy of each labelled position (-100: none), (labelled,), row by row.
 
-    Positions without a label never reach the output matrix.
+    Positions without a label never reach the output matrix, and give the last layer keys and
+    values only.
     """
     labels = batch["labels"]
     labelled = labels != -100
-    logits = backbone.output_head(tail_states(backbone, batch)[labelled])
+    logits = backbone.output_head(backbone.decode_at(batch_inputs(backbone, batch), labelled))
     return nn.functional.cross_entropy(logits.float(), labels[labelled], reduction="none")
 
 
@@ -70,6 +72,7 @@ class Tail(nn.Module):
 
     def __init__(self, model: PeftModel, backbone: Backbone) -> None:
         super().__init__()
+        fuse(model)
         self.model = model
         # In tuples: not a second owner of the parameters.
         self._backbone = (backbone,)

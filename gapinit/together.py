@@ -82,44 +82,60 @@ class Slices:
     def __init__(self, runs: int) -> None:
         self.runs = runs
         self._samples = 0
-        self._width = 0
-        self._widths: list[int] = []
         self._labelled: list[int] = []
+        self._widths: dict[int, list[int]] = {}
 
     def enter(self, batch: Mapping[str, Tensor]) -> list[int]:
         """Take note of a batch; return how many labelled positions each run has in it."""
-        labels = batch["labels"]
-        self._samples, self._width = labels.shape
-        # What the batch of each run is padded to when it is trained alone.
-        self._widths = batch["length"].view(self.runs, -1).amax(1).tolist()
-        self._labelled = (labels != -100).view(self.runs, -1).sum(1).tolist()
+        is_labelled = batch["labels"] != -100
+        self._samples, width = is_labelled.shape
+        each = is_labelled.sum(1).view(self.runs, -1)
+        self._labelled = each.sum(1).tolist()
+        # What each run's batch is padded to when it is trained alone: whole sequences, and in the
+        # last layer their labelled positions (`gapinit.backbones.last_layer`).
+        most = each.amax(1).tolist()
+        self._widths = {
+            max(most): most,
+            width: batch["length"].view(self.runs, -1).amax(1).tolist(),
+        }
         return self._labelled
 
     def counts(self, states: Tensor) -> list[int]:
         """Return how many rows of `states`, (rows, d) or (samples, width, d), each run has."""
         rows = states.shape[:-1].numel()
-        sample_wise = states.ndim == 3 and states.shape[0] == self._samples
-        if sample_wise or rows == self._samples * self._width:
+        if self._width(states) is not None:
             return [rows // self.runs] * self.runs
         if states.ndim == 2 and rows == sum(self._labelled):
             return self._labelled
-        raise GapinitError(
-            f"{rows} rows of {self._samples} samples of width {self._width} are of no known run: "
-            "train the runs of this backbone one after another (--together never)"
+        raise self._unknown(rows)
+
+    def _width(self, states: Tensor) -> int | None:
+        """Return how many rows each sample has in padded states; None: they are not padded."""
+        if states.ndim == 3:
+            return states.shape[1] if states.shape[0] == self._samples else None
+        width, rest = divmod(len(states), self._samples)
+        return width if not rest and width in self._widths else None
+
+    def _unknown(self, rows: int) -> GapinitError:
+        return GapinitError(
+            f"{rows} rows of {self._samples} samples of width {max(self._widths)} are of no known "
+            "run: train the runs of this backbone one after another (--together never)"
         )
 
     def mask(self, states: Tensor, p: float, generators: Sequence[torch.Generator]) -> Tensor:
         """Return the runs' dropout masks, each as drawn when it is trained alone, in their rows."""
-        samples = self._samples // self.runs
-        padded = states.shape[:-1].numel() == self._samples * self._width
-        width = states.shape[-1]
+        samples, d = self._samples // self.runs, states.shape[-1]
+        width = self._width(states)
+        if width is not None and width not in self._widths:
+            raise self._unknown(states.shape[:-1].numel())
         parts = []
         for run, count in enumerate(self.counts(states)):
-            own = (samples, self._widths[run], width) if padded else (count, width)
-            mask = draw_mask(states, own, p, generators[run])
-            if padded:
-                mask = nn.functional.pad(mask, (0, 0, 0, self._width - self._widths[run]))
-            parts.append(mask.view(-1, width))
+            own = None if width is None else self._widths[width][run]
+            shape = (count, d) if own is None else (samples, own, d)
+            mask = draw_mask(states, shape, p, generators[run])
+            if width is not None and own is not None:
+                mask = nn.functional.pad(mask, (0, 0, 0, width - own))
+            parts.append(mask.view(-1, d))
         return torch.cat(parts)
 
 

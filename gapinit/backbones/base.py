@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from gapinit.backbones.generation import left_padded, placeholder_ids
 from gapinit.backbones.inputs import Images, Inputs, gather, packed, padded_places
+from gapinit.backbones.last_layer import Rows
 from gapinit.backbones.loading import cannot_be_loaded, load_processor, load_weights
 from gapinit.backbones.prompts import Prompts, Segment
 from gapinit.backbones.source import read_source
@@ -108,6 +110,13 @@ class Backbone(ABC):
     def generation_arguments(self, inputs: Inputs, input_ids: Tensor) -> dict[str, Tensor]:
         """Return what `generate` needs beside embeddings and mask, padded on the left."""
         return {}
+
+    def narrow_last_layer(self, rows: Rows, eager: bool) -> AbstractContextManager[None] | None:
+        """Return a block in which the last layer runs at `rows` only (`last_layer.py`).
+
+        None: it cannot. `eager`: masks are added to scores, and no kernel takes bools.
+        """
+        return None
 
     # What follows from that ----------------------------------------------------------------------
 
@@ -367,6 +376,21 @@ class Backbone(ABC):
         if inputs.segment is not None:
             arguments = self.packed_arguments(inputs) | arguments
         return self.decoder(inputs_embeds=states, use_cache=False, **arguments).last_hidden_state
+
+    def decode_at(self, inputs: Inputs, where: Tensor) -> Tensor:
+        """Return the final states at some positions, one after another, (positions, d).
+
+        `where`: (n, width) bool. What the last layer would compute elsewhere is left out, if the
+        family says how (`narrow_last_layer`); the states are the same.
+        """
+        attention = self.text_config._attn_implementation
+        rows = Rows.of(where)
+        narrowed = self.narrow_last_layer(rows, attention == "eager")
+        if narrowed is None or attention not in ("sdpa", "eager"):
+            return self.decode(inputs)[where]
+        with narrowed:
+            states = self.decode(inputs)
+        return states[rows.valid]
 
     def image_span(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Return where each sequence's image tokens begin and end, (n,) each."""

@@ -8,6 +8,7 @@ number is the model's).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import Blip2ForConditionalGeneration, Blip2Processor
 from gapinit.artifacts import read_json
 from gapinit.backbones.base import Backbone
 from gapinit.backbones.inputs import Images
+from gapinit.backbones.last_layer import Rows, opt_layer
 from gapinit.backbones.prompts import Prompts
 from gapinit.errors import GapinitError
 
@@ -67,6 +69,10 @@ class Blip2Backbone(Backbone):
     def load_processor(cls, folder: Path) -> Any:
         """Return the real processor: its tokenizer gets the image token that older ones lack."""
         return Blip2Processor.from_pretrained(folder, local_files_only=True)
+
+    def narrow_last_layer(self, rows: Rows, eager: bool) -> AbstractContextManager[None]:
+        """Return a block in which the last layer gives keys and values of all, and `rows`."""
+        return opt_layer(self.decoder_layers[-1], rows, eager)
 
     @property
     def decoder(self) -> Any:

@@ -9,6 +9,7 @@ both masks are made from where the image stands. No text changes what an image's
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from copy import copy
 from typing import Any, ClassVar
 
@@ -18,6 +19,7 @@ from transformers.models.gemma3.modeling_gemma3 import create_masks_for_vision_m
 
 from gapinit.backbones.base import Backbone
 from gapinit.backbones.inputs import Images, Inputs
+from gapinit.backbones.last_layer import Rows, rotary_layer
 from gapinit.backbones.prompts import Prompts
 
 ANSWER = "<end_of_turn>\n<start_of_turn>model\n"
@@ -53,6 +55,10 @@ class Gemma3Backbone(Backbone):
         r"(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.(fc1|fc2))"
     )
     packs_texts = True
+
+    def narrow_last_layer(self, rows: Rows, eager: bool) -> AbstractContextManager[None]:
+        """Return a block in which the last layer gives keys and values of all, and `rows`."""
+        return rotary_layer(self.decoder_layers[-1], rows, eager)
 
     @property
     def decoder(self) -> Any:

@@ -6,6 +6,7 @@ Every image is cropped to one size, so every image has as many tokens, and posit
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from transformers import LlavaForConditionalGeneration
 from gapinit.artifacts import read_json
 from gapinit.backbones.base import Backbone
 from gapinit.backbones.inputs import Images
+from gapinit.backbones.last_layer import Rows, rotary_layer
 from gapinit.backbones.prompts import Prompts
 from gapinit.errors import GapinitError
 
@@ -58,6 +60,10 @@ class LlavaBackbone(Backbone):
         vision = read_json(folder / "config.json").get("vision_config") or {}
         _require_clip(str(folder), vision.get("model_type", TOWER))
         super().check_folder(folder)
+
+    def narrow_last_layer(self, rows: Rows, eager: bool) -> AbstractContextManager[None]:
+        """Return a block in which the last layer gives keys and values of all, and `rows`."""
+        return rotary_layer(self.decoder_layers[-1], rows, eager)
 
     @property
     def decoder(self) -> Any:

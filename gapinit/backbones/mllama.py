@@ -8,6 +8,7 @@ tiles and are all padded to the largest one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -18,6 +19,7 @@ from transformers import MllamaForConditionalGeneration
 
 from gapinit.backbones.base import Backbone
 from gapinit.backbones.inputs import Images, Inputs
+from gapinit.backbones.last_layer import Rows, cross_layer
 from gapinit.backbones.prompts import Prompts
 
 ANSWER = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
@@ -55,6 +57,10 @@ class MllamaBackbone(Backbone):
     cross_attends = True
     grid_width = 1
     packs_texts = True
+
+    def narrow_last_layer(self, rows: Rows, eager: bool) -> AbstractContextManager[None]:
+        """Return a block in which the last layer gives keys and values of all, and `rows`."""
+        return cross_layer(self.decoder_layers[-1], rows, eager)
 
     @property
     def decoder(self) -> Any:

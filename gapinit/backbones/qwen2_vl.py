@@ -9,6 +9,7 @@ here positions are worked out from the image's grid.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +18,7 @@ from transformers import Qwen2VLForConditionalGeneration
 
 from gapinit.backbones.base import Backbone
 from gapinit.backbones.inputs import Images, Inputs
+from gapinit.backbones.last_layer import Rows, rotary_layer
 from gapinit.backbones.prompts import Prompts
 
 ANSWER = "<|im_end|>\n<|im_start|>assistant\n"
@@ -48,6 +50,10 @@ class Qwen2VLBackbone(Backbone):
     grid_width = 2
     packs_texts = True
     vision_pattern = r"model\.visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2))"
+
+    def narrow_last_layer(self, rows: Rows, eager: bool) -> AbstractContextManager[None]:
+        """Return a block in which the last layer gives keys and values of all, and `rows`."""
+        return rotary_layer(self.decoder_layers[-1], rows, eager)
 
     @property
     def decoder(self) -> Any:

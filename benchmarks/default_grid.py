@@ -1,0 +1,207 @@
+"""Processor time of a whole grid as run, against every row of every table run alone.
+
+Nothing is guessed of a job: Snakemake's own `benchmark:` files say what each one took (`cpu_time`).
+With results at hand (`--results results/scenes`) it is their configuration's grid; from a fresh
+clone the small grid of `config/test.yaml` is run first, in a folder of its own.
+
+A row that is run alone, without caches, needs for each of its runs: states and gap (where the
+method has one, and the step log's), training on the whole model, and for each dataset that the
+table scores features, prediction and score. Training on the whole model is the run's own tail plus
+one pass of the frozen layers a sample and epoch, which is what the trunk's job took. This is the
+conservative reading: data and backbone are given. In the literal one each row makes them, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import Result, Spread, Target, cpu_seconds
+from gapinit.errors import GapinitError
+from gapinit.plan import Plan, make_plan
+from gapinit.runs import Run
+from gapinit.settings import read_yaml
+
+REPOSITORY = Path(__file__).parent.parent
+CONFIG = REPOSITORY / "config"
+
+
+@dataclass
+class Times:
+    """The processor time of every job that was run, by kind and name."""
+
+    jobs: dict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
+    missing: int = 0
+
+    @property
+    def total(self) -> float:
+        """Return the time of all jobs, each once."""
+        return sum(sum(jobs.values()) for jobs in self.jobs.values())
+
+    def of(self, kind: str, name: str) -> float:
+        """Return a job's time; of one that was not measured alone, the median of its kind."""
+        jobs = self.jobs.get(kind) or {}
+        if name not in jobs:
+            self.missing += 1
+            return statistics.median(jobs.values()) if jobs else 0.0
+        return jobs[name]
+
+
+def read_times(results: Path, name: str) -> Times:
+    """Read the benchmark files of a configuration's results, of its data and its backbones."""
+    times = Times()
+    for kind, folder in {
+        "data": results / "1_data" / "benchmarks",
+        "backbone": results / "1_backbones" / "benchmarks",
+        "states": results / name / "benchmarks" / "2_states",
+        "gap": results / name / "benchmarks" / "3_gap",
+        "train": results / name / "benchmarks" / "4_train",
+        "evaluate": results / name / "benchmarks" / "5_evaluate",
+    }.items():
+        for path in sorted(folder.rglob("*.tsv")):
+            place = path.relative_to(folder).with_suffix("").as_posix()
+            own = kind
+            for part in ("trunk", "features"):
+                if place.startswith(f"{part}/"):
+                    own, place = part, place.removeprefix(f"{part}/")
+            if own == "evaluate":
+                own, place = place.rpartition(".")[2], place.rpartition(".")[0]
+            times.jobs[own][place] = _cpu_time(path)
+    if not times.jobs:
+        raise GapinitError(f"{results}/{name}: no benchmark files here, expected a finished grid")
+    return times
+
+
+def _cpu_time(path: Path) -> float:
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    try:
+        return sum(float(row["cpu_time"]) for row in rows)
+    except (KeyError, ValueError):
+        # A job too short to be sampled: its wall-clock time.
+        return sum(float(row["s"]) for row in rows)
+
+
+def run_alone(plan: Plan, run: Run, table: str, times: Times) -> float:
+    """Return what one run costs where nothing is shared."""
+    total = 0.0
+    if run.trained:
+        for dataset in plan.sources(run.calibration or plan.config.calibration.source):
+            total += times.of("states", f"{run.backbone}/{dataset}")
+        total += times.of("gap", f"{run.backbone}/{plan.gap_name(run)}")
+        epochs = run.epochs or plan.training_of(run.backbone).epochs
+        total += epochs * times.of("trunk", f"{run.backbone}/{run.dataset}/{run.layers}")
+        total += times.of("train", run.path)
+    for dataset in plan.evaluated_on(table):
+        total += times.of("features", f"{run.backbone}/{dataset}")
+        total += times.of("predict", f"{run.path}/{dataset}")
+        total += times.of("score", f"{run.path}/{dataset}")
+    return total
+
+
+def rows_alone(plan: Plan, times: Times) -> Iterator[tuple[float, float]]:
+    """Yield of each row of each table what it costs given data and backbone, and with them."""
+    for table, rows in plan.rows.items():
+        for row in rows:
+            given = sum(run_alone(plan, run, table, times) for run in row.runs)
+            datasets = {*plan.evaluated_on(table), *(run.dataset for run in row.runs)}
+            backbones = {run.backbone for run in row.runs}
+            made = sum(times.of("data", name) for name in sorted(datasets))
+            made += sum(times.of("backbone", name) for name in sorted(backbones))
+            yield given, given + made
+
+
+def run_small_grid(results: Path) -> float:
+    """Run `config/test.yaml` into a folder; return the processor time of all of it."""
+    command = [
+        sys.executable, "-m", "snakemake", "--cores", str(os.cpu_count()), "--quiet", "all",
+        "--snakefile", str(REPOSITORY / "Snakefile"), "--scheduler", "greedy",
+        "--directory", str(results.parent),
+        "--configfile", str(CONFIG / "test.yaml"), "--config", f"results={results.name}",
+    ]  # fmt: skip
+    return cpu_seconds(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL))
+
+
+def compare(plan: Plan, times: Times, whole: float) -> Result:
+    """Return the row of the table; `whole`: the grid's processor time."""
+    costs = list(rows_alone(plan, times))
+    given, literal = (sum(values) for values in zip(*costs, strict=True))
+    made = sum(sum(times.jobs[kind].values()) for kind in ("data", "backbone"))
+    runs = [run for rows in plan.rows.values() for row in rows for run in row.runs]
+    return Result(
+        "default_grid",
+        [
+            Target(
+                "the grid, all tables: processor time",
+                "every row of every table alone, no caches (data and backbone made, too)",
+                Spread([literal / whole]),
+                "at least",
+                8.0,
+                scale=f"configuration '{plan.config.name}'",
+            ),
+        ],
+        {
+            "processor seconds, grid as run": whole,
+            "of these, data and backbones": made,
+            "processor seconds, rows alone, data and backbone made": literal,
+            "processor seconds, rows alone, data and backbone given": given,
+            "conservative ratio (data and backbone given to both sides)": given / (whole - made),
+            "runs in all rows": len(runs),
+            "runs, each once": len(set(runs)),
+            "jobs not measured alone (median of their kind)": times.missing,
+            **{f"jobs measured: {kind}": len(jobs) for kind, jobs in sorted(times.jobs.items())},
+        },
+        {"configuration": plan.config.name},
+        ["One grid was run, so there is no spread; the other side is worked out from its jobs."],
+    )
+
+
+def plan_of(name: str) -> Plan:
+    """Return the plan of a configuration by the name of its results."""
+    default: Mapping[str, Any] = read_yaml(CONFIG / "default.yaml")
+    for path in sorted(CONFIG.glob("*.yaml")):
+        content = read_yaml(path)
+        if content.get("name") == name and (path.stem == "default" or "experiments" in content):
+            return make_plan(_merged(default, content), CONFIG)
+    raise GapinitError(f"no configuration in {CONFIG}/ is named '{name}'")
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        merged[key] = _merged(old, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def main() -> None:
+    """Compare on results at hand, or on the small grid."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--results", type=Path, help="results of a finished grid: results/scenes")
+    given: Path | None = parser.parse_args().results
+    default = REPOSITORY / "results" / "scenes"
+    if given is None and (default / "report.html").is_file():
+        given = default
+    if given is not None:
+        times = read_times(given.parent, given.name)
+        compare(plan_of(given.name), times, times.total).write()
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        results = Path(folder) / "results"
+        whole = run_small_grid(results)
+        compare(plan_of("test"), read_times(results, "test"), whole).write()
+
+
+if __name__ == "__main__":
+    main()
