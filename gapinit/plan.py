@@ -28,7 +28,7 @@ VERSIONS = {
     "data": 2,
     "backbone": 2,
     "states": 1,
-    "gap": 1,
+    "gap": 2,
     "trunk": 3,
     "train": 2,
     "predict": 3,
