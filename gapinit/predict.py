@@ -7,11 +7,14 @@ once for each backbone and split.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gapinit.artifacts import create_hdf5, hdf5_inputs, open_hdf5, sha256, write_json
 from gapinit.backbones import load_backbone
@@ -72,6 +75,16 @@ def extract_features(
         file["grid"] = np.concatenate(grids)
 
 
+@dataclass(frozen=True)
+class Questions:
+    """What is asked: a dataset's samples, by the features of its images."""
+
+    manifest: Path
+    features: Path
+    max_new_tokens: int
+    """How long an answer may become."""
+
+
 def predict(
     backbone: Path,
     manifest: Path,
@@ -91,10 +104,66 @@ def predict(
 
     `adapter`: a PEFT adapter folder, or None for the backbone as it is (zero-shot).
     """
-    data = read_manifest(manifest)
+    predict_several(
+        backbone,
+        [Questions(manifest, features, max_new_tokens)],
+        [adapter],
+        [[output]],
+        num_beams=num_beams,
+        batch_size=batch_size,
+        device=device,
+    )
+
+
+def predict_several(
+    backbone: Path,
+    questions: Sequence[Questions],
+    adapters: Sequence[Path | None],
+    outputs: Sequence[Sequence[Path]],
+    *,
+    num_beams: int,
+    batch_size: int,
+    device: str = "cpu",
+) -> None:
+    """Answer several datasets with several adapters on one backbone, which is loaded once.
+
+    `outputs[i][j]`: where the answers of `adapters[i]` to `questions[j]` go, in the format that
+    `predict` says and byte for byte what it would write. All inputs are checked before the first
+    answer.
+    """
+    asked = [_read(backbone, one) for one in questions]
+    model = load_backbone(backbone, device)
+    for adapter in adapters:
+        if adapter is not None:
+            from gapinit.adapter_folder import require_fit
+
+            require_fit(model, adapter)
+    batches = [_batches(model, one, batch_size) for one in asked]
+    for adapter, paths in zip(adapters, outputs, strict=True):
+        with _adapter_on(model, adapter):
+            for one, blocks, output in zip(asked, batches, paths, strict=True):
+                _write(output, one.data, one.samples, _answers(model, one, blocks, num_beams))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Samples and the tokens of their images, read and checked."""
+
+    data: Manifest
+    samples: Sequence[Sample]
+    images: Images
+    rows: Tensor
+    """Which image each sample is about."""
+    max_new_tokens: int
+
+
+def _read(backbone: Path, questions: Questions) -> _Asked:
+    """Read a manifest and the features made from it; GapinitError if they were not."""
+    data = read_manifest(questions.manifest)
+    features = questions.features
     with open_hdf5(features, "features") as file:
         inputs = hdf5_inputs(file)
-        expected = {"backbone": backbone_digest(backbone), "manifest": sha256(manifest)}
+        expected = {"backbone": backbone_digest(backbone), "manifest": sha256(questions.manifest)}
         for name, value in expected.items():
             if inputs[name] != value:
                 raise GapinitError(
@@ -109,33 +178,46 @@ def predict(
         )
     samples = data.split(inputs["split"])
     rows = torch.tensor([row_of[data.file(sample.path)] for sample in samples])
-    model = load_backbone(backbone, device)
-    if adapter is not None:
-        from gapinit.adapter_folder import load_adapter
+    return _Asked(data, samples, images, rows, questions.max_new_tokens)
 
-        adapted = load_adapter(model, adapter).eval()
-        if model.model.dtype == torch.float32:
-            # This changes no output beyond rounding and saves the adapters' own products. In half
-            # precision the rounding of a merged weight is as large as a rank-1 update.
-            adapted.merge_and_unload()
-    answers = [""] * len(samples)
-    for block in track(_batches(model, samples, batch_size), data.kind):
+
+def _adapter_on(model: Backbone, adapter: Path | None) -> AbstractContextManager[None]:
+    if adapter is None:
+        return nullcontext()
+    from gapinit.adapter_folder import adapter_on
+
+    return adapter_on(model, adapter)
+
+
+def _batches(model: Backbone, asked: _Asked, batch_size: int) -> list[list[int]]:
+    """Return batches of samples of like length, image tokens and all: little padding is computed.
+
+    The longest come first: what does not fit in memory fails at once.
+    """
+    prompts = [sample_prompt(model.prompts, sample) for sample in asked.samples]
+    different = list(dict.fromkeys(prompts))
+    encoded = model.encode_prompts(different, asked.max_new_tokens)
+    tokens = {prompt: len(ids) for prompt, ids in zip(different, encoded, strict=True)}
+    seen = model.stream_counts(asked.images.counts)[asked.rows].tolist()
+    lengths = [count + tokens[prompt] for count, prompt in zip(seen, prompts, strict=True)]
+    order = sorted(range(len(prompts)), key=lambda index: -lengths[index])
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def _answers(
+    model: Backbone, asked: _Asked, batches: Sequence[Sequence[int]], num_beams: int
+) -> list[str]:
+    answers = [""] * len(asked.samples)
+    for block in track(batches, asked.data.kind):
         said = model.generate(
-            images.take(rows[block]),
-            max_new_tokens=max_new_tokens,
+            asked.images.take(asked.rows[block]),
+            max_new_tokens=asked.max_new_tokens,
             num_beams=num_beams,
-            prompts=[sample_prompt(model.prompts, samples[index]) for index in block],
+            prompts=[sample_prompt(model.prompts, asked.samples[index]) for index in block],
         )
         for index, answer in zip(block, said, strict=True):
             answers[index] = answer
-    _write(output, data, samples, answers)
-
-
-def _batches(model: Backbone, samples: Sequence[Sample], batch_size: int) -> list[list[int]]:
-    """Return batches of samples with prompts of like length, so that little padding is computed."""
-    lengths = [len(sample_prompt(model.prompts, sample)) for sample in samples]
-    order = sorted(range(len(samples)), key=lambda index: lengths[index])
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    return answers
 
 
 def _write(output: Path, data: Manifest, samples: Sequence[Any], answers: Sequence[str]) -> None:

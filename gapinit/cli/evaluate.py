@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from gapinit.cli.options import Backbone, Device, Manifest, Output, Split, device_name
+from gapinit.cli.options import (
+    Backbone,
+    Device,
+    Manifest,
+    Output,
+    Split,
+    device_name,
+    same_number,
+)
 
 app = typer.Typer()
 score_app = typer.Typer(no_args_is_help=True, help="Score predictions.")
@@ -30,28 +38,48 @@ def features(
 @app.command("predict")
 def predict_command(
     backbone: Backbone,
-    manifest: Manifest,
-    features: Annotated[Path, typer.Option(help="Image features, of `gapinit features`.")],
-    output: Output,
+    manifest: Annotated[
+        list[Path], typer.Option(help="manifest.json of a dataset; may be repeated.")
+    ],
+    features: Annotated[
+        list[Path], typer.Option(help="Its image features, of `gapinit features`.")
+    ],
+    output: Annotated[
+        list[Path],
+        typer.Option(help="Answers to each dataset, of the first adapter, then of the next."),
+    ],
     adapter: Annotated[
-        Path | None, typer.Option(help="PEFT adapter folder; none: zero-shot.")
+        list[Path] | None,
+        typer.Option(help="PEFT adapter folder, may be repeated; none: zero-shot."),
     ] = None,
     num_beams: Annotated[int, typer.Option(help="1: greedy.", min=1)] = 1,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 32,
+    max_new_tokens: Annotated[
+        list[int] | None,
+        typer.Option(help="Of all datasets, or one for each; none: 32.", min=1),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     device: Device = "auto",
 ) -> None:
-    """Caption or answer a split, in the benchmark's own format."""
-    from gapinit.predict import predict
+    """Caption or answer one split or several, each in its benchmark's own format.
 
-    predict(
+    The backbone is loaded once for all datasets and adapters.
+    """
+    adapters: list[Path | None] = [*adapter] if adapter else [None]
+    wide = len(manifest)
+    lengths = max_new_tokens or [32]
+    lengths = lengths * wide if len(lengths) == 1 else lengths
+    same_number("features", features, wide, "of --manifest")
+    same_number("max-new-tokens", lengths, wide, "of --manifest")
+    same_number("output", output, wide * len(adapters), "of --manifest and --adapter")
+
+    from gapinit.predict import Questions, predict_several
+
+    predict_several(
         backbone,
-        manifest,
-        features,
-        adapter,
-        output,
+        [Questions(*one) for one in zip(manifest, features, lengths, strict=True)],
+        adapters,
+        [output[start : start + wide] for start in range(0, len(output), wide)],
         num_beams=num_beams,
-        max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         device=device_name(device),
     )
