@@ -17,6 +17,11 @@ from gapinit.cli.options import (
     same_number,
 )
 
+Predictions = Annotated[
+    list[Path], typer.Option(help="Predictions in the benchmark's result format; may be repeated.")
+]
+Outputs = Annotated[list[Path], typer.Option(help="Scores of each of the predictions.")]
+
 app = typer.Typer()
 score_app = typer.Typer(no_args_is_help=True, help="Score predictions.")
 
@@ -88,33 +93,39 @@ def predict_command(
 @score_app.command("captions")
 def score_captions_command(
     references: Annotated[Path, typer.Option(help="COCO captions JSON or Karpathy JSON.")],
-    predictions: Annotated[Path, typer.Option(help="COCO result format.")],
-    output: Output,
+    predictions: Predictions,
+    output: Outputs,
     metrics: Annotated[
         str, typer.Option(help="Some of cider,bleu,meteor,rouge.")
     ] = "cider,bleu,meteor,rouge",
 ) -> None:
-    """Score captions by CIDEr, BLEU, METEOR and ROUGE-L, in percent."""
-    from gapinit.metrics.captions import score_captions
+    """Score captions by CIDEr, BLEU, METEOR and ROUGE-L, in percent.
+
+    Java is started once for all predictions, and references are read once.
+    """
+    same_number("output", output, len(predictions), "of --predictions")
+    from gapinit.metrics.captions import score_several
 
     names = [name.strip() for name in metrics.split(",") if name.strip()]
-    score_captions(references, predictions, output, metrics=names)
+    score_several(references, predictions, output, metrics=names)
 
 
 @score_app.command("vqa")
 def score_vqa_command(
     questions: Annotated[Path, typer.Option(help="VQA questions JSON.")],
     annotations: Annotated[Path, typer.Option(help="VQAv2 or OK-VQA annotations JSON.")],
-    predictions: Annotated[Path, typer.Option(help="VQA result format.")],
-    output: Output,
+    predictions: Predictions,
+    output: Outputs,
     answers: Annotated[
         str, typer.Option(help="Field of the annotators' answers: answer or (OK-VQA) raw_answer.")
     ] = "answer",
 ) -> None:
     """Score answers by the official VQA accuracy, in percent."""
+    same_number("output", output, len(predictions), "of --predictions")
     from gapinit.metrics.vqa import score_vqa
 
-    score_vqa(questions, annotations, predictions, output, answers=answers)
+    for path, result in zip(predictions, output, strict=True):
+        score_vqa(questions, annotations, path, result, answers=answers)
 
 
 @score_app.command("pope")
@@ -122,11 +133,19 @@ def score_pope_command(
     questions: Annotated[list[Path], typer.Option(help="POPE question file; may be repeated.")],
     predictions: Annotated[
         list[Path],
-        typer.Option(help="Answers: one file for each of --questions, or one with categories."),
+        typer.Option(
+            help="Answers: one file for each of --questions, or one with categories; of the latter "
+            "several, if --output is given as often."
+        ),
     ],
-    output: Output,
+    output: Outputs,
 ) -> None:
     """Score yes/no answers by POPE's rules, in percent."""
     from gapinit.metrics.pope import score_pope
 
-    score_pope(questions, predictions, output)
+    if len(output) == 1:
+        score_pope(questions, predictions, output[0])
+        return
+    same_number("output", output, len(predictions), "of --predictions")
+    for path, result in zip(predictions, output, strict=True):
+        score_pope(questions, [path], result)
