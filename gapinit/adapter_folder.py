@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +58,12 @@ def save_adapter(
             save_file(weights, folder / BASE_WEIGHTS, metadata={"format": "pt"})
 
 
+def adapts_tower(backbone: Backbone, adapted: PeftModel) -> bool:
+    """Say whether an adapter is on the vision tower."""
+    names = map(in_base, lora_layers(adapted))
+    return any(re.fullmatch(backbone.vision_pattern, name) for name in names)
+
+
 def load_adapter(backbone: Backbone, folder: Path) -> PeftModel:
     """Put a saved adapter, and the base weights that lie beside it, on the backbone's model.
 
@@ -62,7 +71,7 @@ def load_adapter(backbone: Backbone, folder: Path) -> PeftModel:
     backbone: PEFT would only warn, and the captions would be those of the untrained model.
     """
     folder = Path(folder)
-    _require_fit(backbone, folder)
+    require_fit(backbone, folder)
     _put_base_weights(backbone, folder)
     try:
         with no_idle_warnings():
@@ -70,6 +79,37 @@ def load_adapter(backbone: Backbone, folder: Path) -> PeftModel:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise GapinitError(f"{folder}: this adapter cannot be loaded ({reason})") from None
+
+
+@contextmanager
+def adapter_on(backbone: Backbone, folder: Path) -> Iterator[bool]:
+    """Have a saved adapter on the backbone's model during the block; yield if the tower has one.
+
+    Afterwards the model is what it was, bit for bit: another adapter may follow.
+    """
+    touched = {
+        f"{in_base(name).rpartition('.lora_')[0]}.weight" for name in _adapter_shapes(folder)
+    }
+    if (folder / BASE_WEIGHTS).is_file():
+        touched |= set(_saved_shapes(folder / BASE_WEIGHTS))
+    weights = {name: value for name, value in backbone.model.named_parameters() if name in touched}
+    before = {name: value.clone() for name, value in weights.items()}
+    adapted = load_adapter(backbone, folder).eval()
+    on_tower = adapts_tower(backbone, adapted)
+    # Merging changes no output beyond rounding and saves the adapters' own products. In half
+    # precision the rounding of a merged weight is as large as a rank-1 update.
+    merge = backbone.model.dtype == torch.float32
+    if merge:
+        adapted.merge_and_unload()
+    try:
+        yield on_tower
+    finally:
+        if not merge:
+            adapted.unload()
+        # Subtracting what was added would not give the same numbers back.
+        with torch.no_grad():
+            for name, value in before.items():
+                weights[name].copy_(value)
 
 
 @torch.no_grad()
@@ -91,16 +131,17 @@ def _put_base_weights(backbone: Backbone, folder: Path) -> None:
         weights[name].copy_(value)
 
 
-def _require_fit(backbone: Backbone, folder: Path) -> None:
-    """Compare the names and the shapes of the saved matrices with the backbone's modules."""
-    path = folder / "adapter_model.safetensors"
-    if not path.is_file():
-        raise GapinitError(f"{path}: no such file (expected a PEFT adapter folder)")
+def require_fit(backbone: Backbone, folder: Path) -> None:
+    """Compare the names and the shapes of the saved matrices with the backbone's modules.
+
+    Raises GapinitError for a folder without an adapter, or with another backbone's.
+    """
+    shapes = _adapter_shapes(folder)
     config = read_json(folder / "adapter_config.json")
     # EVA gives modules ranks of their own.
     ranks = config.get("rank_pattern") or {}
     modules = dict(backbone.model.named_modules())
-    for name, shape in _saved_shapes(path).items():
+    for name, shape in shapes.items():
         module_name, _, matrix = in_base(name).rpartition(".lora_")
         weight = getattr(modules.get(module_name), "weight", None)
         if weight is None:
@@ -116,6 +157,13 @@ def _require_fit(backbone: Backbone, folder: Path) -> None:
                 f"{folder}: '{name}' has shape {shape}, but this backbone needs {expected}. It "
                 "was made for another backbone."
             )
+
+
+def _adapter_shapes(folder: Path) -> dict[str, list[int]]:
+    path = folder / "adapter_model.safetensors"
+    if not path.is_file():
+        raise GapinitError(f"{path}: no such file (expected a PEFT adapter folder)")
+    return _saved_shapes(path)
 
 
 def _saved_shapes(path: Path) -> dict[str, list[int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-from gapinit.adapters import in_base, lora_layers
 from gapinit.artifacts import hdf5_inputs, open_hdf5
 from gapinit.backbones.inputs import Images
 from gapinit.data.images import load_image
@@ -20,7 +18,6 @@ from gapinit.stored import Rows, as_tensor, joined_rows, memory_map
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from peft import PeftModel
 
     from gapinit.backbones.base import Backbone
 
@@ -50,6 +47,10 @@ class Features:
     counts: NDArray[np.int64]
     grid: NDArray[np.int64]
     row_of: dict[str, int]
+
+    def counts_of(self, names: Sequence[str]) -> NDArray[np.int64]:
+        """Return how many tokens some images have."""
+        return self.counts[[self.row_of[name] for name in names]]
 
     def take(self, names: Sequence[str]) -> Images:
         """Return the tokens of some images, in the order given."""
@@ -83,12 +84,6 @@ def read_features(path: Path | Sequence[Path]) -> Features:
         np.concatenate(grids),
         {name: row for row, name in enumerate(names)},
     )
-
-
-def adapts_tower(backbone: Backbone, adapted: PeftModel) -> bool:
-    """Say whether an adapter is on the vision tower."""
-    names = map(in_base, lora_layers(adapted))
-    return any(re.fullmatch(backbone.vision_pattern, name) for name in names)
 
 
 class LookedAt:

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from gapinit.errors import GapinitError
+
+if TYPE_CHECKING:
+    import torch
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -38,12 +41,15 @@ class Neighbours(NamedTuple):
     """(N, k): how far away, Euclidean."""
 
 
-class _Centred(NamedTuple):
+class Centred(NamedTuple):
     """One part of the coordinates, ready for matrix products."""
 
-    points: FloatArray
+    points: Any
+    """(N, d): an array, or a torch tensor on the device that multiplies."""
     squares: FloatArray
+    """(N,): squared lengths."""
     slack: FloatArray
+    """(N,): each point's share of the rounding error of a squared distance."""
 
 
 def check_neighbours(neighbours: int, number: int, origin: str = "neighbours") -> int:
@@ -85,29 +91,48 @@ def search(
     """
     number = parts[0].shape[0]
     count = check_neighbours(neighbours, number)
-    scale = _scale(parts)
-    centred = {part: _centre(parts[part], scale) for space in spaces for part in space}
+    scale = common_scale(parts)
+    centred = {part: centre(parts[part], scale) for space in spaces for part in space}
     found = [
         Neighbours(np.empty((number, count), np.intp), np.empty((number, count))) for _ in spaces
     ]
-    rows = max(1, BLOCK_ENTRIES // number)
-    for start in range(0, number, rows):
-        stop = min(start + rows, number)
-        squared = {part: _squared_distances(data, start, stop) for part, data in centred.items()}
+    for block in block_rows(number):
+        squared = {part: squared_distances(data, block) for part, data in centred.items()}
         for space, result in zip(spaces, found, strict=True):
             approximate = squared[space[0]]
             slack = centred[space[0]].slack
             for part in space[1:]:
                 approximate = approximate + squared[part]
                 slack = slack + centred[part].slack
-            row, column = _candidates(approximate, slack, start, count)
-            exact = _exact_squared([parts[part] for part in space], row + start, column, scale)
-            order = np.lexsort((column, exact, row))
-            first = np.searchsorted(row, np.arange(stop - start))
-            chosen = order[first[:, None] + np.arange(count)]
-            result.indices[start:stop] = column[chosen]
-            result.distances[start:stop] = np.sqrt(exact[chosen]) * scale
+            row, column = candidates(approximate, slack, block.start, count)
+            chosen_parts = [parts[part] for part in space]
+            exact = exact_squared(chosen_parts, row + block.start, column, scale)
+            chosen = nearest_of(row, column, exact, count)
+            result.indices[block] = column[chosen]
+            result.distances[block] = np.sqrt(exact[chosen]) * scale
     return found
+
+
+def nearest_of(
+    row: npt.NDArray[np.intp],
+    column: npt.NDArray[np.intp],
+    squared: npt.NDArray[np.float64],
+    count: int,
+) -> npt.NDArray[np.intp]:
+    """Return where in a list of pairs each row's `count` nearest stand, (rows, count).
+
+    The list is sorted by row, with at least `count` pairs of each row that is in it.
+    """
+    order = np.lexsort((column, squared, row))
+    first = np.flatnonzero(np.diff(row, prepend=-1))
+    return np.asarray(order[first[:, None] + np.arange(count)])
+
+
+def block_rows(number: int) -> Iterator[slice]:
+    """Cut `number` rows of distances to `number` points into blocks that are held at once."""
+    rows = max(1, BLOCK_ENTRIES // number)
+    for start in range(0, number, rows):
+        yield slice(start, min(start + rows, number))
 
 
 def row_blocks(number: int, width: int) -> Iterator[slice]:
@@ -121,47 +146,76 @@ def _means(points: FloatArray) -> npt.NDArray[np.float64]:
     return np.asarray(points.mean(axis=0, dtype=np.float64))
 
 
-def _scale(parts: Sequence[FloatArray]) -> float:
+def common_scale(parts: Sequence[FloatArray]) -> float:
     """Return a power of two above every centred coordinate, so that squares cannot overflow."""
     largest = 0.0
     for points in parts:
-        centre = _means(points)
-        for block in row_blocks(*points.shape):
-            largest = max(largest, float(np.abs(points[block] - centre).max()))
+        mean = _means(points)
+        # Rounding keeps the order, so the extremes of a column are those of its differences.
+        for extreme in (points.min(axis=0), points.max(axis=0)):
+            largest = max(largest, float(np.abs(extreme - mean).max()))
     # frexp: largest < 2**exponent, and dividing by a power of two is exact.
     return float(2.0 ** np.frexp(largest)[1]) if largest > 0 else 1.0
 
 
-def _centre(points: FloatArray, scale: float) -> _Centred:
+def centre(points: FloatArray, scale: float, device: torch.device | None = None) -> Centred:
+    """Take off the mean and divide by `scale`; the products are then made on `device`, if any."""
     number, width = points.shape
     # Input of at most single precision needs no better products: the bound stays valid, and the
     # products take half the time. Very wide parts would make that bound useless.
     single = points.dtype.itemsize <= 4 and width <= 1 << 16
     dtype: type[np.floating[Any]] = np.float32 if single else np.float64
-    centre = _means(points)
+    mean = _means(points)
     centred: FloatArray = np.empty((number, width), dtype)
     squares: FloatArray = np.empty(number, dtype)
     for block in row_blocks(number, width):
-        centred[block] = (points[block] - centre) / scale
-        squares[block] = np.square(centred[block], dtype=np.float64).sum(axis=1)
+        differences = points[block] - mean
+        differences *= 1 / scale  # a power of two: exact
+        centred[block] = differences
+        differences[...] = centred[block]
+        squares[block] = np.einsum("ij,ij->i", differences, differences)
     # With unit roundoff u: rounding the points moves |a-b|^2 by at most about 4u(|a|^2+|b|^2), a
     # product of length d is off by at most about d*u*|a||b| <= d*u*(|a|^2+|b|^2)/2 and counts
-    # twice, and the few additions here and in `_candidates` cost some u each. Half of it belongs
+    # twice, and the few additions here and in `candidates` cost some u each. Half of it belongs
     # to each point; the last term covers underflow.
     unit = float(np.finfo(dtype).eps) / 2
     slack = (width + 48) * unit * 1.02 * squares + 4 * width * float(np.finfo(dtype).tiny)
-    return _Centred(centred, squares, slack.astype(dtype))
+    return Centred(_placed(centred, device), squares, slack.astype(dtype))
 
 
-def _squared_distances(data: _Centred, start: int, stop: int) -> FloatArray:
-    squared: FloatArray = data.points[start:stop] @ data.points.T
+def _placed(points: FloatArray, device: torch.device | None) -> Any:
+    if device is None:
+        return points
+    import torch
+
+    return torch.from_numpy(points).to(device)
+
+
+def squared_distances(data: Centred, block: slice) -> FloatArray:
+    """Return |x_i - x_j|^2 = |x_i|^2 + |x_j|^2 - 2 x_i x_j of a block of rows i, all j."""
+    squared = _product(data.points[block], data.points)
     squared *= -2
-    squared += data.squares[start:stop, None]
+    squared += data.squares[block, None]
     squared += data.squares
     return squared
 
 
-def _candidates(
+def _product(rows: Any, points: Any) -> FloatArray:
+    if isinstance(points, np.ndarray):
+        product: FloatArray = rows @ points.T
+        return product
+    import torch
+
+    # TensorFloat-32, which a user may have switched on, would break the bound of the error.
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        return np.asarray((rows @ points.T).cpu().numpy())
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def candidates(
     approximate: FloatArray, slack: FloatArray, start: int, count: int
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
     """Return (row, column) of all points that may be among the `count` nearest of their row.
@@ -174,14 +228,14 @@ def _candidates(
     own = slack[start : start + len(rows)]
     bound: FloatArray = approximate + slack
     bound[rows, rows + start] = np.inf
-    limit = _upper_limit(bound, count) + 2 * own
+    limit = upper_limit(bound, count) + 2 * own
     np.subtract(approximate, slack, out=bound)
     bound[rows, rows + start] = np.inf
     row, column = np.divmod(np.flatnonzero(bound <= limit[:, None]), bound.shape[1])
     return row, column
 
 
-def _upper_limit(bound: FloatArray, count: int) -> FloatArray:
+def upper_limit(bound: FloatArray, count: int) -> FloatArray:
     """Return, for each row, a value that at least `count` entries do not exceed.
 
     The count-th smallest entry is the tightest. In long rows the count-th smallest minimum of
@@ -189,19 +243,20 @@ def _upper_limit(bound: FloatArray, count: int) -> FloatArray:
     several times faster; what it lets through besides is measured exactly and falls out there.
     """
     groups = bound.shape[1] // GROUP
-    if groups >= 16 * count:
+    if groups >= 8 * count:
         columns = bound[:, : groups * GROUP].reshape(len(bound), GROUP, groups)
         bound = columns.min(axis=1)
     limit: FloatArray = np.partition(bound, count - 1, axis=1)[:, count - 1]
     return limit
 
 
-def _exact_squared(
+def exact_squared(
     parts: Sequence[FloatArray],
     row: npt.NDArray[np.intp],
     column: npt.NDArray[np.intp],
     scale: float,
 ) -> npt.NDArray[np.float64]:
+    """Return the squared distances of pairs of points from the differences of coordinates."""
     total = np.zeros(len(row))
     for points in parts:
         for block in row_blocks(len(row), points.shape[1]):

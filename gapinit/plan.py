@@ -115,12 +115,10 @@ class Plan:
         """Return what a dataset holds: captions, questions or conversations."""
         return dataset_kind(self.datasets[dataset])
 
-    def score_options(self, run: Run, dataset: str, references: str) -> list[str]:
-        """Return what a run's predictions for a dataset are scored against, as options."""
+    def score_options(self, dataset: str, references: str, scorers: str) -> list[str]:
+        """Return what predictions for a dataset are scored against, and how, as options."""
         options = reference_options(self.kind(dataset), references)
-        if self.kind(dataset) == "captions":
-            options.append(f"--metrics={self.scorers(run, dataset)}")
-        return options
+        return [*options, f"--metrics={scorers}"] if scorers else options
 
     def scorers(self, run: Run, dataset: str) -> str:
         """Return what `gapinit score captions --metrics` takes for the tables that a run is in."""

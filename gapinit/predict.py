@@ -7,6 +7,8 @@ once for each backbone and split.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,7 @@ from gapinit.data.images import image_size
 from gapinit.data.manifest import Manifest, read_manifest
 from gapinit.data.references import write_lines
 from gapinit.errors import GapinitError
-from gapinit.features import LookedAt, Seen, adapts_tower, read_features
+from gapinit.features import Features, LookedAt, Seen, read_features
 from gapinit.partial import Filled, Layout, blocks_of, resumable_hdf5
 from gapinit.plan import VERSIONS
 from gapinit.prefetch import read_ahead
@@ -83,6 +85,17 @@ def extract_features(
             file.end_block()
 
 
+@dataclass(frozen=True)
+class Questions:
+    """What is asked: a dataset's samples, by the features of its images."""
+
+    manifest: Path
+    features: Path | Sequence[Path]
+    """One file, or all its shards."""
+    max_new_tokens: int
+    """How long an answer may become."""
+
+
 def predict(
     backbone: Path,
     manifest: Path,
@@ -102,47 +115,122 @@ def predict(
 
     `adapter`: a PEFT adapter folder, or None for the backbone as it is (zero-shot).
     """
-    data = read_manifest(manifest)
-    seen: Seen = read_features(features)
-    expected = {"backbone": backbone_digest(backbone), "manifest": sha256(manifest)}
+    predict_several(
+        backbone,
+        [Questions(manifest, features, max_new_tokens)],
+        [adapter],
+        [[output]],
+        num_beams=num_beams,
+        batch_size=batch_size,
+        device=device,
+    )
+
+
+def predict_several(
+    backbone: Path,
+    questions: Sequence[Questions],
+    adapters: Sequence[Path | None],
+    outputs: Sequence[Sequence[Path]],
+    *,
+    num_beams: int,
+    batch_size: int,
+    device: str = "cpu",
+) -> None:
+    """Answer several datasets with several adapters on one backbone, which is loaded once.
+
+    `outputs[i][j]`: where the answers of `adapters[i]` to `questions[j]` go, in the format that
+    `predict` says and byte for byte what it would write. All inputs are checked before the first
+    answer.
+    """
+    asked = [_read(backbone, one) for one in questions]
+    model = load_backbone(backbone, device)
+    for adapter in adapters:
+        if adapter is not None:
+            from gapinit.adapter_folder import require_fit
+
+            require_fit(model, adapter)
+    batches = [_batches(model, one, batch_size) for one in asked]
+    for adapter, paths in zip(adapters, outputs, strict=True):
+        with _adapter_on(model, adapter) as changes_tower:
+            for one, blocks, output in zip(asked, batches, paths, strict=True):
+                seen: Seen = one.features
+                if changes_tower:
+                    # What the frozen tower gave is not what this one gives.
+                    seen = LookedAt(model, seen, one.data.root)
+                answers = _answers(model, one, seen, blocks, num_beams)
+                _write(output, one.data, one.samples, answers)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Samples and the features of their images, read and checked."""
+
+    data: Manifest
+    samples: Sequence[Sample]
+    features: Features
+    names: Sequence[str]
+    """Of each sample, its image below the dataset's root."""
+    max_new_tokens: int
+
+
+def _read(backbone: Path, questions: Questions) -> _Asked:
+    """Read a manifest and the features made from it; GapinitError if they were not."""
+    data = read_manifest(questions.manifest)
+    features = read_features(questions.features)
+    expected = {"backbone": backbone_digest(backbone), "manifest": sha256(questions.manifest)}
     for name, value in expected.items():
-        if seen.inputs[name] != value:
+        if features.inputs[name] != value:
             raise GapinitError(
-                f"{seen.path}: made from another {name}. Delete it and run `gapinit features` "
+                f"{features.path}: made from another {name}. Delete it and run `gapinit features` "
                 "again."
             )
-    samples = data.split(seen.inputs["split"])
+    samples = data.split(features.inputs["split"])
     names = [data.file(sample.path) for sample in samples]
-    model = load_backbone(backbone, device)
-    if adapter is not None:
-        from gapinit.adapter_folder import load_adapter
+    return _Asked(data, samples, features, names, questions.max_new_tokens)
 
-        adapted = load_adapter(model, adapter).eval()
-        if adapts_tower(model, adapted):
-            # What the frozen tower gave is not what this one gives.
-            seen = LookedAt(model, seen, data.root)
-        if model.model.dtype == torch.float32:
-            # This changes no output beyond rounding and saves the adapters' own products. In half
-            # precision the rounding of a merged weight is as large as a rank-1 update.
-            adapted.merge_and_unload()
-    answers = [""] * len(samples)
-    for block in track(_batches(model, samples, batch_size), data.kind):
+
+def _adapter_on(model: Backbone, adapter: Path | None) -> AbstractContextManager[bool]:
+    if adapter is None:
+        return nullcontext(False)
+    from gapinit.adapter_folder import adapter_on
+
+    return adapter_on(model, adapter)
+
+
+def _batches(model: Backbone, asked: _Asked, batch_size: int) -> list[list[int]]:
+    """Return batches of samples of like length, image tokens and all: little padding is computed.
+
+    The longest come first: what does not fit in memory fails at once.
+    """
+    prompts = [sample_prompt(model.prompts, sample) for sample in asked.samples]
+    different = list(dict.fromkeys(prompts))
+    encoded = model.encode_prompts(different, asked.max_new_tokens)
+    tokens = {prompt: len(ids) for prompt, ids in zip(different, encoded, strict=True)}
+    counts = torch.from_numpy(asked.features.counts_of(asked.names))
+    seen = model.stream_counts(counts).tolist()
+    lengths = [count + tokens[prompt] for count, prompt in zip(seen, prompts, strict=True)]
+    order = sorted(range(len(prompts)), key=lambda index: -lengths[index])
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def _answers(
+    model: Backbone,
+    asked: _Asked,
+    seen: Seen,
+    batches: Sequence[Sequence[int]],
+    num_beams: int,
+) -> list[str]:
+    answers = [""] * len(asked.samples)
+    for block in track(batches, asked.data.kind):
         said = model.generate(
-            seen.take([names[index] for index in block]),
-            max_new_tokens=max_new_tokens,
+            seen.take([asked.names[index] for index in block]),
+            max_new_tokens=asked.max_new_tokens,
             num_beams=num_beams,
-            prompts=[sample_prompt(model.prompts, samples[index]) for index in block],
+            prompts=[sample_prompt(model.prompts, asked.samples[index]) for index in block],
         )
         for index, answer in zip(block, said, strict=True):
             answers[index] = answer
-    _write(output, data, samples, answers)
-
-
-def _batches(model: Backbone, samples: Sequence[Sample], batch_size: int) -> list[list[int]]:
-    """Return batches of samples with prompts of like length, so that little padding is computed."""
-    lengths = [len(sample_prompt(model.prompts, sample)) for sample in samples]
-    order = sorted(range(len(samples)), key=lambda index: lengths[index])
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    return answers
 
 
 def _write(output: Path, data: Manifest, samples: Sequence[Any], answers: Sequence[str]) -> None:

@@ -4,6 +4,8 @@
 # out:  results/<name>/5_evaluate/features/<backbone>/<dataset>.h5
 #       results/<name>/5_evaluate/runs/<run>/<dataset>.{predictions,scores}.json
 
+# A row's seeds share a job: its processes load a backbone, or start Java, once.
+
 FEATURES = f"{OUT}/5_evaluate/features"
 EVALUATIONS = f"{OUT}/5_evaluate/runs"
 
@@ -37,65 +39,86 @@ rule features:
         " --manifest {input.manifest:q} --output {output:q} --split test {params.shard}"
 
 
-rule predict:
-    input:
-        backbone=backbone_of,
-        manifest=rules.dataset.output.manifest,
-        features=features_of,
-        adapter=adapter_of,
-    output:
-        f"{EVALUATIONS}/{{run}}/{{dataset}}.predictions.json",
-    log:
-        f"{LOGS}/5_evaluate/{{run}}/{{dataset}}.predict.log",
-    benchmark:
-        f"{OUT}/benchmarks/5_evaluate/{{run}}/{{dataset}}.predict.tsv"
-    conda:
-        "../envs/gapinit.yaml"
-    resources:
-        expected_s=8,
-        mem_mb=resource("mem_mb", 3000),
-        gpu_mem_mb=resource("gpu_mem_mb"),
-        runtime=resource("runtime", 240),
-        gpu=1,
-    params:
-        backbone=subpath(input.backbone, parent=True),
-        features=lambda wildcards: [f"--features={path}" for path in features_of(wildcards)],
-        adapter=adapter_option,
-        num_beams=decoding_setting("num_beams"),
-        max_new_tokens=max_new_tokens,
-        batch_size=decoding_setting("batch_size"),
-        version=PLAN.version("predict"),
-    message:
-        "Predictions for {wildcards.dataset} by {wildcards.run}"
-    shell:
-        "python -m gapinit --log-file {log:q} predict --backbone {params.backbone:q}"
-        " --manifest {input.manifest:q} {params.features:q} {params.adapter:q} --output {output:q}"
-        " --num-beams {params.num_beams} --max-new-tokens {params.max_new_tokens}"
-        " --batch-size {params.batch_size}"
+# One rule for each form of a job: which seeds, on which datasets. `row` is a run's path less its seed.
+for number, jobs in enumerate(PREDICTION_JOBS):
+
+    rule:
+        name:
+            f"predict{number}"
+        input:
+            backbone=backbone_of,
+            manifest=expand(rules.dataset.output.manifest, dataset=jobs.datasets),
+            features=features_of(jobs),
+            adapter=adapters_of(jobs),
+        output:
+            [f"{EVALUATIONS}/{{row}}/{path}.predictions.json" for path in jobs.paths()],
+        log:
+            f"{LOGS}/5_evaluate/{{row}}/predict{number}.log",
+        benchmark:
+            f"{OUT}/benchmarks/5_evaluate/{{row}}/predict{number}.tsv"
+        wildcard_constraints:
+            row="|".join(map(re.escape, jobs.rows)),
+        conda:
+            "../envs/gapinit.yaml"
+        resources:
+            expected_s=6 + 3 * len(jobs.paths()),
+            mem_mb=resource("mem_mb", 3000),
+            gpu_mem_mb=resource("gpu_mem_mb"),
+            runtime=resource("runtime", 240),
+            gpu=1,
+        params:
+            backbone=subpath(input.backbone, parent=True),
+            manifest=lambda wildcards, input: [f"--manifest={path}" for path in input.manifest],
+            features=lambda wildcards, input: [f"--features={path}" for path in input.features],
+            adapter=lambda wildcards, input: [
+                f"--adapter={Path(path).parent}" for path in input.adapter
+            ],
+            output=lambda wildcards, output: [f"--output={path}" for path in output],
+            num_beams=decoding_setting("num_beams"),
+            max_new_tokens=max_new_tokens(jobs),
+            batch_size=decoding_setting("batch_size"),
+            version=PLAN.version("predict"),
+        message:
+            "Predictions by {wildcards.row}, its seeds and datasets together"
+        shell:
+            "python -m gapinit --log-file {log:q} predict --backbone {params.backbone:q}"
+            " {params.manifest:q} {params.features:q} {params.adapter:q} {params.output:q}"
+            " --num-beams {params.num_beams} {params.max_new_tokens}"
+            " --batch-size {params.batch_size}"
 
 
-rule score:
-    input:
-        references=rules.dataset.output.references,
-        predictions=rules.predict.output,
-    output:
-        f"{EVALUATIONS}/{{run}}/{{dataset}}.scores.json",
-    log:
-        f"{LOGS}/5_evaluate/{{run}}/{{dataset}}.score.log",
-    benchmark:
-        f"{OUT}/benchmarks/5_evaluate/{{run}}/{{dataset}}.score.tsv"
-    conda:
-        "../envs/gapinit.yaml"
-    resources:
-        expected_s=3,
-        mem_mb=2500,
-        runtime=60,
-    params:
-        benchmark=lambda wildcards: PLAN.kind(wildcards.dataset),
-        references=score_options,
-        version=PLAN.version("score"),
-    message:
-        "Scores on {wildcards.dataset} of {wildcards.run}"
-    shell:
-        "python -m gapinit --log-file {log:q} score {params.benchmark} {params.references:q}"
-        " --predictions {input.predictions:q} --output {output:q}"
+for number, jobs in enumerate(SCORING_JOBS):
+
+    rule:
+        name:
+            f"score{number}"
+        input:
+            references=expand(rules.dataset.output.references, dataset=jobs.datasets),
+            predictions=[f"{EVALUATIONS}/{{row}}/{path}.predictions.json" for path in jobs.paths()],
+        output:
+            [f"{EVALUATIONS}/{{row}}/{path}.scores.json" for path in jobs.paths()],
+        log:
+            f"{LOGS}/5_evaluate/{{row}}/score{number}.log",
+        benchmark:
+            f"{OUT}/benchmarks/5_evaluate/{{row}}/score{number}.tsv"
+        wildcard_constraints:
+            row="|".join(map(re.escape, jobs.rows)),
+        conda:
+            "../envs/gapinit.yaml"
+        resources:
+            expected_s=3,
+            mem_mb=2500,
+            runtime=60,
+        params:
+            benchmark=PLAN.kind(jobs.datasets[0]),
+            references=score_options(jobs),
+            predictions=lambda wildcards, input: [
+                f"--predictions={path}" for path in input.predictions
+            ],
+            output=lambda wildcards, output: [f"--output={path}" for path in output],
+            version=PLAN.version("score"),
+        message:
+            "Scores of {wildcards.row}, its seeds together"
+        shell:
+            "python -m gapinit --log-file {log:q} score {params.benchmark} {params.references:q}"
+            " {params.predictions:q} {params.output:q}"

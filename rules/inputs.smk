@@ -6,7 +6,11 @@ import re
 import shlex
 
 from gapinit.data.downloads import read_downloads
+from gapinit.evaluation_jobs import prediction_jobs, scoring_jobs
 from gapinit.runs import Run
+
+PREDICTION_JOBS = prediction_jobs(PLAN)
+SCORING_JOBS = scoring_jobs(PLAN)
 
 DOWNLOADS_TABLE = Path(CONFIG.downloads or FOLDER / "config/downloads.yaml")
 try:
@@ -96,8 +100,9 @@ def gap_of(wildcards):
 
 
 def backbone_name(wildcards):
-    """The backbone that a job is about: the path's own, or its run's."""
-    return wildcards.get("backbone") or run_of(wildcards).backbone
+    """The backbone that a job is about: the path's own, or that of its run or row."""
+    path = wildcards.get("run") or wildcards.get("row")
+    return wildcards.get("backbone") or path.split("/")[0]
 
 
 def layers_setting(key):
@@ -125,9 +130,12 @@ def max_tokens(wildcards):
     return PLAN.max_tokens(wildcards.dataset, backbone_name(wildcards))
 
 
-def max_new_tokens(wildcards):
-    """How long a prediction may become."""
-    return PLAN.max_new_tokens(wildcards.dataset, backbone_name(wildcards))
+def max_new_tokens(jobs):
+    """How long predictions for each dataset may become, as options of the command."""
+    return lambda wildcards: [
+        f"--max-new-tokens={PLAN.max_new_tokens(dataset, backbone_name(wildcards))}"
+        for dataset in jobs.datasets
+    ]
 
 
 def grouping_option(wildcards):
@@ -157,31 +165,35 @@ def layers_of(wildcards):
 
 def backbone_of(wildcards):
     """The backbone folder's marker file."""
-    return f"{BACKBONES}/{run_of(wildcards).backbone}/config.json"
+    return f"{BACKBONES}/{backbone_name(wildcards)}/config.json"
 
 
-def features_of(wildcards):
-    """Image features of the dataset that a run is evaluated on."""
-    backbone = Run.parse(wildcards.run).backbone
-    return shards_of("features", f"{FEATURES}/{backbone}/{wildcards.dataset}")
+def features_of(jobs):
+    """Image features of the datasets that runs are evaluated on, each dataset's shards together."""
+
+    def paths(wildcards):
+        stem = f"{FEATURES}/{backbone_name(wildcards)}"
+        return [
+            path for dataset in jobs.datasets for path in shards_of("features", f"{stem}/{dataset}")
+        ]
+
+    return paths
 
 
-def adapter_of(wildcards):
-    """A run's adapter; nothing for the backbone as it is."""
-    if not Run.parse(wildcards.run).trained:
-        return []
-    return f"{RUNS}/{wildcards.run}/adapter/adapter_model.safetensors"
+def adapters_of(jobs):
+    """The adapters of a row's seeds; nothing for the backbone as it is."""
+    return lambda wildcards: [
+        f"{RUNS}/{wildcards.row}/{seed}/adapter/adapter_model.safetensors"
+        for seed in jobs.seeds
+        if Run.parse(f"{wildcards.row}/{seed}").trained
+    ]
 
 
-def adapter_option(wildcards):
-    """The folder of a run's adapter as an option; nothing for the backbone as it is."""
-    adapter = adapter_of(wildcards)
-    return f"--adapter={Path(adapter).parent}" if adapter else []
-
-
-def score_options(wildcards, input):
+def score_options(jobs):
     """What predictions are scored against, as options of the dataset's scorer."""
-    return PLAN.score_options(Run.parse(wildcards.run), wildcards.dataset, input.references)
+    return lambda wildcards, input: PLAN.score_options(
+        jobs.datasets[0], input.references[0], jobs.scorers
+    )
 
 
 def scores_of(wildcards):

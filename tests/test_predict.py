@@ -12,13 +12,15 @@ import pytest
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraModel
+from typer.testing import CliRunner
 
 from gapinit.backbones import load_backbone
 from gapinit.backbones.inputs import Images
 from gapinit.backbones.source import Source, write_source
+from gapinit.cli import app
 from gapinit.data.images import load_image
 from gapinit.errors import GapinitError
-from gapinit.predict import extract_features
+from gapinit.predict import Questions, extract_features, predict_several
 from gapinit.predict import predict as predict_split
 
 from .small_backbone import SmallWorld, make_backbone, small_world
@@ -198,3 +200,58 @@ def test_half_precision_keeps_the_adapter_beside_the_weights(
     predict_split(folder, world.manifest, features, None, tmp_path / "without.json", **DECODING)
     found = [(tmp_path / name).read_bytes() for name in ("with.json", "without.json")]
     assert found[0] != found[1], "the adapter is at work either way"
+
+
+def test_several_adapters_answer_as_each_alone(
+    world: SmallWorld, features: Path, adapter: Path, tmp_path: Path
+) -> None:
+    """One model, one adapter after the other: each file byte for byte that of a single call."""
+    adapters: list[Path | None] = [adapter, None]
+    # DoRA has a third tensor a module, LoftQ lays its own base weights, PiSSA doubles the rank.
+    for method, rank in (("dora", 1), ("loftq", 8), ("pissa", 1)):
+        folder = world.train(tmp_path / method, method, rank=rank, learning_rate=2e-2, batch_size=8)
+        adapters.append(folder / "adapter")
+    adapters.append(adapter)
+    alone = []
+    for number, one in enumerate(adapters):
+        output = tmp_path / f"alone{number}.json"
+        predict_split(world.backbone, world.manifest, features, one, output, **DECODING)
+        alone.append(output.read_bytes())
+    assert len(set(alone)) == len(adapters) - 1, "adapters differ"
+    outputs = [[tmp_path / f"{number}-{n}.json" for n in (0, 1)] for number in range(len(adapters))]
+    asked = [Questions(world.manifest, features, tokens) for tokens in (NEW_TOKENS, 2)]
+    options = {name: value for name, value in DECODING.items() if name != "max_new_tokens"}
+    predict_several(world.backbone, asked, adapters, outputs, **options)
+    assert [first.read_bytes() for first, _ in outputs] == alone
+    assert all(
+        len(short.read_bytes()) < len(long) for (_, short), long in zip(outputs, alone, strict=True)
+    )
+
+
+def test_a_misfit_among_several_adapters_is_told_before_the_first_answer(
+    world: SmallWorld, features: Path, adapter: Path, tmp_path: Path
+) -> None:
+    outputs = [[tmp_path / "a.json"], [tmp_path / "b.json"]]
+    asked = [Questions(world.manifest, features, NEW_TOKENS)]
+    with pytest.raises(GapinitError, match="no such file .expected a PEFT adapter folder"):
+        predict_several(
+            world.backbone, asked, [adapter, tmp_path], outputs, num_beams=1, batch_size=3
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_takes_several(world: SmallWorld, features: Path, tmp_path: Path) -> None:
+    def run(*options: str) -> Any:
+        head = ["predict", "--backbone", str(world.backbone), "--device", "cpu"]
+        return CliRunner().invoke(app, [*head, *options])
+
+    asked = [f"--manifest={world.manifest}", f"--features={features}"]
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    done = run(*asked, *asked, f"--output={one}", f"--output={two}", "--max-new-tokens=14")
+    assert done.exit_code == 0, done.output
+    assert one.read_bytes() == two.read_bytes()
+    for wrong, message in (
+        ([*asked, asked[0], f"--output={one}"], "--features: given 1 times, expected 2"),
+        ([*asked, *asked, f"--output={one}"], "--output: given 1 times, expected 2"),
+    ):
+        assert message in str(run(*wrong).exception)

@@ -170,7 +170,7 @@ def test_no_error_within_the_bound_loses_a_neighbour(seed: int, k: int, number: 
     slack = generator.random(number) * 0.1
     error = slack + slack[:4, None]
     wrong = true + error * generator.choice([-1.0, 1.0], (4, number))
-    row, column = neighbours_module._candidates(wrong, slack, 0, k)
+    row, column = neighbours_module.candidates(wrong, slack, 0, k)
     np.fill_diagonal(true, np.inf)
     proposed = set(zip(row.tolist(), column.tolist(), strict=True))
     for i, nearest in enumerate(np.argsort(true, axis=1)[:, :k].tolist()):
@@ -184,13 +184,13 @@ def test_few_points_are_measured_twice(
 ) -> None:
     # Right neighbours alone do not show that the products did their work: count what is left.
     measured = []
-    exact = neighbours_module._exact_squared
+    exact = neighbours_module.exact_squared
 
     def counting(parts: list, row: np.ndarray, column: np.ndarray, scale: float) -> np.ndarray:
         measured.append(len(row))
         return exact(parts, row, column, scale)
 
-    monkeypatch.setattr(neighbours_module, "_exact_squared", counting)
+    monkeypatch.setattr(neighbours_module, "exact_squared", counting)
     points = 1e4 + np.random.default_rng(0).standard_normal((number, 30))
     for dtype in (np.float32, np.float64):
         measured.clear()

@@ -7,7 +7,21 @@ from typing import Annotated
 
 import typer
 
-from gapinit.cli.options import Backbone, Device, Manifest, Output, Shard, Split, device_name
+from gapinit.cli.options import (
+    Backbone,
+    Device,
+    Manifest,
+    Output,
+    Shard,
+    Split,
+    device_name,
+    same_number,
+)
+
+Predictions = Annotated[
+    list[Path], typer.Option(help="Predictions in the benchmark's result format; may be repeated.")
+]
+Outputs = Annotated[list[Path], typer.Option(help="Scores of each of the predictions.")]
 
 app = typer.Typer()
 score_app = typer.Typer(no_args_is_help=True, help="Score predictions.")
@@ -33,30 +47,53 @@ def features(
 @app.command("predict")
 def predict_command(
     backbone: Backbone,
-    manifest: Manifest,
-    features: Annotated[
-        list[Path], typer.Option(help="Image features, of `gapinit features`, or their shards.")
+    manifest: Annotated[
+        list[Path], typer.Option(help="manifest.json of a dataset; may be repeated.")
     ],
-    output: Output,
+    features: Annotated[
+        list[Path],
+        typer.Option(help="Its image features, of `gapinit features`, or all their shards."),
+    ],
+    output: Annotated[
+        list[Path],
+        typer.Option(help="Answers to each dataset, of the first adapter, then of the next."),
+    ],
     adapter: Annotated[
-        Path | None, typer.Option(help="PEFT adapter folder; none: zero-shot.")
+        list[Path] | None,
+        typer.Option(help="PEFT adapter folder, may be repeated; none: zero-shot."),
     ] = None,
     num_beams: Annotated[int, typer.Option(help="1: greedy.", min=1)] = 1,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 32,
+    max_new_tokens: Annotated[
+        list[int] | None,
+        typer.Option(help="Of all datasets, or one for each; none: 32.", min=1),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     device: Device = "auto",
 ) -> None:
-    """Caption or answer a split, in the benchmark's own format."""
-    from gapinit.predict import predict
+    """Caption or answer one split or several, each in its benchmark's own format.
 
-    predict(
+    The backbone is loaded once for all datasets and adapters.
+    """
+    adapters: list[Path | None] = [*adapter] if adapter else [None]
+    wide = len(manifest)
+    lengths = max_new_tokens or [32]
+    lengths = lengths * wide if len(lengths) == 1 else lengths
+    shards = max(1, len(features) // wide)
+    same_number("features", features, wide * shards, "of --manifest, or as many shards of each")
+    same_number("max-new-tokens", lengths, wide, "of --manifest")
+    same_number("output", output, wide * len(adapters), "of --manifest and --adapter")
+
+    from gapinit.predict import Questions, predict_several
+
+    predict_several(
         backbone,
-        manifest,
-        features,
-        adapter,
-        output,
+        [
+            Questions(path, features[place * shards : (place + 1) * shards], lengths[place])
+            for place, path in enumerate(manifest)
+        ],
+        adapters,
+        [output[start : start + wide] for start in range(0, len(output), wide)],
         num_beams=num_beams,
-        max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         device=device_name(device),
     )
@@ -65,33 +102,39 @@ def predict_command(
 @score_app.command("captions")
 def score_captions_command(
     references: Annotated[Path, typer.Option(help="COCO captions JSON or Karpathy JSON.")],
-    predictions: Annotated[Path, typer.Option(help="COCO result format.")],
-    output: Output,
+    predictions: Predictions,
+    output: Outputs,
     metrics: Annotated[
         str, typer.Option(help="Some of cider,bleu,meteor,rouge.")
     ] = "cider,bleu,meteor,rouge",
 ) -> None:
-    """Score captions by CIDEr, BLEU, METEOR and ROUGE-L, in percent."""
-    from gapinit.metrics.captions import score_captions
+    """Score captions by CIDEr, BLEU, METEOR and ROUGE-L, in percent.
+
+    Java is started once for all predictions, and references are read once.
+    """
+    same_number("output", output, len(predictions), "of --predictions")
+    from gapinit.metrics.captions import score_several
 
     names = [name.strip() for name in metrics.split(",") if name.strip()]
-    score_captions(references, predictions, output, metrics=names)
+    score_several(references, predictions, output, metrics=names)
 
 
 @score_app.command("vqa")
 def score_vqa_command(
     questions: Annotated[Path, typer.Option(help="VQA questions JSON.")],
     annotations: Annotated[Path, typer.Option(help="VQAv2 or OK-VQA annotations JSON.")],
-    predictions: Annotated[Path, typer.Option(help="VQA result format.")],
-    output: Output,
+    predictions: Predictions,
+    output: Outputs,
     answers: Annotated[
         str, typer.Option(help="Field of the annotators' answers: answer or (OK-VQA) raw_answer.")
     ] = "answer",
 ) -> None:
     """Score answers by the official VQA accuracy, in percent."""
+    same_number("output", output, len(predictions), "of --predictions")
     from gapinit.metrics.vqa import score_vqa
 
-    score_vqa(questions, annotations, predictions, output, answers=answers)
+    for path, result in zip(predictions, output, strict=True):
+        score_vqa(questions, annotations, path, result, answers=answers)
 
 
 @score_app.command("pope")
@@ -99,11 +142,19 @@ def score_pope_command(
     questions: Annotated[list[Path], typer.Option(help="POPE question file; may be repeated.")],
     predictions: Annotated[
         list[Path],
-        typer.Option(help="Answers: one file for each of --questions, or one with categories."),
+        typer.Option(
+            help="Answers: one file for each of --questions, or one with categories; of the latter "
+            "several, if --output is given as often."
+        ),
     ],
-    output: Output,
+    output: Outputs,
 ) -> None:
     """Score yes/no answers by POPE's rules, in percent."""
     from gapinit.metrics.pope import score_pope
 
-    score_pope(questions, predictions, output)
+    if len(output) == 1:
+        score_pope(questions, predictions, output[0])
+        return
+    same_number("output", output, len(predictions), "of --predictions")
+    for path, result in zip(predictions, output, strict=True):
+        score_pope(questions, [path], result)

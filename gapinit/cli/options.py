@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +29,14 @@ def choice(value: str, name: str, known: tuple[str, ...]) -> Any:
             f"--{name}: unknown value '{value}', expected one of: {', '.join(known)}"
         )
     return value
+
+
+def same_number(name: str, given: Sequence[object], wanted: int, of: str) -> None:
+    """Raise GapinitError unless an option is given as often as others ask for."""
+    if len(given) != wanted:
+        raise GapinitError(
+            f"--{name}: given {len(given)} times, expected {wanted}: one for each {of}"
+        )
 
 
 def device_name(name: str) -> str:

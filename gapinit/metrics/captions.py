@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from gapinit.metrics.caption_files import (
     read_predictions,
     read_references,
 )
+from gapinit.metrics.cider import CiderReferences
 from gapinit.metrics.java import JavaProcess, find_java, java_version
 from gapinit.metrics.meteor import (
     SECONDS,
@@ -25,6 +27,7 @@ from gapinit.metrics.meteor import (
     meteor_process,
     meteor_scores,
 )
+from gapinit.metrics.rouge import rouge_l
 from gapinit.metrics.tokenize import tokenize_captions
 from gapinit.plan import VERSIONS
 
@@ -72,37 +75,61 @@ def score_captions(
 
     Source: COCO caption evaluation (Chen et al. 2015, arXiv 1504.00325, section 3).
     """
-    references, predictions, output = Path(references), Path(predictions), Path(output)
+    return score_several(
+        references, [predictions], [output], metrics, java=java, meteor_timeout=meteor_timeout
+    )[0]
+
+
+def score_several(
+    references: Path,
+    predictions: Sequence[Path],
+    outputs: Sequence[Path],
+    metrics: Sequence[str] = tuple(CAPTION_METRICS),
+    *,
+    java: str | Path | None = None,
+    meteor_timeout: float | None = None,
+) -> list[dict[str, Any]]:
+    """Score several files of predicted captions against the same references.
+
+    Each is scored as `score_captions` scores it alone, to the last digit. Java is started once
+    for all of them, and what depends on the references of the evaluated images alone is done once.
+    """
+    references, predictions = Path(references), [Path(path) for path in predictions]
     names = check_metrics(metrics)
-    if output.is_dir():
-        raise GapinitError(f"{output}: expected the path of a file to write, found a folder")
+    for output in map(Path, outputs):
+        if output.is_dir():
+            raise GapinitError(f"{output}: expected the path of a file to write, found a folder")
     read = read_references(references)
-    pairs = match_captions(read, read_predictions(predictions), references, predictions)
+    sets = [match_captions(read, read_predictions(path), references, path) for path in predictions]
     program = find_java(java)
-    scores = score_pairs(pairs, names, program, meteor_timeout)
-    result = {
-        "metrics": {score.name: 100 * score.corpus for score in scores},
-        "images": len(pairs),
-        "images_without_prediction": count_without_prediction(read, pairs),
-        "reference_captions": sum(len(pair.references) for pair in pairs),
-        "version": VERSIONS["score"],
-        "inputs": {
-            "references": {"file": references.name, "sha256": sha256(references)},
-            "predictions": {"file": predictions.name, "sha256": sha256(predictions)},
-        },
-        "packages": package_versions(_PACKAGES),
-        "java": java_version(program),
-        "per_sample": [
-            {
-                "image_id": pair.image_id,
-                "caption": pair.prediction,
-                **{score.name: 100 * score.per_sample[number] for score in scores},
-            }
-            for number, pair in enumerate(pairs)
-        ],
-    }
-    write_json(output, result)
-    return result
+    scored = score_sets(sets, names, program, meteor_timeout)
+    digest = sha256(references)
+    results = []
+    for pairs, scores, path, output in zip(sets, scored, predictions, outputs, strict=True):
+        result = {
+            "metrics": {score.name: 100 * score.corpus for score in scores},
+            "images": len(pairs),
+            "images_without_prediction": count_without_prediction(read, pairs),
+            "reference_captions": sum(len(pair.references) for pair in pairs),
+            "version": VERSIONS["score"],
+            "inputs": {
+                "references": {"file": references.name, "sha256": digest},
+                "predictions": {"file": path.name, "sha256": sha256(path)},
+            },
+            "packages": package_versions(_PACKAGES),
+            "java": java_version(program),
+            "per_sample": [
+                {
+                    "image_id": pair.image_id,
+                    "caption": pair.prediction,
+                    **{score.name: 100 * score.per_sample[number] for score in scores},
+                }
+                for number, pair in enumerate(pairs)
+            ],
+        }
+        write_json(Path(output), result)
+        results.append(result)
+    return results
 
 
 def check_metrics(metrics: Sequence[str]) -> tuple[str, ...]:
@@ -121,15 +148,21 @@ def check_metrics(metrics: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in CAPTION_METRICS if name in names)
 
 
-def score_pairs(
-    pairs: Sequence[CaptionPair],
+def score_sets(
+    sets: Sequence[Sequence[CaptionPair]],
     metrics: Sequence[str],
     java: Path,
     meteor_timeout: float | None = None,
-) -> list[Score]:
-    """Tokenise the captions and compute each metric, in the order of `metrics`."""
+) -> list[list[Score]]:
+    """Tokenise the captions of each set and compute its metrics, in the order of `metrics`.
+
+    References and the predictions of each set are documents of their own to the tokenizer, so
+    that none of them changes another's tokens.
+    """
     if meteor_timeout is None:
-        meteor_timeout = SECONDS + SECONDS_PER_CAPTION * len(pairs)
+        meteor_timeout = SECONDS + SECONDS_PER_CAPTION * sum(map(len, sets))
+    captions = [tuple(tuple(pair.references) for pair in pairs) for pairs in sets]
+    different = list(dict.fromkeys(captions))
     with ExitStack() as stack:
         # METEOR needs seconds to load its tables: it does so while the others are computed.
         meteor = (
@@ -137,83 +170,84 @@ def score_pairs(
             if "meteor" in metrics
             else None
         )
-        flat, hypotheses = tokenize_captions(
+        documents = tokenize_captions(
             [
-                [caption for pair in pairs for caption in pair.references],
-                [pair.prediction for pair in pairs],
+                *([text for image in images for text in image] for images in different),
+                *([pair.prediction for pair in pairs] for pairs in sets),
             ],
             java,
         )
-        bounds = accumulate((len(pair.references) for pair in pairs), initial=0)
-        references = [flat[start:stop] for start, stop in pairwise(bounds)]
-        if not any(flat):
-            raise GapinitError("the references hold no word (after tokenisation); check them")
-        found = {
-            name: _score(name, references, hypotheses, meteor)
-            for name in sorted(metrics, key="meteor".__eq__)  # METEOR last: it is still loading
+        prepared = {
+            images: _References(document, list(map(len, images)))
+            for images, document in zip(different, documents, strict=False)
         }
-    return [score for name in metrics for score in found[name]]
+        scored = []
+        for images, hypotheses in zip(captions, documents[len(different) :], strict=True):
+            references = prepared[images]
+            found = {
+                name: references.score(name, hypotheses, meteor)
+                for name in sorted(metrics, key="meteor".__eq__)  # METEOR last: still loading
+            }
+            scored.append([score for name in metrics for score in found[name]])
+    return scored
 
 
-def _score(
-    metric: str,
-    references: Sequence[list[str]],
-    hypotheses: Sequence[str],
-    meteor: JavaProcess | None,
-) -> list[Score]:
-    """Compute one metric of tokenised captions: METEOR in Java, the others by pycocoevalcap."""
-    if metric == "bleu":
-        return _bleu(references, hypotheses)
-    if metric == "cider":
-        return [_cider(references, hypotheses)]
-    if metric == "rouge":
-        return [_rouge(references, hypotheses)]
-    assert meteor is not None
-    return [Score("METEOR", *meteor_scores(meteor, references, hypotheses))]
+class _References:
+    """The tokenised references of a set of images, and what metrics make of them alone."""
+
+    def __init__(self, captions: Sequence[str], counts: Sequence[int]) -> None:
+        if not any(captions):
+            raise GapinitError("the references hold no word (after tokenisation); check them")
+        bounds = accumulate(counts, initial=0)
+        self.captions = [list(captions[start:stop]) for start, stop in pairwise(bounds)]
+
+    def score(
+        self, metric: str, hypotheses: Sequence[str], meteor: JavaProcess | None
+    ) -> list[Score]:
+        """Compute one metric of tokenised hypotheses, one for each image."""
+        if metric == "bleu":
+            return self._bleu(hypotheses)
+        if metric == "cider":
+            # CIDEr-D (Vedantam et al. 2015), the mean over images.
+            return [Score("CIDEr", *self._cider.score(hypotheses))]
+        if metric == "rouge":
+            return [_rouge(self.captions, hypotheses)]
+        assert meteor is not None
+        return [Score("METEOR", *meteor_scores(meteor, self.captions, hypotheses))]
+
+    @cached_property
+    def _cider(self) -> CiderReferences:
+        return CiderReferences(self.captions)
+
+    @cached_property
+    def _bleu_scorer(self) -> Any:
+        from pycocoevalcap.bleu.bleu_scorer import BleuScorer
+
+        scorer = BleuScorer(n=4)
+        for captions in self.captions:
+            scorer += (None, captions)
+        return scorer
+
+    def _bleu(self, hypotheses: Sequence[str]) -> list[Score]:
+        """BLEU-1 to 4 of the corpus, with the closest reference length (Papineni et al. 2002)."""
+        scorer = self._bleu_scorer.retest(hypotheses)
+        corpora, samples = scorer.compute_score(option="closest", verbose=0)
+        return [
+            Score(name, float(corpus), [float(value) for value in values])
+            for name, corpus, values in zip(CAPTION_METRICS["bleu"], corpora, samples, strict=True)
+        ]
 
 
-def _bleu(references: Sequence[list[str]], hypotheses: Sequence[str]) -> list[Score]:
-    """BLEU-1 to 4 of the corpus, with the closest reference length (Papineni et al. 2002)."""
-    from pycocoevalcap.bleu.bleu import Bleu
-
-    gts, res = _keyed(references, hypotheses)
-    corpora, samples = Bleu(4).compute_score(gts, res, verbose=0)
-    return [
-        Score(name, float(corpus), [float(value) for value in values])
-        for name, corpus, values in zip(CAPTION_METRICS["bleu"], corpora, samples, strict=True)
-    ]
-
-
-def _cider(references: Sequence[list[str]], hypotheses: Sequence[str]) -> Score:
-    """CIDEr-D with n = 1 to 4 and sigma = 6 (Vedantam et al. 2015), the mean over images."""
-    from pycocoevalcap.cider.cider import Cider
-
-    corpus, values = Cider().compute_score(*_keyed(references, hypotheses))
-    return Score("CIDEr", float(corpus), [float(value) for value in values])
-
-
-def _rouge(references: Sequence[list[str]], hypotheses: Sequence[str]) -> Score:
+def _rouge(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> Score:
     """ROUGE-L with beta = 1.2 (Lin 2004), the mean over images.
 
     ASSUME: a hypothesis without a word scores 0. The official code gives it 1 when a reference
     has no word either.
     """
-    from pycocoevalcap.rouge.rouge import Rouge
-
-    corpus, values = Rouge().compute_score(*_keyed(references, hypotheses))
+    corpus, values = rouge_l(references, hypotheses)
     if all(hypotheses):
-        return Score("ROUGE_L", float(corpus), [float(value) for value in values])
+        return Score("ROUGE_L", corpus, values)
     kept = [
-        float(value) if hypothesis else 0.0
-        for value, hypothesis in zip(values, hypotheses, strict=True)
+        value if hypothesis else 0.0 for value, hypothesis in zip(values, hypotheses, strict=True)
     ]
     return Score("ROUGE_L", sum(kept) / len(kept), kept)
-
-
-def _keyed(
-    references: Sequence[list[str]], hypotheses: Sequence[str]
-) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
-    """Return references and hypotheses in the form that pycocoevalcap takes."""
-    return dict(enumerate(references)), {
-        number: [hypothesis] for number, hypothesis in enumerate(hypotheses)
-    }

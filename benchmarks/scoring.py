@@ -1,0 +1,164 @@
+"""Scoring captions without METEOR: ours against pycocoevalcap called in sequence.
+
+5,000 images with 5 references each. Both programs start from files, tokenise with the same Java
+program, compute CIDEr, BLEU-1 to 4 and ROUGE-L, and end in the same numbers, corpus and image by
+image, to the last digit (checked here). The peer is what a user calls: PTBTokenizer for the
+references and for the predictions, then Bleu, Rouge, Cider. The programs alternate; the table
+gives medians. A third line scores several prediction files in one call of ours, time for each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import random
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.rouge.rouge import Rouge
+from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+from gapinit.metrics.captions import score_several
+from gapinit.metrics.java import find_java
+
+METRICS = ("cider", "bleu", "rouge")
+SEVERAL = 5
+RESULTS = Path(__file__).parent / "results"
+
+
+def write_captions(folder: Path, images: int, files: int) -> tuple[Path, list[Path]]:
+    """Write references and predictions of random words, as unevenly common as in a language."""
+    draw = random.Random(0)
+    words = [f"{a}{b}{c}" for a in "bcdfghklmnprst" for b in "aeiou" for c in "dgklmnprst bx"]
+    weights = [1 / (rank + 5) for rank in range(len(words))]
+
+    def caption() -> list[str]:
+        return draw.choices(words, weights, k=draw.randint(7, 15))
+
+    groups = [[caption() for _ in range(5)] for _ in range(images)]
+    content = {
+        "images": [{"id": number} for number in range(images)],
+        "annotations": [
+            {"id": 5 * number + place, "image_id": number, "caption": " ".join(text) + "."}
+            for number, group in enumerate(groups)
+            for place, text in enumerate(group)
+        ],
+    }
+    references = folder / "references.json"
+    references.write_text(json.dumps(content), encoding="utf-8")
+    paths = []
+    for number in range(files):
+        said = [" ".join(draw.choice(group)[:8] + caption()[:3]) for group in groups]
+        entries = [{"image_id": image, "caption": text} for image, text in enumerate(said)]
+        paths.append(folder / f"predictions{number}.json")
+        paths[-1].write_text(json.dumps(entries), encoding="utf-8")
+    return references, paths
+
+
+def peer(references: Path, predictions: Path) -> dict[str, Any]:
+    """Score as the package's own example does."""
+    gts: dict[int, list[dict[str, str]]] = {}
+    for entry in json.loads(references.read_text(encoding="utf-8"))["annotations"]:
+        gts.setdefault(entry["image_id"], []).append({"caption": entry["caption"]})
+    said = json.loads(predictions.read_text(encoding="utf-8"))
+    res = {entry["image_id"]: [{"caption": entry["caption"]}] for entry in said}
+    tokenizer = PTBTokenizer()
+    with contextlib.redirect_stdout(io.StringIO()):
+        tokens, spoken = tokenizer.tokenize(gts), tokenizer.tokenize(res)
+        bleu = Bleu(4).compute_score(tokens, spoken)
+        rouge = Rouge().compute_score(tokens, spoken)
+        cider = Cider().compute_score(tokens, spoken)
+    return {
+        "CIDEr": (cider[0], list(cider[1])),
+        "ROUGE_L": (rouge[0], list(rouge[1])),
+        **{f"Bleu_{n + 1}": (bleu[0][n], bleu[1][n]) for n in range(4)},
+    }
+
+
+def ours(references: Path, predictions: list[Path], folder: Path) -> dict[str, Any]:
+    """Score files by gapinit; return the first one's numbers."""
+    outputs = [folder / f"scores{number}.json" for number in range(len(predictions))]
+    found = score_several(references, predictions, outputs, METRICS)[0]
+    return {
+        name: (value, [entry[name] for entry in found["per_sample"]])
+        for name, value in found["metrics"].items()
+    }
+
+
+def main() -> None:
+    """Measure, print the table and write it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=RESULTS / "scoring.json")
+    options = parser.parse_args()
+    # The peer calls `java` by that name.
+    os.environ["PATH"] = f"{find_java().parent}{os.pathsep}{os.environ['PATH']}"
+    times: dict[str, list[tuple[float, float]]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        references, predictions = write_captions(folder, options.images, SEVERAL)
+        programs: dict[str, Callable[[], Any]] = {
+            "gapinit": lambda: ours(references, predictions[:1], folder),
+            "pycocoevalcap": lambda: peer(references, predictions[0]),
+            f"gapinit, of {SEVERAL}": lambda: ours(references, predictions, folder),
+        }
+        for repeat in range(-1, options.repeats):  # the first is a warm-up
+            found = {}
+            for program, run in programs.items():
+                start, used = time.perf_counter(), _cpu()
+                found[program] = run()
+                if repeat >= 0:
+                    taken = (time.perf_counter() - start, _cpu() - used)
+                    times.setdefault(program, []).append(taken)
+            for metric, (corpus, values) in found["pycocoevalcap"].items():
+                scaled = (100 * float(corpus), [100 * float(value) for value in values])
+                assert found["gapinit"][metric] == scaled, f"{metric} differs"
+    share = {"gapinit": 1, "pycocoevalcap": 1, f"gapinit, of {SEVERAL}": SEVERAL}
+    medians = {
+        program: np.median(np.array(taken), axis=0) / share[program]
+        for program, taken in times.items()
+    }
+    result = {
+        "images": options.images,
+        "references_an_image": 5,
+        "equal_to_the_last_digit": True,
+        "programs": {
+            program: {
+                "wall_s": float(wall),
+                "cpu_s": float(cpu),
+                "peer_wall_ratio": float(medians["pycocoevalcap"][0] / wall),
+                "peer_cpu_ratio": float(medians["pycocoevalcap"][1] / cpu),
+                "all": times[program],
+            }
+            for program, (wall, cpu) in medians.items()
+        },
+    }
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(f"{'':20}{'wall s':>8}{'CPU s':>8}{'faster than the peer: wall':>28}{'CPU':>7}")
+    for program, row in result["programs"].items():
+        print(
+            f"{program:20}{row['wall_s']:8.2f}{row['cpu_s']:8.2f}{row['peer_wall_ratio']:28.2f}"
+            f"{row['peer_cpu_ratio']:7.2f}"
+        )
+
+
+def _cpu() -> float:
+    """Return the seconds that this process and its ended children have used."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""What each command pays before it works: CPU seconds, memory and large packages imported.
+
+Each module that a command imports is imported by a fresh interpreter, several times, all modules
+in turn; the table gives the least CPU time of its runs and the peak memory. A package counts as
+imported if it is in `sys.modules` at the end. `--help` is the whole command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+COMMANDS = {
+    "(bare interpreter)": "",
+    "--help": "gapinit.cli",
+    "snakemake (plan)": "gapinit.plan gapinit.evaluation_jobs",
+    "data prepare": "gapinit.data.dataset",
+    "backbone": "gapinit.backbones gapinit.backbones.mini_blip2",
+    "states": "gapinit.states gapinit.backbones.blip2",
+    "gap": "gapinit.gap_file",
+    "layers": "gapinit.layers",
+    "trunk": "gapinit.trunk gapinit.backbones.blip2",
+    "train": "gapinit.train gapinit.backbones.blip2",
+    "features": "gapinit.predict gapinit.backbones.blip2",
+    "predict": "gapinit.predict gapinit.backbones.blip2 gapinit.adapter_folder",
+    "score captions": "gapinit.metrics.captions pycocoevalcap.bleu.bleu_scorer",
+    "score vqa": "gapinit.metrics.vqa",
+    "score pope": "gapinit.metrics.pope",
+    "table": "gapinit.tables",
+    "runs": "gapinit.tables",
+    "claims": "gapinit.claims",
+    "figure figure1a": "gapinit.figures.figure1a",
+    "figure figure5": "gapinit.figures.figure5",
+    "report": "gapinit.report",
+    "(import torch)": "torch",
+    "(import transformers.modeling_utils)": "transformers.modeling_utils",
+    "(import peft)": "peft",
+}
+"""What each command imports: the module of its function, and what that imports when it runs."""
+
+PACKAGES = (
+    *("numpy", "pydantic", "h5py", "PIL", "pandas", "matplotlib", "scipy", "sklearn"),
+    *("torch", "torch._dynamo", "torch.distributed.tensor", "sympy"),
+    *("transformers", "accelerate", "peft", "requests"),
+)
+RESULTS = Path(__file__).parent / "results"
+PROGRAM = """
+import importlib, resource, sys
+for name in sys.argv[1].split():
+    importlib.import_module(name)
+used = resource.getrusage(resource.RUSAGE_SELF)
+found = [name for name in sys.argv[2].split() if name in sys.modules]
+print(used.ru_utime + used.ru_stime, used.ru_maxrss / 1024, ",".join(found) or "-")
+"""
+
+
+def measure(modules: str) -> tuple[float, float, list[str]]:
+    """Import modules in a fresh interpreter: CPU seconds, MiB at the peak, packages."""
+    command = [sys.executable, "-c", PROGRAM, modules, " ".join(PACKAGES)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ)
+    seconds, memory, found = done.stdout.split()
+    return float(seconds), float(memory), [] if found == "-" else found.split(",")
+
+
+def main() -> None:
+    """Measure, print the table and write it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=RESULTS / "startup.json")
+    options = parser.parse_args()
+    runs: dict[str, list[tuple[float, float, list[str]]]] = {name: [] for name in COMMANDS}
+    for _ in range(options.repeats):
+        for name, modules in COMMANDS.items():
+            runs[name].append(measure(modules))
+    result = {
+        name: {
+            "cpu_s": min(seconds for seconds, _, _ in found),
+            "all_cpu_s": [seconds for seconds, _, _ in found],
+            "peak_mib": max(memory for _, memory, _ in found),
+            "packages": found[0][2],
+        }
+        for name, found in runs.items()
+    }
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(f"{'command':38}{'CPU s':>7}{'MiB':>6}  packages")
+    for name, row in result.items():
+        packages = ", ".join(row["packages"])  # type: ignore[arg-type]
+        print(f"{name:38}{row['cpu_s']:7.2f}{row['peak_mib']:6.0f}  {packages}")
+
+
+if __name__ == "__main__":
+    main()
