@@ -99,7 +99,11 @@ def make_world(shape: Shape, folder: Path) -> World:
     settings = folder / "small.yaml"
     settings.write_text(yaml.safe_dump(generated), encoding="utf-8")
     prepare_dataset(settings, data, progress=False)
-    captions = [text for it in read_manifest(data / "manifest.json").captions("train") for text in it.captions]
+    captions = [
+        text
+        for it in read_manifest(data / "manifest.json").captions("train")
+        for text in it.captions
+    ]
     sizes = read_yaml(ROOT / "config/backbones/mini-blip2.yaml")
     sizes |= {"decoder_width": shape.width, "attention_heads": shape.heads}
     checked = check_settings(sizes, MiniBlip2Settings, "mini-blip2")
@@ -154,7 +158,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     results = []
-    print(f"{'width':>6} {'runs':>5} {'ratio':>6}   lowest - highest   (one pass against one by one)")
+    print(
+        f"{'width':>6} {'runs':>5} {'ratio':>6}   lowest - highest   (one pass against one by one)"
+    )
     for shape in SHAPES:
         if shape.width not in options.widths:
             continue

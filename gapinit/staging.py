@@ -23,7 +23,8 @@ def seal(folder: Path, identity: str) -> None:
     """Say in a folder what it belongs to and what is in it; the last thing written into it."""
     names = sorted(path.relative_to(folder).as_posix() for path in _files(folder))
     write_json(
-        folder / _SEAL, {"identity": identity, "files": {one: sha256(folder / one) for one in names}}
+        folder / _SEAL,
+        {"identity": identity, "files": {one: sha256(folder / one) for one in names}},
     )
 
 

@@ -36,7 +36,9 @@ WIDEST = 512
 TOGETHER = ("auto", "always", "never")
 
 
-def groups(runs: Sequence[Run], backbone: Backbone, together: str, dropout: float) -> list[list[int]]:
+def groups(
+    runs: Sequence[Run], backbone: Backbone, together: str, dropout: float
+) -> list[list[int]]:
     """Return which runs are trained in one pass, as places in `runs`.
 
     Those of one method, rank and number of epochs, where the method is a plain LoRA on the

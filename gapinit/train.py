@@ -112,9 +112,7 @@ def _load(backbone: Path, cached: Trunk, device: str) -> Backbone:
     return model
 
 
-def _require_one_trunk(
-    runs: Sequence[Run], outputs: Sequence[Path]
-) -> list[tuple[Run, Path]]:
+def _require_one_trunk(runs: Sequence[Run], outputs: Sequence[Path]) -> list[tuple[Run, Path]]:
     """Return each run with its output; refuse runs that cannot share a process."""
     if not runs or len(runs) != len(outputs):
         raise GapinitError(

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +34,6 @@ from gapinit.training_loop import RunsTrainer
 
 if TYPE_CHECKING:
     from gapinit.backbones.base import Backbone
-    from gapinit.runs import Run
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ can run code, as a pickle could.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -94,9 +93,7 @@ class RunsTrainer(Trainer):
     def _clip_grad_norm(self, model: Any) -> Tensor:
         """Clip each run's gradient by its own norm; return the norm over all of them."""
         gradients = self.tail.gradients()
-        each = torch.stack(
-            [torch.linalg.vector_norm(one.flatten(1), dim=1) for one in gradients]
-        )
+        each = torch.stack([torch.linalg.vector_norm(one.flatten(1), dim=1) for one in gradients])
         self.norms = torch.linalg.vector_norm(each, dim=0)
         factors = (self.args.max_grad_norm / (self.norms + 1e-6)).clamp(max=1.0)
         for gradient in gradients:

@@ -83,7 +83,9 @@ def require_equal(together: Path, alone: Path, rel: float = 1e-5) -> None:
     for key in STEP_COLUMNS:
         found, expected = ([row[key] for row in rows] for rows in (one, two))
         assert found == pytest.approx(expected, rel=rel, abs=rel * (key == "alignment")), key
-    weights = [load_file(folder / "adapter/adapter_model.safetensors") for folder in (together, alone)]
+    weights = [
+        load_file(folder / "adapter/adapter_model.safetensors") for folder in (together, alone)
+    ]
     assert weights[0].keys() == weights[1].keys()
     for name, value in weights[1].items():
         difference = torch.linalg.vector_norm(weights[0][name] - value)
@@ -107,6 +109,8 @@ def test_seeds_end_as_alone(
 ) -> None:
     if METHODS[method].even_rank and rank % 2:
         pytest.skip("defined for even ranks only")
+    if method == "mica":
+        pytest.skip("PEFT's MiCA takes no float64; it is compared in single precision")
     runs = seeds_of(world, method, rank=rank)
     for pair in both_ways(world, tmp_path, runs, learning_rate=1e-3):
         require_equal(*pair, rel=1e-6)
@@ -131,7 +135,7 @@ def test_dropout_accumulation_epochs_and_lengths(
     assert stacks == [3]
 
 
-@pytest.mark.parametrize("method", ["gap-init", "random-b-frozen-b", "lora-gaussian"])
+@pytest.mark.parametrize("method", ["gap-init", "random-b-frozen-b", "lora-gaussian", "mica"])
 def test_in_single_precision(
     world: SmallWorld, method: str, stacks: list[int], tmp_path: Path
 ) -> None:
@@ -221,7 +225,12 @@ def test_rows_of_no_known_run_are_refused() -> None:
     slices = Slices(2)
     labels = torch.tensor([[-100, 1, 2], [-100, 1, -100]])
     assert slices.enter({"labels": labels, "length": torch.tensor([3, 2])}) == [2, 1]
-    for shape, counts in (((2, 3, 5), [3, 3]), ((6, 5), [3, 3]), ((2, 9, 5), [9, 9]), ((3, 5), [2, 1])):
+    for shape, counts in (
+        ((2, 3, 5), [3, 3]),
+        ((6, 5), [3, 3]),
+        ((2, 9, 5), [9, 9]),
+        ((3, 5), [2, 1]),
+    ):
         assert slices.counts(torch.zeros(shape)) == counts
     with pytest.raises(GapinitError, match="4 rows of 2 samples of width 3 are of no known run"):
         slices.counts(torch.zeros(4, 5))
