@@ -139,8 +139,8 @@ def train(
     run: Annotated[
         list[str],
         typer.Option(
-            help="A run's path, which spells its factors; may repeat, for runs that share backbone, "
-            "dataset, layers and gap file."
+            help="A run's path, which spells its factors; may repeat, for runs that share "
+            "backbone, dataset, layers and gap file."
         ),
     ],
     backbone: Backbone,
