@@ -1,9 +1,9 @@
 """Several runs in one pass against the same runs one after another, by hidden width.
 
-Both ways train the same seeds of Gap-Init in this process, in turn; a ratio above 1 says that one
-pass was faster. What one process saves either way (imports, model and trunk paid once) is in
-neither. The backbones are BLIP-2 as `mini-blip2` is, of random weights, with a decoder of that
-width.
+Both ways train the same seeds of Gap-Init in this process, in turn; a ratio of CPU seconds above
+1 says that one pass was faster. What one process saves either way (imports, model and trunk paid
+once) is in neither. The backbones are BLIP-2 as `mini-blip2` is, of random weights, with a decoder
+of the width.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
 """Several adapters in one pass: runs of one method and rank on the same frozen weights.
 
 The batches of K runs are concatenated. A frozen matrix W0 is applied to all of them at once, and
-each run's slice gets its own (alpha / r) B_k A_k, as two batched products over (K, r, d). The loss
+each run's slice gets its own (alpha / r) B_k A_k. The loss
 is the sum of the runs' own mean losses, so no run's gradient holds anything of another's.
 
-What is saved is reading W0, the calls into the model and the optimiser's: a training of a small
-model is made of those. At a hidden width of `WIDEST` and above a step is the matrix products
-themselves, K times as many for K runs: stacking is not faster there
-(`benchmarks/results/stacked_runs.json`), and on a GPU it would need K times the memory for
-activations. What is left there is one model in memory for all runs of a process.
+What is saved is reading W0, the calls into the model and the optimiser's. That counts where a step is
+made of calls, in decoders narrower than `NARROW`: 1.26 times as fast for three runs of width 32. At
+width 128 a step on one CPU thread is matrix products already, K times as many for K runs, and the
+larger batch leaves the caches: stacking is not faster there, nor at any larger width, and it needs
+K times the memory for activations (`benchmarks/stacked_runs.py`). Runs are then trained one after
+another, and share the process: imports, trunk and, on a GPU at full width, the one model in memory.
 """
 
 from __future__ import annotations
@@ -32,9 +33,8 @@ if TYPE_CHECKING:
     from gapinit.backbones.base import Backbone
     from gapinit.runs import Run
 
-WIDEST = 512
-"""Hidden width from which on runs are trained one after another, unless told otherwise."""
-TOGETHER = ("auto", "always", "never")
+NARROW = 64
+"""Hidden width below which runs are trained in one pass, unless told otherwise."""
 
 
 def groups(
@@ -45,7 +45,7 @@ def groups(
     Those of one method, rank and number of epochs, where the method is a plain LoRA on the
     unchanged base. `auto`: where it is faster.
     """
-    stacks = together == "always" or (together == "auto" and backbone.hidden_size < WIDEST)
+    stacks = together == "always" or (together == "auto" and backbone.hidden_size < NARROW)
     # The rows of a vision tower are of images, whichever runs they are read by.
     stacks = stacks and not adapts_vision(str(runs[0].layers))
     # Masks of modules that read an image's tokens would have to be padded as those are.
