@@ -6,6 +6,7 @@ starting Java. Runs that differ in their seed alone share both.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
@@ -54,6 +55,14 @@ def evaluation_jobs(plan: Plan) -> list[EvaluationJobs]:
         EvaluationJobs(_name(names, found), tuple(rows), names, found)
         for (names, found), rows in forms.items()
     ]
+
+
+def scored_together(jobs: Iterable[EvaluationJobs]) -> dict[tuple[str, ...], list[str]]:
+    """Return the seeds whose scores on one dataset are made by a job, and the rows of such jobs."""
+    found: dict[tuple[str, ...], dict[str, None]] = {}
+    for one in jobs:
+        found.setdefault(one.seeds, {}).update(dict.fromkeys(one.rows))
+    return {seeds: list(rows) for seeds, rows in found.items()}
 
 
 def _name(seeds: tuple[str, ...], datasets: tuple[str, ...]) -> str:

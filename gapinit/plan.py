@@ -115,17 +115,19 @@ class Plan:
         """Return what a dataset holds: captions, questions or conversations."""
         return dataset_kind(self.datasets[dataset])
 
-    def score_options(self, dataset: str, references: str, scorers: str) -> list[str]:
-        """Return what predictions for a dataset are scored against, and how, as options."""
+    def score_options(self, runs: Sequence[Run], dataset: str, references: str) -> list[str]:
+        """Return what runs' predictions for a dataset are scored against, and how, as options."""
         options = reference_options(self.kind(dataset), references)
-        return [*options, f"--metrics={scorers}"] if scorers else options
+        if self.kind(dataset) == "captions":
+            options.append(f"--metrics={self.scorers(runs, dataset)}")
+        return options
 
-    def scorers(self, run: Run, dataset: str) -> str:
-        """Return what `gapinit score captions --metrics` takes for the tables that a run is in."""
+    def scorers(self, runs: Sequence[Run], dataset: str) -> str:
+        """Return what `gapinit score captions --metrics` takes for the tables that runs are in."""
         wanted = {
             SCORERS[metric]
             for name, experiment in self.experiments.items()
-            if any(run in row.runs for row in self.rows[name])
+            if any(run in row.runs for row in self.rows[name] for run in runs)
             for metric in experiment.metrics
             if metric in SCORERS and self.config.datasets.of(experiment.part(metric)) == dataset
         }

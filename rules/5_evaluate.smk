@@ -40,11 +40,11 @@ rule features:
 
 
 # One rule for each form of a job: which seeds, on which datasets. `row` is a run's path less its seed.
-for number, jobs in enumerate(PREDICTION_JOBS):
+for jobs in EVALUATION_JOBS:
 
     rule:
         name:
-            f"predict{number}"
+            f"predict_{jobs.name}"
         input:
             backbone=backbone_of,
             manifest=expand(rules.dataset.output.manifest, dataset=jobs.datasets),
@@ -53,9 +53,9 @@ for number, jobs in enumerate(PREDICTION_JOBS):
         output:
             [f"{EVALUATIONS}/{{row}}/{path}.predictions.json" for path in jobs.paths()],
         log:
-            f"{LOGS}/5_evaluate/{{row}}/predict{number}.log",
+            f"{LOGS}/5_evaluate/{{row}}/predict_{jobs.name}.log",
         benchmark:
-            f"{OUT}/benchmarks/5_evaluate/{{row}}/predict{number}.tsv"
+            f"{OUT}/benchmarks/5_evaluate/{{row}}/predict_{jobs.name}.tsv"
         wildcard_constraints:
             row="|".join(map(re.escape, jobs.rows)),
         conda:
@@ -87,38 +87,40 @@ for number, jobs in enumerate(PREDICTION_JOBS):
             " --batch-size {params.batch_size}"
 
 
-for number, jobs in enumerate(SCORING_JOBS):
+for seeds, rows in SCORED_TOGETHER.items():
 
     rule:
         name:
-            f"score{number}"
+            f"score_{scoring_name(seeds)}"
         input:
-            references=expand(rules.dataset.output.references, dataset=jobs.datasets),
-            predictions=[f"{EVALUATIONS}/{{row}}/{path}.predictions.json" for path in jobs.paths()],
+            references=rules.dataset.output.references,
+            predictions=[
+                f"{EVALUATIONS}/{{row}}/{seed}/{{dataset}}.predictions.json" for seed in seeds
+            ],
         output:
-            [f"{EVALUATIONS}/{{row}}/{path}.scores.json" for path in jobs.paths()],
+            [f"{EVALUATIONS}/{{row}}/{seed}/{{dataset}}.scores.json" for seed in seeds],
         log:
-            f"{LOGS}/5_evaluate/{{row}}/score{number}.log",
+            f"{LOGS}/5_evaluate/{{row}}/score_{scoring_name(seeds)}_on_{{dataset}}.log",
         benchmark:
-            f"{OUT}/benchmarks/5_evaluate/{{row}}/score{number}.tsv"
+            f"{OUT}/benchmarks/5_evaluate/{{row}}/score_{scoring_name(seeds)}_on_{{dataset}}.tsv"
         wildcard_constraints:
-            row="|".join(map(re.escape, jobs.rows)),
+            row="|".join(map(re.escape, rows)),
         conda:
             "../envs/gapinit.yaml"
         resources:
-            expected_s=3,
+            expected_s=2 + len(seeds),
             mem_mb=2500,
             runtime=60,
         params:
-            benchmark=PLAN.kind(jobs.datasets[0]),
-            references=score_options(jobs),
+            benchmark=lambda wildcards: PLAN.kind(wildcards.dataset),
+            references=score_options(seeds),
             predictions=lambda wildcards, input: [
                 f"--predictions={path}" for path in input.predictions
             ],
             output=lambda wildcards, output: [f"--output={path}" for path in output],
             version=PLAN.version("score"),
         message:
-            "Scores of {wildcards.row}, its seeds together"
+            "Scores on {wildcards.dataset} of {wildcards.row}, its seeds together"
         shell:
             "python -m gapinit --log-file {log:q} score {params.benchmark} {params.references:q}"
             " {params.predictions:q} {params.output:q}"

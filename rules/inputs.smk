@@ -6,11 +6,11 @@ import re
 import shlex
 
 from gapinit.data.downloads import read_downloads
-from gapinit.evaluation_jobs import prediction_jobs, scoring_jobs
+from gapinit.evaluation_jobs import evaluation_jobs, scored_together
 from gapinit.runs import Run
 
-PREDICTION_JOBS = prediction_jobs(PLAN)
-SCORING_JOBS = scoring_jobs(PLAN)
+EVALUATION_JOBS = evaluation_jobs(PLAN)
+SCORED_TOGETHER = scored_together(EVALUATION_JOBS)
 
 DOWNLOADS_TABLE = Path(CONFIG.downloads or FOLDER / "config/downloads.yaml")
 try:
@@ -189,11 +189,19 @@ def adapters_of(jobs):
     ]
 
 
-def score_options(jobs):
-    """What predictions are scored against, as options of the dataset's scorer."""
-    return lambda wildcards, input: PLAN.score_options(
-        jobs.datasets[0], input.references[0], jobs.scorers
-    )
+def scoring_name(seeds):
+    """What tells the rule that scores some seeds from the others."""
+    return "_".join(seed.removeprefix("seed") for seed in seeds).replace("-", "_")
+
+
+def score_options(seeds):
+    """What predictions are scored against, and by what, as options of the dataset's scorer."""
+
+    def options(wildcards, input):
+        runs = [Run.parse(f"{wildcards.row}/{seed}") for seed in seeds]
+        return PLAN.score_options(runs, wildcards.dataset, input.references)
+
+    return options
 
 
 def scores_of(wildcards):

@@ -90,7 +90,7 @@ def test_a_metric_of_one_backbones_table_is_not_computed_for_the_others(folder: 
     table = folder / "experiments" / "test-backbones.yaml"
     table.write_text(table.read_text().replace("metrics: [CIDEr]", "metrics: [CIDEr, METEOR]"))
     made = plan(folder)
-    scorers = {run.backbone: made.scorers(run, "scenes-test") for run in made.runs()}
+    scorers = {run.backbone: made.scorers([run], "scenes-test") for run in made.runs()}
     assert scorers[OTHER] == "bleu,cider,meteor,rouge"
     assert scorers[MAIN] == "bleu,cider,rouge"
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 
-from gapinit.evaluation_jobs import EvaluationJobs, prediction_jobs, scoring_jobs
+from gapinit.evaluation_jobs import EvaluationJobs, evaluation_jobs, scored_together
 from gapinit.plan import Plan, make_plan
-from gapinit.runs import Run
 from gapinit.settings import read_yaml
 
 CONFIG = Path(__file__).parent.parent / "config"
@@ -32,30 +31,37 @@ def made(jobs: list[EvaluationJobs]) -> Counter[str]:
     return Counter(f"{row}/{path}" for one in jobs for row in one.rows for path in one.paths())
 
 
-def test_every_file_is_made_once(plan: Plan) -> None:
+def test_every_prediction_is_made_once(plan: Plan) -> None:
     wanted = {path for table in plan.experiments for path in plan.scores(table)}
-    names = {path.removesuffix(".scores.json") for path in wanted}
-    for jobs in (prediction_jobs(plan), scoring_jobs(plan)):
-        found = made(jobs)
-        assert set(found) == names
-        assert set(found.values()) == {1}
+    found = made(evaluation_jobs(plan))
+    assert set(found) == {path.removesuffix(".scores.json") for path in wanted}
+    assert set(found.values()) == {1}
+    assert len({one.name for one in evaluation_jobs(plan)}) == len(evaluation_jobs(plan))
 
 
-def test_seeds_share_a_job(plan: Plan) -> None:
-    jobs = prediction_jobs(plan)
-    runs = {run for table in plan.experiments for run in plan.runs(table)}
-    scored = {run for run in runs if any(run.path in path for path in made(jobs))}
-    assert sum(len(one.rows) for one in jobs) < len(scored) / 2
-    for one in jobs:
-        for row in one.rows:
-            assert all(Run.parse(f"{row}/{seed}") in runs for seed in one.seeds)
+def test_every_run_is_scored_by_one_rule(plan: Plan) -> None:
+    jobs = scored_together(evaluation_jobs(plan))
+    found = [f"{row}/{seed}" for seeds, rows in jobs.items() for row in rows for seed in seeds]
+    scored = {str(PurePosixPath(path).parent) for path in paths(plan)}
+    assert set(found) == scored
+    assert len(found) == len(scored)
 
 
-def test_a_job_scores_by_the_metrics_of_its_runs(plan: Plan) -> None:
-    for one in scoring_jobs(plan):
-        (dataset,) = one.datasets
-        captions = plan.kind(dataset) == "captions"
-        assert bool(one.scorers) == captions
-        for row in one.rows if captions else ():
-            for seed in one.seeds:
-                assert plan.scorers(Run.parse(f"{row}/{seed}"), dataset) == one.scorers
+def paths(plan: Plan) -> set[str]:
+    return {path for table in plan.experiments for path in plan.scores(table)}
+
+
+def test_seeds_of_a_training_job_share_a_job(plan: Plan) -> None:
+    chunks = plan.chunks()
+    for one in evaluation_jobs(plan):
+        seeds = tuple(int(seed.removeprefix("seed")) for seed in one.seeds if seed != "no-adapter")
+        holding = [chunk for chunk in chunks if set(seeds) <= set(chunk)]
+        assert holding or not seeds
+    assert any(len(one.seeds) > 1 for one in evaluation_jobs(plan))
+
+
+def test_runs_are_scored_by_all_metrics_of_their_tables(plan: Plan) -> None:
+    runs = plan.trained("table2")
+    assert plan.scorers(runs, plan.in_domain) == ",".join(
+        sorted(set(",".join(plan.scorers([run], plan.in_domain) for run in runs).split(",")))
+    )
