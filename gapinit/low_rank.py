@@ -17,7 +17,7 @@ import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 
-from gapinit.adapters import ADAPTER, lora_layers
+from gapinit.adapters import ADAPTER
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -30,7 +30,7 @@ def fuse(model: PeftModel) -> int:
     Names, weights and what is saved stay what they are; a module whose adapter is switched off or
     merged runs as PEFT would run it.
     """
-    plain = [module for module in lora_layers(model).values() if _is_plain(module)]
+    plain: list[Any] = [module for module in model.modules() if _is_plain(module)]
     for module in plain:
         module.forward = partial(_forward, module)
     return len(plain)
@@ -39,6 +39,7 @@ def fuse(model: PeftModel) -> int:
 def _is_plain(module: Any) -> bool:
     return (
         type(module) is LoraLinear
+        and ADAPTER in module.lora_A
         and type(module.get_base_layer()) is nn.Linear
         and not module.lora_variant
         and not module.lora_bias.get(ADAPTER)

@@ -6,8 +6,8 @@ so no run's gradient holds anything of another's.
 
 What is saved is reading W0, the calls into the model and the optimiser's. That counts where a step
 is made of calls, in decoders narrower than `NARROW`: 1.26 times as fast for three runs of width 32.
-At width 128 a step on one CPU thread is matrix products already, K times as many for K runs, and the
-larger batch leaves the caches: stacking is not faster there, nor at any larger width, and it needs
+At width 128 a step on one CPU thread is matrix products already, K times as many for K runs, and
+the larger batch leaves the caches: stacking is not faster there, nor at any larger width, and needs
 K times the memory for activations (`benchmarks/stacked_runs.py`). Runs are then trained one after
 another, and share the process: imports, trunk and, on a GPU at full width, the one model in memory.
 """
