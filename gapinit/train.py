@@ -28,12 +28,13 @@ from transformers import (
 
 from gapinit.adapter_folder import save_adapter
 from gapinit.adapters import alignment, module_directions
-from gapinit.artifacts import atomic_folder, package_versions, read_json, sha256, write_json
+from gapinit.artifacts import atomic_folder, package_versions, sha256, write_json
 from gapinit.backbones import load_backbone
 from gapinit.config import Lora, Training
 from gapinit.errors import GapinitError
 from gapinit.gap_file import read_gap
 from gapinit.gradients import gap_share
+from gapinit.layers import read_layers
 from gapinit.methods.setup import Adapted, Setup, adapt
 from gapinit.runs import Run
 from gapinit.states import backbone_digest
@@ -67,7 +68,7 @@ def train_run(
     started = time.monotonic()
     if run.seed is None or run.rank is None or run.layers is None:
         raise GapinitError(f"run '{run.path}' is not one that is trained")
-    chosen = read_json(layers)[run.layers]
+    chosen = read_layers(layers, run.layers)
     cached, directions = read_trunk(trunk), read_gap(gap)
     own_digest = backbone_digest(backbone)
     _require_same_backbone(own_digest, trunk, cached.inputs, "trunk")

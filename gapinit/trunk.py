@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from gapinit.artifacts import create_hdf5, hdf5_inputs, open_hdf5, read_json, sha256
+from gapinit.artifacts import create_hdf5, hdf5_inputs, open_hdf5, sha256
 from gapinit.backbones import load_backbone
 from gapinit.backbones.prompts import Segment, training_texts
 from gapinit.data.images import image_size, load_image
 from gapinit.data.manifest import Manifest, read_manifest
 from gapinit.errors import GapinitError
+from gapinit.layers import read_layers
 from gapinit.plan import VERSIONS
 from gapinit.progress import track
 from gapinit.states import backbone_digest
@@ -60,7 +61,7 @@ def extract_trunk(
     EOS last; -100: not learned) and, unless the lowest layer is adapted, `text` (tokens, d);
     `offset` (texts + 1,) and `image_row` (texts,).
     """
-    first = min(read_json(layers)[strategy])
+    first = min(read_layers(layers, strategy))
     data = read_manifest(manifest)
     model = load_backbone(backbone, device)
     images, encoded = encoded_texts(model, data, split, max_tokens, origin=str(manifest))
