@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gapinit.backbones.in_memory import base_of, decoder_linears, frozen_base, wrap_model
+from gapinit.data.check import size_problem
 from gapinit.data.images import load_image
 from gapinit.errors import GapinitError
 from gapinit.gap import mean_gap, weighted_gap
@@ -228,8 +229,6 @@ def _batches(pairs: Iterable[Pair], size: int) -> Iterator[list[tuple[Image, str
 
 
 def _read_pair(pair: Any, index: int) -> tuple[Image, str]:
-    from PIL.Image import Image
-
     if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
         raise GapinitError(
             f"pairs[{index}]: expected (image, caption), found {type(pair).__name__}"
@@ -241,9 +240,20 @@ def _read_pair(pair: Any, index: int) -> tuple[Image, str]:
         )
     if not caption.strip():
         raise GapinitError(f"pairs[{index}]: the caption is empty")
+    read = _read_image(image, index)
+    # What data preparation refuses: some image processors raise errors of their own there.
+    problem = size_problem(read.size, max_pixels=None)
+    if problem is not None:
+        raise GapinitError(f"pairs[{index}]: {problem}")
+    return read, caption
+
+
+def _read_image(image: Any, index: int) -> Image:
+    from PIL.Image import Image
+
     if isinstance(image, Image):
         try:
-            return image.convert("RGB"), caption
+            return image.convert("RGB")
         except (OSError, SyntaxError, ValueError) as error:
             raise GapinitError(f"pairs[{index}]: unreadable image ({error})") from None
     if not isinstance(image, str | os.PathLike):
@@ -251,7 +261,7 @@ def _read_pair(pair: Any, index: int) -> tuple[Image, str]:
             f"pairs[{index}]: expected a PIL image or a path, found {type(image).__name__}"
         )
     try:
-        return load_image(Path(image)), caption
+        return load_image(Path(image))
     except GapinitError as error:
         raise GapinitError(f"pairs[{index}]: {error}") from None
 

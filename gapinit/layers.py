@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
-from gapinit.artifacts import open_hdf5, write_json
+from gapinit.artifacts import open_hdf5, read_json, write_json
 from gapinit.errors import GapinitError
 
 LayerStrategy = Literal["naive", "gg-safe", "all"]
@@ -79,6 +79,25 @@ def write_layers(gap: Path, output: Path, num_layers: int, exclude_bottom: int) 
     content[ALL_VISION] = content["all"]
     content |= {"num_layers": num_layers, "exclude_bottom": exclude_bottom, "score": score}
     write_json(output, content)
+
+
+def read_layers(path: Path, strategy: str) -> list[int]:
+    """Return the layers that a strategy chose, from the file of `write_layers`.
+
+    `GapinitError` for a file that does not hold them, or names a layer that the decoder lacks.
+    """
+    content = read_json(path)
+    found = content.get(strategy) if isinstance(content, dict) else None
+    if not isinstance(found, list) or not found:
+        raise GapinitError(f"{path}: no layers of strategy '{strategy}'. Run `gapinit layers`.")
+    available = len(content["score"]) if isinstance(content.get("score"), list) else math.inf
+    for layer in found:
+        if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < available:
+            raise GapinitError(
+                f"{path}: key '{strategy}': {layer!r} is no layer of this decoder, expected whole "
+                "numbers from 0. Run `gapinit layers` again."
+            )
+    return found
 
 
 def _check_count(name: str, value: int, *, least: int) -> None:

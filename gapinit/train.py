@@ -13,12 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gapinit.artifacts import read_json, sha256
+from gapinit.artifacts import sha256
 from gapinit.backbones import load_backbone
 from gapinit.config import Lora, Training
 from gapinit.errors import GapinitError
 from gapinit.gap_file import read_gap
-from gapinit.layers import adapts_vision
+from gapinit.layers import adapts_vision, read_layers
 from gapinit.runs import Run
 from gapinit.staging import clear, publish
 from gapinit.states import backbone_digest
@@ -72,7 +72,7 @@ def train_runs(
     loss that is not finite, with run and step: the other runs are trained to their end before.
     """
     goals_of = _require_one_trunk(runs, outputs)
-    chosen = read_json(layers)[str(runs[0].layers)]
+    chosen = read_layers(layers, str(runs[0].layers))
     cached, directions = read_trunk(trunk), read_gap(gap)
     own_digest = backbone_digest(backbone)
     _require_same_backbone(own_digest, trunk, cached.inputs, "trunk")

@@ -23,13 +23,13 @@ import h5py
 import numpy as np
 import torch
 
-from gapinit.artifacts import read_json, sha256
+from gapinit.artifacts import sha256
 from gapinit.backbones import load_backbone
 from gapinit.backbones.prompts import Segment, training_texts
 from gapinit.data.images import image_size
 from gapinit.data.manifest import Manifest, read_manifest
 from gapinit.errors import GapinitError
-from gapinit.layers import adapts_vision
+from gapinit.layers import adapts_vision, read_layers
 from gapinit.partial import Filled, Layout, blocks_of, resumable_hdf5
 from gapinit.plan import VERSIONS
 from gapinit.prefetch import Block, read_ahead
@@ -117,10 +117,7 @@ def extract_trunk(
     `dtype`: the states' on disk; "auto" is the model's own. `shard`: "I/N", part of the images.
     A job that was killed goes on at its last block that is on disk (`gapinit.partial`).
     """
-    chosen = read_json(layers)
-    if strategy not in chosen:
-        raise GapinitError(f"{layers}: no strategy '{strategy}'. Run `gapinit layers` again.")
-    first = min(chosen[strategy])
+    first = min(read_layers(layers, strategy))
     own = trunk_mode(mode, first, vision=adapts_vision(strategy))
     part = Shard.parse(shard)
     data = read_manifest(manifest)

@@ -289,3 +289,7 @@ def test_a_backbones_dtype_and_prompts_go_with_its_folder(
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content | {"dtype": "int3"}))
     with pytest.raises(GapinitError, match="key 'dtype'.*found 'int3'"):
         make_backbone(tmp_path / "mine.yaml", None, tmp_path / "again", threads=1)
+    lost = {"prompts": {"turn": "Q: {frage} A:"}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content | lost))
+    with pytest.raises(GapinitError, match="key 'prompts.turn': .*{question}"):
+        make_backbone(tmp_path / "mine.yaml", None, tmp_path / "again", threads=1)

@@ -19,6 +19,7 @@ import gapinit
 from gapinit.adapters import add_lora
 from gapinit.backbones import load_backbone
 from gapinit.backbones.base import Backbone
+from gapinit.backbones.texts import Texts
 from gapinit.errors import GapinitError
 from gapinit.pooling import caption_positions, pool
 from gapinit.tail import tail_loss
@@ -390,3 +391,19 @@ def test_what_cannot_be_loaded_is_told(world: World, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(GapinitError, match="cannot be loaded"):
         load_backbone(tmp_path)
+
+
+def test_an_image_token_beyond_the_tokenizer_is_told(world: World) -> None:
+    """A folder with the tokenizer of another model, whose vocabulary is smaller."""
+    backbone = world.backbone()
+    if not backbone.in_template:
+        pytest.skip("no image token stands in this family's template")
+    texts = Texts(
+        backbone.processor.tokenizer,
+        backbone.prompts,
+        start=[],
+        eos_token_id=backbone.eos_token_id,
+        image_token_id=len(backbone.processor.tokenizer) + 7,
+    )
+    with pytest.raises(GapinitError, match="belongs to another model"):
+        texts.encode_prompts([backbone.prompts.caption])

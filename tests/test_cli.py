@@ -46,6 +46,9 @@ def test_captions_are_scored(tmp_path: Path) -> None:
     assert len(scores["per_sample"]) == 2
 
 
+STATES = ("states", "--backbone=no", "--manifest=no.json", "--pairs=4")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -55,6 +58,8 @@ def test_captions_are_scored(tmp_path: Path) -> None:
         (["layers", "--gap=no.h5", "--num-layers=2"], "no.h5"),
         (["data", "prepare", "--dataset=no.yaml"], "no.yaml: no such file"),
         (["figure", "figure9"], "unknown value 'figure9'"),
+        ([*STATES, "--device=nowhere"], "--device: unknown device 'nowhere', expected cpu"),
+        ([*STATES, "--device=cuda:99"], "--device cuda:99: PyTorch"),
     ],
 )
 def test_a_mistake_is_one_message(tmp_path: Path, arguments: list[str], message: str) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from gapinit.artifacts import create_hdf5
 from gapinit.errors import GapinitError
-from gapinit.layers import select_layers, write_layers
+from gapinit.layers import read_layers, select_layers, write_layers
 
 SCORE = [9.0, 8.0, 1.0, 5.0, 2.0, 5.0, 3.0, 4.0]
 
@@ -88,3 +88,21 @@ def test_the_file_holds_every_strategy(tmp_path: Path) -> None:
     with pytest.raises(GapinitError, match="num_layers"):
         write_layers(tmp_path / "gap.h5", tmp_path / "other.json", 7, 2)
     assert not (tmp_path / "other.json").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [[], {}, {"all": [1]}, {"naive": []}, {"naive": 3}, {"naive": [-1]}, {"naive": [True]},
+     {"naive": ["2"]}, {"naive": [7], "score": [1.0] * 7}],
+)  # fmt: skip
+def test_a_file_without_the_strategys_layers_is_told(tmp_path: Path, content: object) -> None:
+    path = tmp_path / "layers.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(GapinitError, match=r"layers.json: .*'naive'.*gapinit layers"):
+        read_layers(path, "naive")
+
+
+def test_the_layers_of_a_strategy_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "layers.json"
+    path.write_text(json.dumps({"naive": [5, 6], "all": [0], "score": [1.0] * 7}))
+    assert read_layers(path, "naive") == [5, 6]

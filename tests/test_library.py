@@ -244,6 +244,8 @@ def image() -> Image.Image:
         ([(image(), "one")], "pairs: expected at least 2, found 1"),
         ([(image(), "one"), (image(), " \n")], r"pairs\[1\]: the caption is empty"),
         ([(image(), "one"), (image(), None)], r"pairs\[1\]: expected a caption.*NoneType"),
+        ([(Image.new("RGB", (1800, 8)), "one")], r"pairs\[0\]: too narrow: 1800 x 8"),
+        ([(image(), "one"), (Image.new("RGB", (9, 1)), "two")], r"pairs\[1\]: too small"),
         ([("missing.png", "one")], r"pairs\[0\]: missing.png: no such image"),
         ([(__file__, "one")], r"pairs\[0\]: .*test_library.py: damaged or unreadable image"),
         ([(np.zeros((8, 8, 3)), "one")], r"pairs\[0\]: expected a PIL image or a path.*ndarray"),

@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from pydantic import field_validator
+
 from gapinit.artifacts import read_json, write_json
 from gapinit.backbones.prompts import Prompts
 from gapinit.settings import Settings, check_settings
@@ -24,6 +26,14 @@ class PromptSettings(Settings):
     turn: str | None = None
     end: str | None = None
     spaced: bool | None = None
+
+    @field_validator("question", "chat", "turn")
+    @classmethod
+    def _holds_the_question(cls, text: str | None) -> str | None:
+        # Without it every image would be asked the same, and every answer be wrong in silence.
+        if text is not None and "{question}" not in text:
+            raise ValueError(f"expected a template with {{question}} in it, found {text!r}")
+        return text
 
     def applied_to(self, prompts: Prompts) -> Prompts:
         """Return a family's template with these parts in place of its own."""

@@ -42,10 +42,12 @@ class Texts:
         """
         if self._image_token_id is None:
             return ""
-        token: str = self._tokenizer.convert_ids_to_tokens(self._image_token_id)
-        if self._tokenizer(token, add_special_tokens=False)["input_ids"] != [self._image_token_id]:
+        number = self._image_token_id
+        # An id beyond the vocabulary has no token.
+        token: str | None = self._tokenizer.convert_ids_to_tokens(number)
+        if not token or self._tokenizer(token, add_special_tokens=False)["input_ids"] != [number]:
             raise GapinitError(
-                f"the tokenizer does not know the model's image token {self._image_token_id} "
+                f"the tokenizer does not know the model's image token {number} "
                 f"('{token}') as one token: it belongs to another model"
             )
         return token

@@ -41,8 +41,30 @@ def same_number(name: str, given: Sequence[object], wanted: int, of: str) -> Non
 
 def device_name(name: str) -> str:
     """Return the device to use; `auto` is a GPU if there is one."""
-    if name != "auto":
+    if name == "cpu":
         return name
     import torch
 
+    if name != "auto":
+        return _existing_device(name)
+
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _existing_device(name: str) -> str:
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise GapinitError(
+            f"--device: unknown device '{name}', expected cpu, cuda, cuda:N or auto"
+        ) from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            there = f"{count} GPUs" if count else "no GPU"
+            raise GapinitError(
+                f"--device {name}: PyTorch {torch.__version__} sees {there} here. Take --device cpu"
+            )
+    return name

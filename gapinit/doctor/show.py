@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 def print_diagnosis(found: Diagnosis) -> None:
     """Print downloads, disk, memory, time and what is missing, in this order."""
     config = found.plan.config
-    print(f"Configuration '{config.name}': {len(found.plan.rows)} tables.")
+    count = len(found.plan.rows)
+    print(f"Configuration '{config.name}': {count} table{'s' * (count != 1)}.")
     _downloads(found)
     _disk(found)
     _gpu(found)
