@@ -5,11 +5,11 @@ each run's slice gets its own (alpha / r) B_k A_k. The loss is the sum of the ru
 so no run's gradient holds anything of another's.
 
 What is saved is reading W0, the calls into the model and the optimiser's. That counts where a step
-is made of calls, in decoders narrower than `NARROW`: 1.26 times as fast for three runs of width 32.
-At width 128 a step on one CPU thread is matrix products already, K times as many for K runs, and
-the larger batch leaves the caches: stacking is not faster there, nor at any larger width, and needs
-K times the memory for activations (`benchmarks/stacked_runs.py`). Runs are then trained one after
-another, and share the process: imports, trunk and, on a GPU at full width, the one model in memory.
+is made of calls: three runs on one CPU thread were 1.26 times as fast at a width of 32 and 1.13
+times at 64 (`benchmarks/stacked_runs.py`). At a width of 128 a step is matrix products, K times
+as many for K runs, and it needs K times the memory for activations: stacking is not faster there.
+Runs are then trained one after another and share the process: imports, trunk and, on a GPU at full
+width, the one model in memory.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from gapinit.backbones.base import Backbone
     from gapinit.runs import Run
 
-NARROW = 64
+NARROW = 128
 """Hidden width below which runs are trained in one pass, unless told otherwise."""
 
 

@@ -164,6 +164,9 @@ class RunsTrainer(Trainer):
         optimiser.load_state_dict(content | {"state": states})
         scheduler.load_state_dict(record["scheduler"])
 
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """Do nothing: no loss is scaled, and Trainer's own file of it would be a pickle."""
+
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Do nothing: a step draws from the runs' own generators alone."""
 

@@ -244,6 +244,7 @@ def test_what_trainer_calls_is_still_what_is_overridden() -> None:
         "_load_from_checkpoint",
         "_load_optimizer_and_scheduler",
         "_load_rng_state",
+        "_load_scaler",
         "_clip_grad_norm",
         "training_step",
         "get_train_dataloader",
