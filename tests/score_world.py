@@ -35,10 +35,10 @@ class World:
         self.experiment.write_text(yaml.safe_dump(content))
         self.published.mkdir()
         (self.published / "gap-init.csv").write_text(
-            "place,row,metric,value,std,printed,configuration\n"
-            "Table 2,lora,CIDEr,98.08,,98.08,c/lora\n"
-            "Table 2,gap,CIDEr,140.59,1.5,140.59 ± 1.5,c/gap\n"
-            "Table 7,lora,CIDEr,135.37,7.1,135.37 ± 7.10,c/lora\n"
+            "place,row,metric,value,std,printed,printed_row,configuration\n"
+            "Table 2,lora,CIDEr,98.08,,98.08,,c/lora\n"
+            "Table 2,gap,CIDEr,140.59,1.5,140.59 ± 1.5,,c/gap\n"
+            "Table 7,lora,CIDEr,135.37,7.1,135.37 ± 7.10,,c/lora\n"
         )
         self.rows = {
             row.id: row.runs for row in table_rows(load_experiment(self.experiment), config, "test")
