@@ -108,7 +108,7 @@ def printed_tables(paper: str) -> dict[str, list[Cell]]:
 def test_the_files_hold_every_cell_of_every_table_and_no_other(
     tables: list[PublishedNumber], papers: Path, repository: Path
 ) -> None:
-    """Both ways: the row as printed, the metric, and the number as printed, in the paper's order."""
+    """Both ways: the row as printed, the metric, the number as printed, in the paper's order."""
     printed = printed_tables((papers / "gap-init-paper.md").read_text(encoding="utf-8"))
     assert list(printed) and set(printed) == {f"Table {n}" for n in range(1, 15)}
     ours: dict[str, list[Cell]] = {}
