@@ -1,7 +1,8 @@
 # Stage 6, tables: from scores to the paper's tables, published numbers beside measured ones.
 #
 # in:   results/<name>/5_evaluate/runs/, results/<name>/4_train/runs/, config/published/*.csv
-# out:  results/<name>/6_tables/<table>.{csv,md,tex}, runs.csv, claims.csv
+# out:  results/<name>/6_tables/<table>.{csv,md,tex}, results/<name>/6_tables/runs.{csv,parquet},
+#       results/<name>/claims.{csv,md}
 
 TABLES = f"{OUT}/6_tables"
 
@@ -38,10 +39,20 @@ rule table:
             f"{TABLES}/{{table}}.csv",
             caption="../workflow/report/table.rst",
             category="Tables",
-            labels={"table": "{table}"},
+            labels={"table": "{table}", "format": "CSV"},
         ),
-        markdown=f"{TABLES}/{{table}}.md",
-        latex=f"{TABLES}/{{table}}.tex",
+        markdown=report(
+            f"{TABLES}/{{table}}.md",
+            caption="../workflow/report/table.rst",
+            category="Tables",
+            labels={"table": "{table}", "format": "Markdown"},
+        ),
+        latex=report(
+            f"{TABLES}/{{table}}.tex",
+            caption="../workflow/report/table.rst",
+            category="Tables",
+            labels={"table": "{table}", "format": "LaTeX"},
+        ),
     log:
         f"{LOGS}/6_tables/{{table}}.log",
     wildcard_constraints:
@@ -70,7 +81,13 @@ rule runs:
         scores=all_scores,
         records=all_records,
     output:
-        f"{TABLES}/runs.csv",
+        csv=report(
+            f"{TABLES}/runs.csv",
+            caption="../workflow/report/runs.rst",
+            category="Runs",
+            labels={"table": "runs", "format": "CSV"},
+        ),
+        parquet=f"{TABLES}/runs.parquet",
     log:
         f"{LOGS}/6_tables/runs.log",
     conda:
@@ -87,7 +104,7 @@ rule runs:
     shell:
         "python -m gapinit --log-file {log:q} runs {params.experiments:q}"
         " --configuration {input.configuration:q} --evaluations {params.evaluations:q}"
-        " --runs {params.runs:q} --output {output:q}"
+        " --runs {params.runs:q} --output {output.csv:q}"
 
 
 rule claims:
@@ -97,12 +114,13 @@ rule claims:
         scores=all_scores,
         records=all_records,
     output:
-        report(
-            f"{TABLES}/claims.csv",
+        csv=report(
+            f"{OUT}/claims.csv",
             caption="../workflow/report/claims.rst",
-            category="Tables",
-            labels={"table": "claims"},
+            category="Claims",
+            labels={"table": "claims", "format": "CSV"},
         ),
+        markdown=f"{OUT}/claims.md",
     log:
         f"{LOGS}/6_tables/claims.log",
     conda:
@@ -119,4 +137,4 @@ rule claims:
     shell:
         "python -m gapinit --log-file {log:q} claims {params.experiments:q}"
         " --configuration {input.configuration:q} --evaluations {params.evaluations:q}"
-        " --runs {params.runs:q} --output {output:q}"
+        " --runs {params.runs:q} --output {output.csv:q}"

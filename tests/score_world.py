@@ -106,8 +106,14 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(handle))
 
 
-def claim(better: str, worse: str, **changes: Any) -> dict[str, Any]:
-    return {"text": "better", "metric": "CIDEr", "better": better, "worse": worse} | changes
+def claim(
+    better: str, worse: str, metric: str = "CIDEr", margin: int = 0, statistic: str = "mean"
+) -> dict[str, Any]:
+    """Return a claim that one row is above another, or of standard deviations below it."""
+    sides = [f"{metric}({row})" for row in (better, worse)]
+    if statistic == "std":
+        return {"text": "steadier", "claim": "sd({}) < sd({})".format(*sides)}
+    return {"text": "better", "claim": " >= ".join(sides) + (f" - {margin}" if margin else "")}
 
 
 CONTENT: dict[str, Any] = {

@@ -181,7 +181,7 @@ def test_images_on_which_methods_differ_most_are_chosen(tree: Tree) -> None:
 
 def test_single_run_without_claims_as_with_a_folder_of_photographs(tmp_path: Path) -> None:
     tree = build(tmp_path, rows=("gap-init",), seeds=(42,), images=50, side=640)
-    write_csv(tmp_path / "6_tables/claims.csv", CLAIM_COLUMNS, [])
+    write_csv(tmp_path / "claims.csv", CLAIM_COLUMNS, [])
     output = tmp_path / "report.html"
     make_report(**tree.arguments | {"figures": [], "claims": None}, output=output)
     page = Page(output.read_text(encoding="utf-8"))
@@ -215,7 +215,7 @@ def _without_image(tree: Tree) -> None:
 
 
 def _other_verdict(tree: Tree) -> None:
-    path = tree.root / "6_tables/claims.csv"
+    path = tree.root / "claims.csv"
     path.write_text(path.read_text(encoding="utf-8").replace("does not hold", "perhaps"))
 
 
@@ -308,7 +308,7 @@ def test_claims_and_runs_are_read_as_the_tables_stage_writes_them() -> None:
 
 
 def test_claims_keep_their_statistic(tree: Tree) -> None:
-    assert {claim.statistic for claim in read_claims(tree.root / "6_tables/claims.csv")} == {"mean"}
+    assert {claim.statistic for claim in read_claims(tree.root / "claims.csv")} == {"mean"}
 
 
 @pytest.mark.parametrize(
