@@ -63,8 +63,14 @@ rule report:
         figures=expand(f"{FIGURES}/{{figure}}.svg", figure=CONFIG.figures),
         manifest=f"{DATA}/{PLAN.in_domain}/manifest.json",
         layers=f"{GAPS}/{CONFIG.backbone}/layers.json",
+        rule_graph=FOLDER / "docs/rulegraph.svg",
     output:
-        f"{OUT}/report.html",
+        report(
+            f"{OUT}/report.html",
+            caption="../workflow/report/page.rst",
+            category="Report",
+            labels={"page": "everything on one page"},
+        ),
     log:
         f"{LOGS}/7_figures/report.log",
     conda:
@@ -77,6 +83,7 @@ rule report:
         figures=lambda wildcards, input: [f"--figure={path}" for path in input.figures],
         evaluations=EVALUATIONS,
         runs=RUNS,
+        published=FOLDER / "config/published",
         version=PLAN.version("report"),
     message:
         "Report"
@@ -84,4 +91,5 @@ rule report:
         "python -m gapinit --log-file {log:q} report {params.tables:q} {params.experiments:q}"
         " {params.figures:q} --configuration {input.configuration:q} --claims {input.claims:q}"
         " --runs-table {input.runs:q} --evaluations {params.evaluations:q} --runs {params.runs:q}"
-        " --manifest {input.manifest:q} --layers {input.layers:q} --output {output:q}"
+        " --manifest {input.manifest:q} --layers {input.layers:q} --published {params.published:q}"
+        " --rule-graph {input.rule_graph:q} --output {output:q}"

@@ -118,9 +118,12 @@ def report(
     output: Output,
     layers: Annotated[Path | None, typer.Option(help="Layer choice.")] = None,
     figure: Annotated[list[Path] | None, typer.Option(help="Figure, SVG; may repeat.")] = None,
+    published: Annotated[Path | None, typer.Option(help="Folder of published numbers.")] = None,
+    rule_graph: Annotated[Path | None, typer.Option(help="The workflow's rules, SVG.")] = None,
 ) -> None:
     """Write the report, one self-contained HTML page."""
     from gapinit.report import make_report
+    from gapinit.report_sources import source_commit
 
     config = _config(configuration)
     make_report(
@@ -135,9 +138,11 @@ def report(
         manifest=manifest,
         predictions_dataset=config.datasets.in_domain,
         output=output,
-        commit=None,
+        commit=source_commit(),
         experiments=experiment,
         layers=layers,
+        published=published,
+        rule_graph=rule_graph,
     )
 
 
