@@ -118,6 +118,8 @@ def make_report(
         "headline": headline,
         "claims": results,
         "verdicts": count_verdicts(results),
+        # What the first claim of the headline table says stands above everything else.
+        "lead": next((it for it in in_order if it.result.table == headline.id), None),
         "questions": arrange_questions(in_order),
         "papers": read_papers(published, [experiment.paper for experiment in loaded]),
         "rule_graph": _figure(rule_graph) if rule_graph else None,

@@ -15,7 +15,7 @@ from gapinit.artifacts import read_json
 from gapinit.errors import GapinitError
 from gapinit.report_runs import RunLine
 from gapinit.results import ClaimResult, Interval, Measurement
-from gapinit.runs import Experiment, Run
+from gapinit.runs import METRICS, Experiment, Run
 from gapinit.statistics import small_sample_note
 from gapinit.table_formats import NAMES
 
@@ -47,6 +47,8 @@ class MetricTable:
     notes: tuple[tuple[str, str], ...]
     """Row label and what is to be known about its published number."""
     has_published: bool
+    in_percent: bool
+    """Scores are; what is measured in training has units of its own."""
     references: tuple[str, ...]
     """Ids of the rows that the others are compared with."""
 
@@ -200,6 +202,7 @@ def _metric_table(metric: str, rows: Sequence[Measurement]) -> MetricTable:
         interval_over="; ".join(over),
         notes=tuple((row.label, row.note) for row in rows if row.note),
         has_published=any(row.published is not None for row in rows),
+        in_percent=not METRICS[metric].of_training,
         references=_references(rows),
     )
 

@@ -72,6 +72,7 @@ class World:
         record = {"factors": run.factors, "first_grad_norm": 0.5, "final_loss": 1.25}
         record |= {"noise_cosine": None, "seconds": 12.5, "peak_memory_mb": 800}
         path.write_text(json.dumps(record | {"trainable_parameters": 1234}))
+        path.with_name("steps.csv").write_text("step,loss\n1,4.0\n2,1.25\n")
 
     def fill(self, means: dict[str, float], dataset: str = "scenes") -> None:
         """Write everything: a row's seeds score its mean plus their offsets."""

@@ -166,7 +166,8 @@ def test_a_reference_that_is_asked_for_goes_before_the_rows_own(two_backbones: W
 
 
 def test_the_report_marks_every_reference_and_names_other_backbones(two_backbones: World) -> None:
-    from gapinit.report_views import arrange_runs, arrange_table
+    from gapinit.report_runs import arrange_runs
+    from gapinit.report_views import arrange_table
     from gapinit.results import read_runs, read_table
 
     world = two_backbones
