@@ -156,6 +156,29 @@ def summary(
     print_summary(results)
 
 
+@app.command()
+def reference(
+    results: Annotated[Path, typer.Option(help="Folder of one configuration's results.")],
+    output: Output,
+    project: Annotated[Path, typer.Option(help="The checkout, with config/ and docs/.")] = Path(),
+) -> None:
+    """Keep tables, figures, claims and report of a complete run, with digests."""
+    from gapinit.reference import make_reference
+
+    make_reference(results, output, project)
+
+
+@app.command()
+def readme(
+    reference: Annotated[Path, typer.Option(help="A reference result.")],
+    output: Output,
+) -> None:
+    """Write the headline of a README from a reference result, between its two markers."""
+    from gapinit.readme import write_readme
+
+    write_readme(output, reference)
+
+
 def _config(path: Path) -> Any:
     from gapinit.artifacts import read_json
     from gapinit.config import Config
