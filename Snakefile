@@ -86,6 +86,7 @@ rule all:
     default_target: True
     input:
         rules.report.output,
+        tracked_runs,
 
 
 localrules:

@@ -3,8 +3,10 @@
 # in:   results/<name>/5_evaluate/runs/, results/<name>/4_train/runs/, config/published/*.csv
 # out:  results/<name>/6_tables/<table>.{csv,md,tex}, results/<name>/6_tables/runs.{csv,parquet},
 #       results/<name>/claims.{csv,md}
+#       results/<name>/trackers/ where `report_to` names TensorBoard, W&B or MLflow
 
 TABLES = f"{OUT}/6_tables"
+TRACKED = f"{OUT}/trackers"
 
 
 # Tables multiply the same experiment files out as the Snakefile does, so they read the same
@@ -138,3 +140,27 @@ rule claims:
         "python -m gapinit --log-file {log:q} claims {params.experiments:q}"
         " --configuration {input.configuration:q} --evaluations {params.evaluations:q}"
         " --runs {params.runs:q} --output {output.csv:q}"
+
+
+# Training metrics besides the step log, for runs that were just trained or long ago.
+rule track:
+    input:
+        record=f"{RUNS}/{{run}}/run.json",
+        steps=f"{RUNS}/{{run}}/steps.csv",
+    output:
+        f"{TRACKED}/{{run}}.json",
+    log:
+        f"{LOGS}/6_tables/trackers/{{run}}.log",
+    conda:
+        "../envs/gapinit.yaml"
+    resources:
+        expected_s=6,
+    params:
+        run=subpath(input.record, parent=True),
+        report_to=[f"--report-to={name}" for name in CONFIG.report_to],
+        folder=TRACKED,
+    message:
+        "Training metrics of {wildcards.run} to the trackers"
+    shell:
+        "python -m gapinit --log-file {log:q} track --run {params.run:q} {params.report_to:q}"
+        " --folder {params.folder:q} --output {output:q}"

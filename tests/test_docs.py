@@ -1,4 +1,4 @@
-"""The pages in docs/: links lead somewhere, commands exist, and examples are accepted as they are."""
+"""The pages in docs/: links lead somewhere, commands exist, examples are accepted as they are."""
 
 from __future__ import annotations
 

@@ -157,6 +157,21 @@ def summary(
 
 
 @app.command()
+def track(
+    run: Annotated[Path, typer.Option(help="Folder of a trained run: run.json, steps.csv.")],
+    report_to: Annotated[list[str], typer.Option(help="tensorboard, wandb, mlflow; may repeat.")],
+    folder: Annotated[Path, typer.Option(help="Folder for what trackers write here.")],
+    output: Annotated[Path | None, typer.Option(help="Marker of what was reported, JSON.")] = None,
+) -> None:
+    """Send a run's training metrics to TensorBoard, Weights & Biases or MLflow."""
+    from gapinit.trackers import mark_reported, report_run
+
+    report_run(run, report_to, folder)
+    if output is not None:
+        mark_reported(run, report_to, output)
+
+
+@app.command()
 def reference(
     results: Annotated[Path, typer.Option(help="Folder of one configuration's results.")],
     output: Output,
