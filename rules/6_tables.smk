@@ -158,7 +158,7 @@ rule track:
     params:
         run=subpath(input.record, parent=True),
         report_to=[f"--report-to={name}" for name in CONFIG.report_to],
-        folder=TRACKED,
+        folder=tracked_folder,
     message:
         "Training metrics of {wildcards.run} to the trackers"
     shell:
