@@ -68,6 +68,9 @@ def test_a_claim_about_stability_is_tested_on_the_ratio(tmp_path: Path) -> None:
     assert expected is not None
     assert float(lines[0]["high"]) == pytest.approx(expected[1].high)
     assert lines[3]["difference"] == lines[3]["low"] == ""
+    assert float(lines[0]["better_value"]) == pytest.approx(0.01)
+    assert float(lines[0]["worse_value"]) == pytest.approx(5)
+    assert lines[3]["better_value"] == ""
 
 
 def test_a_verdict_stands_with_its_expression_and_both_numbers(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from gapinit.errors import GapinitError
 from gapinit.plan import VERSIONS, make_plan
 from gapinit.readme import BEGIN, END, headline, updated, write_readme
 from gapinit.reference import LARGEST, make_reference, outdated
+from gapinit.results import read_table
 from gapinit.settings import read_yaml
 
 from .report_tree import LABELS, Tree, build
@@ -178,6 +179,9 @@ def test_the_headline_has_every_row_with_its_numbers(
     assert "hold: 1, do not hold: 1, undecided: 0" in text
     assert "(results/reference/7_figures/figure1a.png)" in text
     assert "There are 3 seeds" in text and "Compare signs and order" in text
+    for cell in read_table(results / "6_tables/table2.csv"):
+        line = next(line for line in text.splitlines() if line.startswith(f"| {cell.label} |"))
+        assert f" {cell.measured:.2f}" in line, cell
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + len(LABELS) and len({line.count("|") for line in lines}) == 1
 

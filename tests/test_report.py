@@ -179,6 +179,11 @@ def test_a_curve_is_the_mean_of_stretches(tmp_path: Path) -> None:
     xs, ys = zip(*(map(float, point.split(",")) for point in curve.points.split()), strict=True)
     assert (xs[0], xs[-1], min(ys), max(ys)) == (0, 100, 1, 29)
     assert (curve.steps, curve.first, curve.last) == (130, 0.0, float(129 % 7))
+    falling = [{"step": n, "loss": 9.0 - n} for n in range(5)]
+    write_csv(tmp_path / "steps.csv", ["step", "loss"], falling)
+    heights = [float(p.split(",")[1]) for p in read_curve(tmp_path / "steps.csv").points.split()]
+    # A loss that falls is drawn falling: y grows downwards.
+    assert heights == sorted(heights) and heights[0] < heights[-1]
     (tmp_path / "steps.csv").write_text("step,loss\n1,\n")
     with pytest.raises(GapinitError, match="steps.csv: expected a number in column 'loss'"):
         read_curve(tmp_path / "steps.csv")
