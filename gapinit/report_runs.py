@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from gapinit.artifacts import package_versions, read_json
+from gapinit.artifacts import package_versions
 from gapinit.errors import GapinitError
 from gapinit.methods import METHODS
 from gapinit.results import RunResult
 from gapinit.runs import Run
+from gapinit.scores import read_run_record
 
 CURVE_POINTS = 60
 """A curve is drawn through the means of so many stretches of a run."""
@@ -80,7 +81,7 @@ def arrange_runs(
     lines: list[RunLine] = []
     versions: dict[str, dict[str, None]] = {}
     for run, group in grouped.items():
-        record = read_json(folder / run.path / "run.json") if run.trained else {}
+        record = read_run_record(folder, run, "the report")
         for package, version in record.get("versions", {}).items():
             versions.setdefault(package, {})[str(version)] = None
         label = METHODS[run.method].label

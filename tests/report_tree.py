@@ -164,7 +164,8 @@ def _write_training(root: Path, run: Run, draw: random.Random) -> None:
     folder, log = root / "4_train" / run.path, root / "logs/4_train" / f"{run.path}.log"
     command = ["--log-file", str(log), "train", "--run", run.path, "--note", "a 'quoted' & <b>"]
     inputs = {"backbone": "b" * 64, "trunk": {"kind": "trunk"}, "gap": "a" * 64}
-    write_json(folder / "run.json", _record(run, draw) | {"command": command, "inputs": inputs})
+    write_json(folder / "run.json", _record(run, draw) | {"inputs": inputs})
+    write_json(folder / "process.json", {"command": command, "seconds": 12.5})
     steps = [{"step": n, "loss": 4.0 / n, "grad_norm": 0.5} for n in range(1, 151)]
     write_csv(folder / "steps.csv", ["step", "loss", "grad_norm"], steps)
     (folder / "adapter").mkdir()
