@@ -18,10 +18,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES) --workflow-profile workflow/profiles/default
 CODE := gapinit tests docs/examples $(wildcard benchmarks)
 
-.PHONY: help demo all test lint bench clean
+.PHONY: help demo all test lint bench reference readme browser clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s  %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s  %s\n", $$1, $$2 }' Makefile
 
 demo: $(RUNTIME) ## tables 2, 5, 7 and the figures on the embedded default, then the headline table
 	$(SNAKEMAKE) --configfile config/demo.yaml
@@ -44,10 +44,19 @@ lint: $(DEV) ## style, types and the workflow's own rules
 bench: $(DEV) ## every program in benchmarks/, one after the other, then its table and figure
 	$(BIN)/python -m benchmarks
 
+reference: $(RUNTIME) ## keep the last complete default run in results/reference
+	$(BIN)/gapinit reference --results results/scenes --output results/reference
+
+readme: $(RUNTIME) ## README's headline table and figure, from results/reference
+	$(BIN)/gapinit readme --reference results/reference --output README.md
+
+browser: ## the Chromium that tests of the report use, from Debian's packages (needs root)
+	@command -v chromium >/dev/null || { apt-get update && apt-get install --yes chromium; }
+
 clean: ## remove .venv, caches and everything in results/ that is not tracked
 	@if git rev-parse --is-inside-work-tree >/dev/null 2>&1; \
 	then git clean -fdxq -- results; \
-	else find results -mindepth 1 ! -name .gitkeep -delete; fi
+	else find results -mindepth 1 ! -name .gitkeep ! -path 'results/reference*' -delete; fi
 	rm -rf $(VENV) .snakemake .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
 	find gapinit tests rules -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -87,6 +87,7 @@ rule all:
     default_target: True
     input:
         rules.report.output,
+        tracked_runs,
 
 
 localrules:

@@ -129,6 +129,8 @@ class Config(Settings):
     shards: Shards = Shards()
     experiments: Annotated[list[Name], Field(min_length=1)]
     figures: list[Name] = []
+    report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = []
+    """Where every run's training metrics go besides its step log (`gapinit/trackers.py`)."""
     recipes: dict[Name, BackboneRecipe] = {}
     """What each backbone has of its own: filled in from its file, never written here."""
 

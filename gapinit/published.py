@@ -1,10 +1,11 @@
 """The numbers that the papers print, and where one paper prints several for one configuration.
 
-`config/published/<paper>.csv` holds every cell of the paper's tables, `<paper>-text.csv` what its
-text, its project page and notes on it say. Columns: the place, the row and metric within it, the
-number (of a printed range its middle), its standard deviation, the number as printed, and the
-configuration that it belongs to: equal configurations are the same experiment by the paper's own
-description, so that two numbers for one configuration contradict each other.
+`config/published/<paper>.csv` holds every result in the paper's tables, `<paper>-text.csv` what its
+text, its project page and notes on it say, `<paper>-settings.csv` the cells of tables that hold no
+result, as printed. Columns: the place, the row and metric within it, the number (of a printed range
+its middle), its standard deviation, the number and the row's name as printed, and the configuration
+that it belongs to: equal configurations are the same experiment by the paper's own description, so
+that two numbers for one configuration contradict each other.
 """
 
 from __future__ import annotations
@@ -28,7 +29,28 @@ class PublishedNumber:
     value: float
     std: float | None
     printed: str
+    printed_row: str
+    """The row's name in the paper's table, its parts joined by `|`; empty in running text."""
     configuration: str
+
+
+@dataclass(frozen=True)
+class PublishedSetting:
+    """One cell of a table that holds no result: what the paper says it did."""
+
+    place: str
+    setting: str
+    column: str
+    printed: str
+
+
+@dataclass(frozen=True)
+class Contradiction:
+    """One configuration and metric for which the sources print different numbers."""
+
+    configuration: str
+    metric: str
+    numbers: tuple[PublishedNumber, ...]
 
 
 COLUMNS = tuple(field.name for field in fields(PublishedNumber))
@@ -71,6 +93,38 @@ def read_published(path: Path) -> list[PublishedNumber]:
     except UnicodeDecodeError as error:
         raise GapinitError(f"{path}: not UTF-8 text ({error.reason})") from None
     return numbers
+
+
+def read_settings(folder: Path, paper: str) -> list[PublishedSetting]:
+    """Read what a paper says it did, `<paper>-settings.csv`; empty if there is no such file.
+
+    Raises GapinitError on wrong columns or an empty entry.
+    """
+    path = Path(folder) / f"{paper}-settings.csv"
+    if not path.is_file():
+        return []
+    columns = tuple(field.name for field in fields(PublishedSetting))
+    with path.open(encoding="utf-8", newline="") as handle:
+        reader = csv.DictReader(handle)
+        if tuple(reader.fieldnames or ()) != columns:
+            raise GapinitError(f"{path}: expected the columns {', '.join(columns)}")
+        settings = [PublishedSetting(**entry) for entry in reader]
+    for line, setting in enumerate(settings, start=2):
+        if not all((setting.place, setting.setting, setting.column, setting.printed)):
+            raise GapinitError(f"{path}, line {line}: an entry is empty")
+    return settings
+
+
+def contradictions(numbers: Sequence[PublishedNumber]) -> list[Contradiction]:
+    """Return every configuration and metric that is printed with more than one value."""
+    groups: dict[tuple[str, str], list[PublishedNumber]] = {}
+    for number in numbers:
+        groups.setdefault((number.configuration, number.metric), []).append(number)
+    return [
+        Contradiction(configuration, metric, tuple(found))
+        for (configuration, metric), found in groups.items()
+        if len({number.value for number in found}) > 1
+    ]
 
 
 def find(
@@ -121,6 +175,7 @@ def _number(entry: dict[str, str], origin: str) -> PublishedNumber:
         value=_float(entry["value"], "value", origin),
         std=_float(entry["std"], "std", origin) if entry["std"] else None,
         printed=entry["printed"],
+        printed_row=entry["printed_row"] or "",
         configuration=entry["configuration"],
     )
 

@@ -19,11 +19,14 @@ from gapinit.config import Config
 from gapinit.data.manifest import read_manifest
 from gapinit.errors import GapinitError
 from gapinit.report_predictions import browse_predictions, data_uri
+from gapinit.report_runs import arrange_runs
+from gapinit.report_sources import digests, machine, read_papers
 from gapinit.report_views import (
     Table,
+    answer_text,
     arrange_claims,
     arrange_layers,
-    arrange_runs,
+    arrange_questions,
     arrange_table,
     count_verdicts,
     interval_text,
@@ -67,22 +70,35 @@ def make_report(
     commit: str | None,
     experiments: Sequence[Path] = (),
     layers: Path | None = None,
+    published: Path | None = None,
+    rule_graph: Path | None = None,
+    link_files: bool = True,
 ) -> None:
     """Write the report of one configuration as a single HTML file.
 
     `tables` are the CSV files of stage 6, the headline one being `table2` or else the first;
     `figures` are stems or SVG files; `manifest` is that of `predictions_dataset`, whose test
     images the browser of predictions shows. `experiments` (YAML files, optional) give the tables
-    their titles and notes, `layers` (JSON of the gap stage, optional) the scores of all layers.
+    their titles and notes, `layers` (JSON of the gap stage, optional) the scores of all layers,
+    `published` (folder of the papers' numbers) what the papers print for one configuration in
+    several places, `rule_graph` (SVG) the workflow. With `link_files`, runs lead to their logs and
+    adapters where these lie beside the page.
     The same inputs give the same bytes. Raises GapinitError that names a missing or wrong file.
     """
     pictures = [_figure(path) for path in figures]
     arranged = _tables(tables, experiments)
     headline = next((table for table in arranged if table.id == HEADLINE_TABLE), arranged[0])
-    results = arrange_claims(read_claims(claims) if claims else [], arranged)
+    verdicts = read_claims(claims) if claims else []
+    results = arrange_claims(verdicts, arranged)
+    in_order = sorted(results, key=lambda claim: verdicts.index(claim.result))
     lines, versions = arrange_runs(
-        read_runs(runs_table), runs, headline.metrics[0].metric, config.backbone
+        read_runs(runs_table),
+        runs,
+        headline.metrics[0].metric,
+        config.backbone,
+        Path(output).parent if link_files else None,
     )
+    loaded = [load_experiment(path) for path in experiments]
     backbones = dict.fromkeys(line.run.backbone for line in lines)
     shown = headline.metrics[0]
     browser = browse_predictions(
@@ -102,6 +118,15 @@ def make_report(
         "headline": headline,
         "claims": results,
         "verdicts": count_verdicts(results),
+        # What the first claim of the headline table says stands above everything else.
+        "lead": next((it for it in in_order if it.result.table == headline.id), None),
+        "questions": arrange_questions(in_order),
+        "papers": read_papers(published, [experiment.paper for experiment in loaded]),
+        "rule_graph": _figure(rule_graph) if rule_graph else None,
+        "machine": machine(),
+        "digests": digests(
+            [*tables, *([claims] if claims else []), runs_table, manifest], Path(output).parent
+        ),
         "tables": arranged,
         "table_places": {table.id: table.place for table in arranged},
         "figures": pictures,
@@ -137,6 +162,7 @@ def render(content: dict[str, Any]) -> str:
         "p_value": p_text,
         "metric": metric_name,
         "run_id": run_id,
+        "answer": answer_text,
         "seed": _seed,
         "method": lambda path: Run.parse(path).method,
     }

@@ -47,6 +47,11 @@ class Prediction:
     captions: tuple[Caption, ...]
     spread: float
 
+    def by_label(self, labels: Sequence[str]) -> list[str]:
+        """Return the CIDEr of the methods in a given order, as text for a page's attribute."""
+        scores = {caption.label: caption.cider for caption in self.captions}
+        return [f"{scores[label]:.2f}" for label in labels]
+
 
 @dataclass(frozen=True)
 class Browser:
@@ -65,7 +70,7 @@ Scores = Mapping[int, tuple[str, float]]
 
 
 def browse_predictions(
-    rows: Sequence[Measurement], *, evaluations: Path, dataset: str, manifest: Path, count: int = 24
+    rows: Sequence[Measurement], *, evaluations: Path, dataset: str, manifest: Path, count: int = 40
 ) -> Browser:
     """Pick `count` test images and gather what the first run of every row says about them.
 

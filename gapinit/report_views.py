@@ -10,13 +10,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from gapinit.artifacts import package_versions, read_json
+from gapinit.artifacts import read_json
 from gapinit.errors import GapinitError
-from gapinit.methods import METHODS
-from gapinit.results import ClaimResult, Interval, Measurement, RunResult
-from gapinit.runs import Experiment, Run
+from gapinit.report_runs import RunLine
+from gapinit.results import ClaimResult, Interval, Measurement
+from gapinit.runs import METRICS, Experiment, Run
+from gapinit.statistics import small_sample_note
 from gapinit.table_formats import NAMES
 
 HEADLINE_METRIC = "CIDEr"
@@ -47,6 +47,8 @@ class MetricTable:
     notes: tuple[tuple[str, str], ...]
     """Row label and what is to be known about its published number."""
     has_published: bool
+    in_percent: bool
+    """Scores are; what is measured in training has units of its own."""
     references: tuple[str, ...]
     """Ids of the rows that the others are compared with."""
 
@@ -60,6 +62,8 @@ class Table:
     place: str
     note: str
     metrics: tuple[MetricTable, ...]
+    few_seeds: str
+    """What so few seeds cannot show, in words."""
 
 
 @dataclass(frozen=True)
@@ -70,19 +74,6 @@ class Claim:
     place: str
     better: str
     worse: str
-
-
-@dataclass(frozen=True)
-class RunLine:
-    """One run with its scores on every dataset it was evaluated on."""
-
-    run: Run
-    label: str
-    calibration: str
-    tables: tuple[str, ...]
-    scores: Mapping[str, float]
-    result: RunResult
-    layers: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -97,6 +88,7 @@ class LayerChoice:
 def arrange_table(measurements: Sequence[Measurement], experiment: Experiment | None) -> Table:
     """Group one table's lines by metric, in the order in which they stand in the file."""
     id_ = measurements[0].table
+    seeds = {line.n_seeds for line in measurements if _trained(line)}
     metrics = list(dict.fromkeys(line.metric for line in measurements))
     metrics.sort(key=lambda metric: metric != HEADLINE_METRIC)
     return Table(
@@ -108,7 +100,12 @@ def arrange_table(measurements: Sequence[Measurement], experiment: Experiment | 
             _metric_table(metric, [line for line in measurements if line.metric == metric])
             for metric in metrics
         ),
+        few_seeds=" ".join(note for note in map(small_sample_note, sorted(seeds)) if note),
     )
+
+
+def _trained(line: Measurement) -> bool:
+    return any(Run.parse(path).trained for path in line.runs)
 
 
 def arrange_claims(results: Sequence[ClaimResult], tables: Sequence[Table]) -> list[Claim]:
@@ -142,36 +139,35 @@ def arrange_claims(results: Sequence[ClaimResult], tables: Sequence[Table]) -> l
     return sorted(claims, key=lambda claim: VERDICTS.index(claim.result.verdict))
 
 
+def arrange_questions(claims: Sequence[Claim]) -> dict[str, list[Claim]]:
+    """Group the claims that answer one question together."""
+    found: dict[str, list[Claim]] = {}
+    for claim in claims:
+        if claim.result.question:
+            found.setdefault(claim.result.question, []).append(claim)
+    return found
+
+
+def answer_text(claims: Sequence[Claim]) -> str:
+    """Answer a question by the verdicts of its claims: yes, no, partly, or not decided."""
+    counts = count_verdicts(claims)
+    decided = counts["holds"] + counts["does not hold"]
+    total = len(claims)
+    if not decided:
+        return f"Not decided here: the interval of none of the {total} comparisons excludes zero."
+    if not counts["does not hold"]:
+        return f"Yes, as far as decided: {counts['holds']} of {total} comparisons hold."
+    if not counts["holds"]:
+        return f"No, as far as decided: {counts['does not hold']} of {total} comparisons fail."
+    return (
+        f"Partly: of {total} comparisons {counts['holds']} hold and {counts['does not hold']} fail."
+    )
+
+
 def count_verdicts(claims: Sequence[Claim]) -> dict[str, int]:
     """Return how many claims hold, do not hold and are undecided."""
     counts = Counter(claim.result.verdict for claim in claims)
     return {verdict: counts[verdict] for verdict in VERDICTS}
-
-
-def arrange_runs(
-    results: Sequence[RunResult], folder: Path, metric: str, backbone: str
-) -> tuple[list[RunLine], dict[str, str]]:
-    """Return one line a run, and the package versions that the runs recorded.
-
-    Runs of other backbones than `backbone` are labelled with theirs. Reads
-    `<folder>/<run.path>/run.json` of every trained run; a missing one is an error.
-    """
-    grouped: dict[Run, list[RunResult]] = {}
-    for result in results:
-        grouped.setdefault(result.run, []).append(result)
-    lines: list[RunLine] = []
-    versions: dict[str, dict[str, None]] = {}
-    for run, group in grouped.items():
-        record = read_json(folder / run.path / "run.json") if run.trained else {}
-        for package, version in record.get("versions", {}).items():
-            versions.setdefault(package, {})[str(version)] = None
-        label = METHODS[run.method].label
-        if run.backbone != backbone:
-            label += f" on {run.backbone}"
-        lines.append(_run_line(label, run, group, record, metric))
-    # Several versions of one package among the runs are worth seeing, so all of them are named.
-    recorded = {package: ", ".join(found) for package, found in sorted(versions.items())}
-    return lines, recorded or package_versions()
 
 
 def arrange_layers(layers: Path | None, runs: Sequence[RunLine]) -> LayerChoice:
@@ -206,6 +202,7 @@ def _metric_table(metric: str, rows: Sequence[Measurement]) -> MetricTable:
         interval_over="; ".join(over),
         notes=tuple((row.label, row.note) for row in rows if row.note),
         has_published=any(row.published is not None for row in rows),
+        in_percent=not METRICS[metric].of_training,
         references=_references(rows),
     )
 
@@ -225,30 +222,6 @@ def _axis(rows: Sequence[Measurement]) -> Axis:
             values += [row.interval.low, row.interval.high]
     margin = 0.04 * (max(values) - min(values)) or 1.0
     return Axis(min(values) - margin, max(values) + margin)
-
-
-def _run_line(
-    label: str, run: Run, group: Sequence[RunResult], record: Mapping[str, Any], metric: str
-) -> RunLine:
-    calibration = ""
-    if run.calibration is not None:
-        calibration = f"{run.calibration}, {run.calibration_size} pairs"
-        if run.noise:
-            calibration += f", noise {run.noise:g} ({run.noise_scale})"
-    return RunLine(
-        run=run,
-        label=label,
-        calibration=calibration,
-        tables=tuple(dict.fromkeys(table for result in group for table in result.tables)),
-        # Questions have their accuracy in the place of a caption metric.
-        scores={
-            result.dataset: result.value
-            for result in group
-            if result.metric in (metric, "accuracy")
-        },
-        result=group[0],
-        layers=tuple(record.get("layers", ())),
-    )
 
 
 def interval_text(interval: Interval | None, digits: int = 2) -> str:

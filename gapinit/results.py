@@ -59,12 +59,18 @@ class ClaimResult:
 
     table: str
     text: str
+    claim: str
+    """The same as an expression over the rows."""
+    question: str
+    """What it helps to answer; empty if it stands for itself."""
     metric: str
     statistic: str
     """`mean`, or `std`: then `difference` is the ratio of the two standard deviations."""
     better: str
     worse: str
     margin: float | None
+    better_value: float | None
+    worse_value: float | None
     difference: float | None
     interval: Interval | None
     verdict: str
@@ -167,11 +173,15 @@ MEASUREMENT_COLUMNS = [
 CLAIM_COLUMNS = [
     "table",
     "text",
+    "claim",
+    "question",
     "metric",
     "statistic",
     "better",
     "worse",
     "margin",
+    "better_value",
+    "worse_value",
     "difference",
     "low",
     "high",
@@ -202,7 +212,7 @@ def read_table(path: Path) -> list[Measurement]:
 
 
 def read_claims(path: Path) -> list[ClaimResult]:
-    """Read `6_tables/claims.csv`; no claims at all is a legal answer."""
+    """Read `claims.csv`; no claims at all is a legal answer."""
     return _read(path, CLAIM_COLUMNS, _claim)
 
 
@@ -238,11 +248,15 @@ def _claim(line: Line) -> ClaimResult:
     return ClaimResult(
         table=line.text("table"),
         text=line.text("text"),
+        claim=line.text("claim"),
+        question=line.text("question"),
         metric=line.text("metric"),
         statistic=line.text("statistic"),
         better=line.text("better"),
         worse=line.text("worse"),
         margin=line.number("margin"),
+        better_value=line.number("better_value"),
+        worse_value=line.number("worse_value"),
         difference=line.number("difference"),
         interval=line.interval("low", "high"),
         verdict=line.text("verdict"),

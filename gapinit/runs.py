@@ -11,12 +11,14 @@ from __future__ import annotations
 import itertools
 import re
 import string
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from gapinit.claim_language import Statement, parse_claim
 from gapinit.config import Config, Name, NoiseScale, Positive, Source, Strategy, known_method
 from gapinit.errors import GapinitError
 from gapinit.methods import METHODS, require_rank
@@ -195,21 +197,28 @@ class Claim(Settings):
     """A statement of the paper about a table, in a form that the numbers can contradict."""
 
     text: str
-    metric: str
-    better: str
-    """Id of the row that should score higher ..."""
-    worse: str
-    """... than this one."""
-    margin: Annotated[float, Field(ge=0)] = 0.0
-    """Points by which `better` may fall short and the claim still stand."""
-    statistic: Literal["mean", "std"] = "mean"
-    """`std`: the claim is that `better` has the smaller standard deviation over seeds."""
+    claim: str
+    """The same as an expression over the rows (`gapinit/claim_language.py`)."""
+    question: str | None = None
+    """What it helps to answer, if several claims answer one question together."""
 
     @model_validator(mode="after")
-    def _margin_is_in_points(self) -> Claim:
-        if self.statistic == "std" and self.margin:
-            raise ValueError("a claim about 'std' is tested as a ratio and takes no margin")
+    def _is_understood(self) -> Claim:
+        parse_claim(self.claim)
         return self
+
+    @property
+    def statement(self) -> Statement:
+        """Return the claim's two sides, metric, statistic and margin."""
+        return parse_claim(self.claim)
+
+    def rows(self, rows: Sequence[TableRow], origin: str) -> tuple[TableRow, TableRow]:
+        """Return the rows that should be better and worse; one that is not there is an error."""
+        statement = self.statement
+        try:
+            return statement.better.find(rows), statement.worse.find(rows)
+        except ValueError as error:
+            raise GapinitError(f"{origin}: claim '{self.claim}': {error}") from None
 
 
 class Experiment(Settings):
@@ -243,9 +252,10 @@ class Experiment(Settings):
         if "steps_to_loss" in self.metrics and self.target_loss is None:
             raise ValueError("the metric 'steps_to_loss' needs a 'target_loss'")
         for claim in self.claims:
-            if claim.metric not in self.metrics:
+            metric = claim.statement.metric
+            if metric not in self.metrics:
                 raise ValueError(
-                    f"a claim speaks of metric '{claim.metric}', the table has: "
+                    f"claim '{claim.claim}' speaks of metric '{metric}', the table has: "
                     f"{', '.join(self.metrics)}"
                 )
         if self.reference is None and any(row.reference for row in self.rows):
@@ -309,11 +319,7 @@ def table_rows(experiment: Experiment, config: Config, origin: str) -> list[Tabl
                 f"one of: {', '.join(ids)}"
             )
     for claim in experiment.claims:
-        for id_ in (claim.better, claim.worse):
-            if id_ not in ids:
-                raise GapinitError(
-                    f"{origin}: a claim speaks of row '{id_}', expected one of: {', '.join(ids)}"
-                )
+        claim.rows(rows, origin)
     return rows
 
 

@@ -25,6 +25,7 @@ RESAMPLES = 2000
 PERMUTATIONS = 9999
 EXACT_UP_TO = 12
 """Up to this many differences, every one of the 2^n sign flips is made."""
+FEW_SEEDS = 10
 _BLOCK = 2**18
 """Sign flips made at a time: a block stays in the cache."""
 
@@ -47,6 +48,32 @@ def mean_and_std(values: ArrayLike) -> tuple[float, float | None]:
     array = _finite(values)
     std = float(array.std(ddof=1)) if array.size > 1 else None
     return float(array.mean()), std
+
+
+def small_sample_note(num_seeds: int) -> str:
+    """Say in words what a handful of seeds can and cannot show; empty from ten seeds on.
+
+    The true standard deviation lies between s sqrt((n-1) / q) of the two quantiles q of the
+    chi-squared distribution with n - 1 degrees of freedom (scores normal over seeds), and of n
+    differences an exact sign-flip test gives no p-value below 2 / 2^n.
+    """
+    from scipy import special
+
+    if num_seeds == 1:
+        return (
+            "There is one seed: no standard deviation is known, and an interval over samples says "
+            "nothing of other seeds."
+        )
+    if num_seeds >= FEW_SEEDS:
+        return ""
+    tails = [(1 + LEVEL) / 2, (1 - LEVEL) / 2]
+    quantiles = special.chdtri(num_seeds - 1, [1 - tail for tail in tails])
+    low, high = np.sqrt((num_seeds - 1) / quantiles)
+    return (
+        f"There are {num_seeds} seeds: the true standard deviation lies between {low:.1f} and "
+        f"{high:.1f} times the printed one (95 %), and a test over seeds alone cannot give p below "
+        f"{2 / 2**num_seeds:g}."
+    )
 
 
 def bootstrap_interval(

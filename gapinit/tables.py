@@ -16,7 +16,13 @@ from gapinit.config import Config
 from gapinit.published import PublishedNumber, elsewhere, find, published_files, read_published
 from gapinit.runs import Experiment, Run, TableRow, load_experiment, table_rows
 from gapinit.scores import RowScores, ScoreFolder, paired_differences, read_run_record
-from gapinit.statistics import bootstrap_interval, holm, mean_and_std, permutation_p_value
+from gapinit.statistics import (
+    bootstrap_interval,
+    holm,
+    mean_and_std,
+    permutation_p_value,
+    small_sample_note,
+)
 from gapinit.table_formats import Caption, latex_table, markdown_table
 
 TABLE_COLUMNS = (
@@ -153,7 +159,7 @@ def _scored_on(
 def tidy_runs(
     experiments: Sequence[Path], config: Config, evaluations: Path, runs: Path, output: Path
 ) -> None:
-    """Write one line for each run, dataset that it was scored on, and metric.
+    """Write one line for each run, dataset that it was scored on, and metric, as CSV and Parquet.
 
     Beside the factors of the run stand the tables that it belongs to (joined by semicolons) and
     what its `run.json` measured: trainable parameters, gradient norm of the first step, final
@@ -186,6 +192,23 @@ def tidy_runs(
     factors = tuple(Run("", "", "").factors)
     columns = ("run", *factors, "evaluated", "metric", "value", "tables", *RUN_MEASURES)
     write_csv(output, columns, lines)
+    _write_parquet(Path(output).with_suffix(".parquet"), columns, lines)
+
+
+def _write_parquet(path: Path, columns: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> None:
+    """Write the tidy table for programs: each column with its type, whole or not at all."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    whole = {"rank", "epochs", "calibration_size", "seed", "trainable_parameters"}
+    decimal = {"value", "noise", *RUN_MEASURES} - whole
+    types = {name: pa.int64() for name in whole} | {name: pa.float64() for name in decimal}
+    arrays = {
+        name: pa.array([line.get(name) for line in lines], types.get(name, pa.string()))
+        for name in columns
+    }
+    with atomic_file(path) as temporary:
+        parquet.write_table(pa.table(arrays), temporary)
 
 
 def write_csv(path: Path, columns: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> None:
@@ -281,10 +304,13 @@ def _reading(rows: Sequence[TableRow], lines: Sequence[Mapping[str, Any]]) -> st
     text = "Measured is mean ± standard deviation over seeds"
     if over:
         text += f", with a 95 % bootstrap interval over {' or over '.join(over)} in brackets"
+    seeds = {line["n_seeds"] for line, row in _with_rows(lines, rows) if row.runs[0].trained}
+    few = " ".join(note for note in map(small_sample_note, sorted(seeds)) if note)
+    few = f" {few}" if few else ""
     labels = {row.id: row.label for row in rows}
     references = dict.fromkeys(f"'{labels[row.reference]}'" for row in rows if row.reference)
     if not references:
-        return f"{text}."
+        return f"{text}.{few}"
     named = " or ".join(references)
     if len(references) > 1:
         named = f"each row's own reference ({named})"
@@ -292,10 +318,17 @@ def _reading(rows: Sequence[TableRow], lines: Sequence[Mapping[str, Any]]) -> st
     return (
         f"{text}. Versus is the difference to {named} on the same seeds "
         f"and samples, with its interval; p is of a paired permutation test over "
-        f"{_tested_over(tests)}, corrected by Holm's method over the rows. A test over images or "
-        "questions takes the trained models as they are: unlike the interval, it does not speak "
-        "of other seeds."
+        f"{_tested_over(tests)}, corrected by Holm's method over the rows, for each metric on its "
+        "own. A test over images or questions takes the trained models as they are: unlike the "
+        f"interval, it does not speak of other seeds.{few}"
     )
+
+
+def _with_rows(
+    lines: Sequence[Mapping[str, Any]], rows: Sequence[TableRow]
+) -> list[tuple[Mapping[str, Any], TableRow]]:
+    by_id = {row.id: row for row in rows}
+    return [(line, by_id[line["row"]]) for line in lines]
 
 
 def _tested_over(tests: Sequence[str]) -> str:

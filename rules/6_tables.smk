@@ -1,9 +1,12 @@
 # Stage 6, tables: from scores to the paper's tables, published numbers beside measured ones.
 #
 # in:   results/<name>/5_evaluate/runs/, results/<name>/4_train/runs/, config/published/*.csv
-# out:  results/<name>/6_tables/<table>.{csv,md,tex}, runs.csv, claims.csv
+# out:  results/<name>/6_tables/<table>.{csv,md,tex}, results/<name>/6_tables/runs.{csv,parquet},
+#       results/<name>/claims.{csv,md}
+#       results/<name>/trackers/ where `report_to` names TensorBoard, W&B or MLflow
 
 TABLES = f"{OUT}/6_tables"
+TRACKED = f"{OUT}/trackers"
 
 
 # Tables multiply the same experiment files out as the Snakefile does, so they read the same
@@ -38,10 +41,20 @@ rule table:
             f"{TABLES}/{{table}}.csv",
             caption="../workflow/report/table.rst",
             category="Tables",
-            labels={"table": "{table}"},
+            labels={"table": "{table}", "format": "CSV"},
         ),
-        markdown=f"{TABLES}/{{table}}.md",
-        latex=f"{TABLES}/{{table}}.tex",
+        markdown=report(
+            f"{TABLES}/{{table}}.md",
+            caption="../workflow/report/table.rst",
+            category="Tables",
+            labels={"table": "{table}", "format": "Markdown"},
+        ),
+        latex=report(
+            f"{TABLES}/{{table}}.tex",
+            caption="../workflow/report/table.rst",
+            category="Tables",
+            labels={"table": "{table}", "format": "LaTeX"},
+        ),
     log:
         f"{LOGS}/6_tables/{{table}}.log",
     wildcard_constraints:
@@ -70,7 +83,13 @@ rule runs:
         scores=all_scores,
         records=all_records,
     output:
-        f"{TABLES}/runs.csv",
+        csv=report(
+            f"{TABLES}/runs.csv",
+            caption="../workflow/report/runs.rst",
+            category="Runs",
+            labels={"table": "runs", "format": "CSV"},
+        ),
+        parquet=f"{TABLES}/runs.parquet",
     log:
         f"{LOGS}/6_tables/runs.log",
     conda:
@@ -87,7 +106,7 @@ rule runs:
     shell:
         "python -m gapinit --log-file {log:q} runs {params.experiments:q}"
         " --configuration {input.configuration:q} --evaluations {params.evaluations:q}"
-        " --runs {params.runs:q} --output {output:q}"
+        " --runs {params.runs:q} --output {output.csv:q}"
 
 
 rule claims:
@@ -97,12 +116,13 @@ rule claims:
         scores=all_scores,
         records=all_records,
     output:
-        report(
-            f"{TABLES}/claims.csv",
+        csv=report(
+            f"{OUT}/claims.csv",
             caption="../workflow/report/claims.rst",
-            category="Tables",
-            labels={"table": "claims"},
+            category="Claims",
+            labels={"table": "claims", "format": "CSV"},
         ),
+        markdown=f"{OUT}/claims.md",
     log:
         f"{LOGS}/6_tables/claims.log",
     conda:
@@ -119,4 +139,28 @@ rule claims:
     shell:
         "python -m gapinit --log-file {log:q} claims {params.experiments:q}"
         " --configuration {input.configuration:q} --evaluations {params.evaluations:q}"
-        " --runs {params.runs:q} --output {output:q}"
+        " --runs {params.runs:q} --output {output.csv:q}"
+
+
+# Training metrics besides the step log, for runs that were just trained or long ago.
+rule track:
+    input:
+        record=f"{RUNS}/{{run}}/run.json",
+        steps=f"{RUNS}/{{run}}/steps.csv",
+    output:
+        f"{TRACKED}/{{run}}.json",
+    log:
+        f"{LOGS}/6_tables/trackers/{{run}}.log",
+    conda:
+        "../envs/gapinit.yaml"
+    resources:
+        expected_s=6,
+    params:
+        run=subpath(input.record, parent=True),
+        report_to=[f"--report-to={name}" for name in CONFIG.report_to],
+        folder=tracked_folder,
+    message:
+        "Training metrics of {wildcards.run} to the trackers"
+    shell:
+        "python -m gapinit --log-file {log:q} track --run {params.run:q} {params.report_to:q}"
+        " --folder {params.folder:q} --output {output:q}"

@@ -28,7 +28,12 @@ rule figure:
             category="Figures",
             labels={"figure": "{figure}", "format": "PNG"},
         ),
-        f"{FIGURES}/{{figure}}.svg",
+        report(
+            f"{FIGURES}/{{figure}}.svg",
+            caption="../workflow/report/figure.rst",
+            category="Figures",
+            labels={"figure": "{figure}", "format": "SVG"},
+        ),
         f"{FIGURES}/{{figure}}.csv",
     log:
         f"{LOGS}/7_figures/{{figure}}.log",
@@ -54,14 +59,20 @@ rule report:
         tables=expand(f"{TABLES}/{{table}}.csv", table=PLAN.experiments),
         experiments=experiment_files,
         configuration=rules.configuration.output,
-        claims=rules.claims.output,
-        runs=rules.runs.output,
+        claims=rules.claims.output.csv,
+        runs=rules.runs.output.csv,
         scores=all_scores,
         figures=expand(f"{FIGURES}/{{figure}}.svg", figure=CONFIG.figures),
         manifest=f"{DATA}/{PLAN.in_domain}/manifest.json",
         layers=f"{GAPS}/{CONFIG.backbone}/layers.json",
+        rule_graph=FOLDER / "docs/rulegraph.svg",
     output:
-        f"{OUT}/report.html",
+        report(
+            f"{OUT}/report.html",
+            caption="../workflow/report/page.rst",
+            category="Report",
+            labels={"page": "everything on one page"},
+        ),
     log:
         f"{LOGS}/7_figures/report.log",
     conda:
@@ -74,6 +85,7 @@ rule report:
         figures=lambda wildcards, input: [f"--figure={path}" for path in input.figures],
         evaluations=EVALUATIONS,
         runs=RUNS,
+        published=FOLDER / "config/published",
         version=PLAN.version("report"),
     message:
         "Report"
@@ -81,4 +93,5 @@ rule report:
         "python -m gapinit --log-file {log:q} report {params.tables:q} {params.experiments:q}"
         " {params.figures:q} --configuration {input.configuration:q} --claims {input.claims:q}"
         " --runs-table {input.runs:q} --evaluations {params.evaluations:q} --runs {params.runs:q}"
-        " --manifest {input.manifest:q} --layers {input.layers:q} --output {output:q}"
+        " --manifest {input.manifest:q} --layers {input.layers:q} --published {params.published:q}"
+        " --rule-graph {input.rule_graph:q} --output {output:q}"

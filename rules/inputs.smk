@@ -231,6 +231,17 @@ def all_records(wildcards):
     return [f"{RUNS}/{run.path}/run.json" for run in PLAN.trained()]
 
 
+def tracked_runs(wildcards):
+    """The mark of every trained run that the configuration sends to trackers."""
+    runs = PLAN.trained() if CONFIG.report_to else []
+    return [f"{TRACKED}/{run.path}.json" for run in runs]
+
+
+def tracked_folder(wildcards, output):
+    """The folder for what trackers write, above the mark of a run."""
+    return str(Path(output[0]).parents[len(Path(wildcards.run).parts) - 1])
+
+
 def experiment_files(wildcards):
     """The experiment files of the configuration, in its order."""
     return [str(FOLDER / f"config/experiments/{name}.yaml") for name in PLAN.experiments]

@@ -17,6 +17,7 @@ from gapinit.data.manifest import Manifest, write_manifest
 from gapinit.results import CLAIM_COLUMNS, MEASUREMENT_COLUMNS, RUN_COLUMNS
 from gapinit.runs import Run
 
+REPOSITORY = Path(__file__).parent.parent
 HOSTILE = "<script>alert(1)</script>"
 COMPARISON = {
     "vs_reference": -4.5, "vs_reference_low": -9.0, "vs_reference_high": 0.5,
@@ -57,7 +58,7 @@ class Tree:
             "title": "Gap-Init on the small world",
             "config": self.config,
             "tables": [self.root / "6_tables/table2.csv"],
-            "claims": self.root / "6_tables/claims.csv",
+            "claims": self.root / "claims.csv",
             "runs_table": self.root / "6_tables/runs.csv",
             "figures": [self.root / "7_figures/figure1a", self.root / "7_figures/figure2.svg"],
             "evaluations": self.root / "5_evaluate",
@@ -65,6 +66,9 @@ class Tree:
             "manifest": self.root / "1_data/scenes/manifest.json",
             "predictions_dataset": "scenes",
             "commit": "0123abc",
+            "published": REPOSITORY / "config/published",
+            "experiments": [REPOSITORY / "config/experiments/table2.yaml"],
+            "rule_graph": REPOSITORY / "docs/rulegraph.svg",
         }
 
     def runs_of(self, row: str) -> list[Run]:
@@ -152,8 +156,21 @@ def _write_scores(tree: Tree, rows: tuple[str, ...], images: int) -> dict[str, f
                 {"metrics": {"CIDEr": values[run.path]}, "per_sample": samples},
             )
             if run.trained:
-                write_json(tree.root / "4_train" / run.path / "run.json", _record(run, draw))
+                _write_training(tree.root, run, draw)
     return values
+
+
+def _write_training(root: Path, run: Run, draw: random.Random) -> None:
+    folder, log = root / "4_train" / run.path, root / "logs/4_train" / f"{run.path}.log"
+    command = ["--log-file", str(log), "train", "--run", run.path, "--note", "a 'quoted' & <b>"]
+    inputs = {"backbone": "b" * 64, "trunk": {"kind": "trunk"}, "gap": "a" * 64}
+    write_json(folder / "run.json", _record(run, draw) | {"inputs": inputs})
+    write_json(folder / "process.json", {"command": command, "seconds": 12.5})
+    steps = [{"step": n, "loss": 4.0 / n, "grad_norm": 0.5} for n in range(1, 151)]
+    write_csv(folder / "steps.csv", ["step", "loss", "grad_norm"], steps)
+    (folder / "adapter").mkdir()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text("trained\n", encoding="utf-8")
 
 
 def _record(run: Run, draw: random.Random) -> dict[str, Any]:
@@ -177,12 +194,15 @@ def _write_tables(tree: Tree, rows: tuple[str, ...], values: dict[str, float]) -
             claims.append(
                 {
                     "table": "table2", "text": f"Gap-Init scores above {worse} & co {HOSTILE}",
+                    "claim": f"CIDEr(gap-init) > CIDEr({worse})",
+                    "question": "Is it the gap?" if worse == "pissa" else "",
+                    "better_value": 171.5, "worse_value": 183.8456,
                     "metric": "CIDEr", "statistic": "mean", "better": "gap-init", "worse": worse,
                     "difference": -12.3456, "low": -20.5, "high": -3.25, "verdict": verdict,
                     "n": "3 seeds, 40 images", "margin": 0.0,
                 }
             )  # fmt: skip
-    write_csv(folder / "claims.csv", CLAIM_COLUMNS, claims)
+    write_csv(tree.root / "claims.csv", CLAIM_COLUMNS, claims)
     records = []
     for row in rows:
         for run in tree.runs_of(row):

@@ -35,10 +35,10 @@ class World:
         self.experiment.write_text(yaml.safe_dump(content))
         self.published.mkdir()
         (self.published / "gap-init.csv").write_text(
-            "place,row,metric,value,std,printed,configuration\n"
-            "Table 2,lora,CIDEr,98.08,,98.08,c/lora\n"
-            "Table 2,gap,CIDEr,140.59,1.5,140.59 ± 1.5,c/gap\n"
-            "Table 7,lora,CIDEr,135.37,7.1,135.37 ± 7.10,c/lora\n"
+            "place,row,metric,value,std,printed,printed_row,configuration\n"
+            "Table 2,lora,CIDEr,98.08,,98.08,,c/lora\n"
+            "Table 2,gap,CIDEr,140.59,1.5,140.59 ± 1.5,,c/gap\n"
+            "Table 7,lora,CIDEr,135.37,7.1,135.37 ± 7.10,,c/lora\n"
         )
         self.rows = {
             row.id: row.runs for row in table_rows(load_experiment(self.experiment), config, "test")
@@ -74,6 +74,7 @@ class World:
         path.write_text(json.dumps(record))
         process = {"seconds": 12.5, "peak_memory_mb": 800}
         path.with_name("process.json").write_text(json.dumps(process))
+        path.with_name("steps.csv").write_text("step,loss\n1,4.0\n2,1.25\n")
 
     def fill(self, means: dict[str, float], dataset: str = "scenes") -> None:
         """Write everything: a row's seeds score its mean plus their offsets."""
@@ -108,8 +109,14 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(handle))
 
 
-def claim(better: str, worse: str, **changes: Any) -> dict[str, Any]:
-    return {"text": "better", "metric": "CIDEr", "better": better, "worse": worse} | changes
+def claim(
+    better: str, worse: str, metric: str = "CIDEr", margin: int = 0, statistic: str = "mean"
+) -> dict[str, Any]:
+    """Return a claim that one row is above another, or of standard deviations below it."""
+    sides = [f"{metric}({row})" for row in (better, worse)]
+    if statistic == "std":
+        return {"text": "steadier", "claim": "sd({}) < sd({})".format(*sides)}
+    return {"text": "better", "claim": " >= ".join(sides) + (f" - {margin}" if margin else "")}
 
 
 CONTENT: dict[str, Any] = {

@@ -68,6 +68,24 @@ def test_a_claim_about_stability_is_tested_on_the_ratio(tmp_path: Path) -> None:
     assert expected is not None
     assert float(lines[0]["high"]) == pytest.approx(expected[1].high)
     assert lines[3]["difference"] == lines[3]["low"] == ""
+    assert float(lines[0]["better_value"]) == pytest.approx(0.01)
+    assert float(lines[0]["worse_value"]) == pytest.approx(5)
+    assert lines[3]["better_value"] == ""
+
+
+def test_a_verdict_stands_with_its_expression_and_both_numbers(tmp_path: Path) -> None:
+    stated = claim("gap", "lora-gaussian, r=1", margin=2) | {"question": "Is it the gap?"}
+    world = make_world(tmp_path, claims=[stated])
+    world.fill(MEANS)
+    (line,) = world.claims()
+    assert line["claim"] == "CIDEr(gap) >= CIDEr(lora-gaussian, r=1) - 2"
+    assert (line["better"], line["worse"], line["question"]) == ("gap", "lora", "Is it the gap?")
+    assert float(line["better_value"]) == pytest.approx(130)
+    assert float(line["worse_value"]) == pytest.approx(120)
+    text = world.output.with_name("claims.md").read_text(encoding="utf-8")
+    assert "130.00 against 120.00, 10.00" in text and "**holds**" in text
+    assert f"`{line['claim']}`" in text
+    assert {row.count("|") for row in text.splitlines()} == {8}
 
 
 def test_no_claims_is_a_legal_answer(world: World) -> None:

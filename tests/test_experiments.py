@@ -155,15 +155,16 @@ def test_every_claim_agrees_with_the_numbers_that_the_paper_prints(
     for experiment, rows in tables.values():
         names = {row.id: row.published for row in rows}
         for claim in experiment.claims:
+            statement = claim.statement
             better, worse = (
-                cells[experiment.place, names[id_], claim.metric]
-                for id_ in (claim.better, claim.worse)
+                cells[experiment.place, names[row.id], statement.metric]
+                for row in claim.rows(rows, "test")
             )
-            if claim.statistic == "std":
+            if statement.statistic == "std":
                 assert better.std is not None and worse.std is not None
                 assert better.std < worse.std
             else:
-                assert better.value > worse.value - claim.margin, claim
+                assert better.value > worse.value - statement.margin, claim
 
 
 def test_every_table_states_claims_and_a_reference(tables: Loaded) -> None:
@@ -181,7 +182,7 @@ def test_nothing_compares_two_backbones_or_training_budgets(repository: Path) ->
             if row.reference is not None and trained:
                 assert setting[row.id] == setting[row.reference], row.id
         for claim in experiment.claims:
-            better, worse = setting[claim.better], setting[claim.worse]
+            better, worse = (setting[row.id] for row in claim.rows(rows, "test"))
             assert {name for name, _ in better} == {name for name, _ in worse}, claim
 
 
@@ -203,7 +204,8 @@ def test_the_dynamics_study_has_the_same_rows_on_both_of_its_backbones(repositor
     names = {row.id: row.published for row in rows}
     for claim in experiment.claims:
         better, worse = (
-            values.get((names[id_] or "", claim.metric)) for id_ in (claim.better, claim.worse)
+            values.get((names[row.id] or "", claim.statement.metric))
+            for row in claim.rows(rows, "test")
         )
         assert better is None or worse is None or better > worse, claim
 

@@ -258,3 +258,43 @@ def test_curves_refuse_runs_of_different_length(tmp_path: Path) -> None:
     with pytest.raises(GapinitError, match=r"steps.csv: 1 steps, but .* has 2"):
         curves.draw(runs, tmp_path / "curves")
     assert json.loads((runs[0] / "run.json").read_text())["factors"]["seed"] == 1
+
+
+# Machado, Oliveira and Fernandes (2009), severity 1: linear RGB as seen without one kind of cone.
+SEEN = {
+    "protanopia": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+    "deuteranopia": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+    "tritanopia": [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]],
+    "all cones": [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]],
+}
+
+
+def lab(colour: str, matrix: list[list[float]]) -> np.ndarray:
+    """Return a colour in CIE L*a*b* as an eye with these cones sees it."""
+    rgb = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    linear = np.clip(np.array(matrix) @ linear, 0, 1)
+    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    ratio = (xyz @ linear) / np.array([0.9505, 1.0, 1.089])
+    f = np.where(ratio > 0.008856, np.cbrt(ratio), 7.787 * ratio + 16 / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+@pytest.mark.parametrize("eye", SEEN)
+def test_colours_that_stand_beside_each_other_are_told_apart_by_any_eye(eye: str) -> None:
+    from gapinit.figures import style
+
+    pairs = [(style.GAP_INIT, style.RANDOM), (style.VISION, style.TEXT)]
+    pairs += [(a, b) for i, a in enumerate(style.PALETTE) for b in style.PALETTE[:i]]
+    for first, second in pairs:
+        difference = np.linalg.norm(lab(first, SEEN[eye]) - lab(second, SEEN[eye]))
+        # Two is what one can just tell apart side by side.
+        assert difference > 10, (eye, first, second)
+
+
+def test_figures_have_the_widths_of_a_two_column_page() -> None:
+    from gapinit.figures import style
+
+    assert (style.COLUMN_WIDTH, style.TEXT_WIDTH) == (3.25, 6.75)
+    figure, _ = style.panels()
+    assert figure.get_figwidth() == style.COLUMN_WIDTH

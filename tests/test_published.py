@@ -12,14 +12,16 @@ from gapinit.errors import GapinitError
 from gapinit.published import (
     COLUMNS,
     PublishedNumber,
+    contradictions,
     elsewhere,
     find,
     published_files,
     read_published,
+    read_settings,
 )
 
-NOT_METRICS = {"Method", "Rk/Config", "Rank", r"$ \mathcal{D}_{\text{cal}} $"}
-NOT_METRICS |= {"Calibration Source", r"Noise Level ( $\epsilon$ )", r"Noise Level ($\epsilon$)"}
+IDENTITY = {"Method", "Rk/Config", "Rank", r"$ \mathcal{D}_{\text{cal}} $"}
+IDENTITY |= {"Calibration Source", r"Noise Level ( $\epsilon$ )"}
 METRICS = {
     "CIDEr": "CIDEr",
     "BLEU-4": "Bleu_4",
@@ -29,6 +31,9 @@ METRICS = {
     "OKVQA": "OKVQA_accuracy",
     "POPE F1": "POPE_F1",
 }
+OF_SETTINGS = ("Table 1", "Table 13", "Table 14")
+MARKS = {r"\alpha": "α", r"\times": "×", "^{-4}": "⁻⁴", r"\leftarrow": "←", r"^{(\ell)}": "^(ℓ)"}
+MARKS |= {r"\ g": "‖g", r"\ _2": "‖₂", r"\pm": "±", "$": "", "**": ""}
 
 
 @pytest.fixture(scope="module")
@@ -43,62 +48,162 @@ def quoted(repository: Path) -> list[PublishedNumber]:
 
 @pytest.fixture(scope="module")
 def papers(repository: Path) -> Path:
-    folder = Path(os.environ.get("GAPINIT_PAPERS", repository.parent / "shared" / "papers"))
+    folder = Path(os.environ.get("SHARED", repository.parent / "shared")) / "papers"
     if not (folder / "gap-init-paper.md").is_file():
-        pytest.skip(f"no text of the paper in {folder}: set GAPINIT_PAPERS to its folder")
+        pytest.skip(f"no text of the papers in {folder}: set SHARED to the folder above it")
     return folder
 
 
 def plain(text: str) -> str:
     """Strip the marks of emphasis and mathematics from a cell of the paper's text."""
-    text = re.sub(r"</?(b|math)>", "", text).replace(r"\pm", "±").replace("$", "")
+    text = re.sub(r"</?(b|math)>", "", text)
+    for mark, written in MARKS.items():
+        text = text.replace(mark, written)
     return " ".join(text.split())
 
 
-def printed_table(paper: str, place: str) -> list[tuple[str, str]]:
-    """Return (metric, printed) of every numeric cell of a table in the paper's text, in order."""
-    lines = paper.splitlines()
-    caption = rf"\**{re.escape(place)}\.\**\s"
-    start = next(i for i, line in enumerate(lines) if re.match(caption, line))
-    start = next(i for i in range(start + 1, len(lines)) if "\t" in lines[i])
-    header = [column.strip() for column in lines[start].split("\t")]
-    for column in header:
-        assert column in METRICS or column in NOT_METRICS, f"{place}: new column {column!r}"
-    cells = []
-    for line in lines[start + 1 :]:
-        if not line.strip():
-            break
-        for column, cell in zip(header, line.split("\t"), strict=False):
-            if column in METRICS and re.search(r"\d", cell):
-                cells.append((METRICS[column], plain(cell)))
-    return cells
+Cell = tuple[str, str, str]
 
 
-@pytest.mark.parametrize("place", [f"Table {n}" for n in range(2, 13)])
-def test_the_file_holds_every_cell_of_the_papers_table_and_no_other(
-    tables: list[PublishedNumber], papers: Path, place: str
+def printed_tables(paper: str) -> dict[str, list[Cell]]:
+    """Return (row, column, printed) of every cell of every table in the paper's text, in order.
+
+    A table is a block of lines with tabs, its caption the nearest one above. Of a table of results
+    the row is its first columns, under the heading of its group, and a cell is one with a digit.
+    """
+    found: dict[str, list[Cell]] = {}
+    place, header, group = "", [], ""
+    for line in paper.splitlines():
+        caption = re.match(r"\**(Table \d+)\.\**\s", line)
+        place = caption[1] if caption else place
+        if "\t" not in line:
+            header = header if line.strip() and not caption else []
+            continue
+        cells = line.split("\t")
+        if not header:
+            header, group = [column.strip() for column in cells], ""
+            assert place not in found, f"{place}: a second table below one caption"
+            found[place] = []
+            continue
+        if not any(cell.strip() for cell in cells[1:]):
+            group = plain(cells[0])
+            continue
+        named = dict(zip(header, map(plain, cells), strict=True))
+        if place in OF_SETTINGS:
+            row, columns = plain(cells[0]), header[1:]
+            found[place] += [(row, column, named[column]) for column in columns]
+            continue
+        for column in header:
+            assert column in METRICS or column in IDENTITY, f"{place}: new column {column!r}"
+        parts = [group, *(named[column] for column in header if column in IDENTITY)]
+        row = " | ".join(part for part in parts if part)
+        found[place] += [
+            (row, METRICS[column], named[column])
+            for column in header
+            if column in METRICS and re.search(r"\d", named[column])
+        ]
+    return found
+
+
+def test_the_files_hold_every_cell_of_every_table_and_no_other(
+    tables: list[PublishedNumber], papers: Path, repository: Path
 ) -> None:
-    paper = (papers / "gap-init-paper.md").read_text(encoding="utf-8")
-    ours = [(number.metric, number.printed) for number in tables if number.place == place]
-    assert ours and ours == printed_table(paper, place)
+    """Both ways: the row as printed, the metric, the number as printed, in the paper's order."""
+    printed = printed_tables((papers / "gap-init-paper.md").read_text(encoding="utf-8"))
+    assert list(printed) and set(printed) == {f"Table {n}" for n in range(1, 15)}
+    ours: dict[str, list[Cell]] = {}
+    for number in tables:
+        cell = (number.printed_row, number.metric, number.printed)
+        ours.setdefault(number.place, []).append(cell)
+    for setting in read_settings(repository / "config" / "published", "gap-init"):
+        cell = (setting.setting, setting.column, setting.printed)
+        ours.setdefault(setting.place, []).append(cell)
+    assert ours == printed
+
+
+def test_rows_of_ours_are_one_to_one_with_those_of_a_printed_table(
+    tables: list[PublishedNumber],
+) -> None:
+    names = {(number.place, number.row) for number in tables}
+    printed = {(number.place, number.printed_row) for number in tables}
+    both = {(number.place, number.row, number.printed_row) for number in tables}
+    assert len(names) == len(printed) == len(both)
+
+
+def sections_of(text: str) -> dict[str, str]:
+    """Return a paper's running text by section number, or by heading where it has no number."""
+    found: dict[str, str] = {}
+    for part in re.split(r"(?m)^#+ ", text):
+        heading, _, body = part.partition("\n")
+        body = "\n".join(line for line in body.splitlines() if "\t" not in line)
+        number = re.match(r"([A-Z0-9](?:\.\d+)?)\.? ", heading)
+        name = number[1] if number else heading.strip()
+        found[name] = found.get(name, "") + "\n" + body
+    return found
+
+
+def section(sections: dict[str, str], place: str) -> str:
+    """Return the text of a section with that of its own subsections, or a figure's caption."""
+    if place.startswith("Figure"):
+        lines = "\n".join(sections.values()).splitlines()
+        return next(line for line in lines if line.lstrip("*").startswith(f"{place}."))
+    name = re.sub(r"^(Section|Appendix) ", "", place)
+    parts = [text for key, text in sections.items() if key == name or key.startswith(f"{name}.")]
+    if place == "Findings":
+        parts = [sections[key] for key in ("Findings", "LLaMA 3.2 11B Vision", "Qwen 2.5 VL 7B")]
+    assert parts, f"no section '{place}'"
+    return "\n".join(parts)
+
+
+def stands_in(printed: str, text: str) -> bool:
+    return re.search(rf"(?<![\d.]){re.escape(printed)}(?!\d)", text) is not None
 
 
 def test_quoted_numbers_stand_where_the_file_says(
-    quoted: list[PublishedNumber], papers: Path
+    quoted: list[PublishedNumber], papers: Path, repository: Path
 ) -> None:
     texts = {
         "Project page": (papers / "gap-init-project-page.txt").read_text(encoding="utf-8"),
         "Review notes": (papers / "gap-init-review-notes.md").read_text(encoding="utf-8"),
     }
-    paper = (papers / "gap-init-paper.md").read_text(encoding="utf-8")
-    sections = re.split(r"(?m)^#+ ", paper)
+    paper = sections_of((papers / "gap-init-paper.md").read_text(encoding="utf-8"))
     for number in quoted:
-        text = texts.get(number.place)
-        if text is None:
-            heading = re.compile(rf"{re.escape(number.place.split()[-1])}\.? ")
-            text = next(part for part in sections if heading.match(part))
-        pattern = rf"(?<![\d.]){re.escape(number.printed)}(?!\d)"
-        assert re.search(pattern, text), number
+        text = texts.get(number.place) or section(paper, number.place)
+        assert stands_in(number.printed, text), number
+    study = sections_of((papers / "vlm-lora-dynamics.md").read_text(encoding="utf-8"))
+    folder = repository / "config" / "published"
+    for number in read_published(folder / "vlm-lora-dynamics.csv"):
+        assert stands_in(number.printed, section(study, number.place)), number
+    for setting in read_settings(folder, "vlm-lora-dynamics"):
+        text = section(study, setting.place).replace("1 600", "1,600")
+        assert stands_in(setting.printed, text), setting
+
+
+NO_RESULT = re.compile(
+    r"Section [\d.]+|(Fig\.|Figure|Table|Proposition|Theorem) [\d.]+|OPT-2\.7B|arXiv:[\d.]+|"
+    r"(LLaMA|Llama) 3\.2|Qwen ?2\.5|20\d\d(-\d\d)*"
+)
+"""What has the form of a decimal number and is the name of something."""
+
+
+@pytest.mark.parametrize("paper", ["gap-init-paper", "vlm-lora-dynamics"])
+def test_every_decimal_number_of_the_running_text_is_in_the_files(
+    papers: Path, repository: Path, paper: str
+) -> None:
+    name = paper.removesuffix("-paper")
+    folder = repository / "config" / "published"
+    numbers = [n for path in published_files(folder, name) for n in read_published(path)]
+    held = " ".join(number.printed for number in numbers)
+    held += " ".join(setting.printed for setting in read_settings(folder, name))
+    seen = 0
+    for heading, text in sections_of((papers / f"{paper}.md").read_text(encoding="utf-8")).items():
+        if heading in ("References", "Reference", "") or heading.startswith("---"):
+            continue
+        for found in re.findall(r"(?<![\d.])\d+\.\d+(?![\d.]*\d)", NO_RESULT.sub("", text)):
+            seen += 1
+            # The levels of noise are rows of Table 11.
+            assert stands_in(found, held) or found in ("0.0", "0.2", "0.6", "1.0"), (heading, found)
+    assert seen > 15
 
 
 def test_values_are_the_printed_numbers(
@@ -108,6 +213,8 @@ def test_values_are_the_printed_numbers(
         digits = [float(text) for text in re.findall(r"\d+(?:\.\d+)?", number.printed)]
         if "±" in number.printed and len(digits) == 2:
             assert [number.value, number.std] == digits
+        elif "^" in number.printed:
+            assert number.value == digits[0] ** digits[1]
         else:
             # A printed range stands as its middle.
             assert number.std is None
@@ -130,7 +237,18 @@ def test_known_contradictions_are_found(
         assert printed in note
     # Another dataset is another configuration: 79.60 on Flickr30k contradicts nothing.
     assert "79.60" not in note
-    assert {n.value for n in quoted if n.metric == "hidden_size"} == {4096.0, 2560.0}
+    found = {(it.configuration, it.metric): it.numbers for it in contradictions(numbers)}
+    sizes = found["blip2-opt-2.7b", "hidden_size"]
+    assert {number.place for number in sizes if number.value == 4096} == {
+        "Section 3.1",
+        "Review notes",
+    }
+    assert {number.place for number in sizes if number.value == 2560} == {"Appendix G.1"}
+    lora = found["blip2-opt-2.7b/coco/lora-rank1", "CIDEr"]
+    assert {98.08, 135.37} <= {number.value for number in lora}
+    gap_init_values = {n.value for n in found["blip2-opt-2.7b/coco/gap-init-rank1", "CIDEr"]}
+    assert {140.56, 140.57, 140.59, 141.84, 142.05, 113.5} == gap_init_values
+    assert all(len({n.value for n in values}) > 1 for values in found.values())
 
 
 def test_numbers_that_nothing_contradicts_have_no_note(tables: list[PublishedNumber]) -> None:
@@ -147,14 +265,14 @@ def test_a_metric_that_a_row_lacks_is_none_and_an_unknown_row_an_error(
 
 
 HEADER = ",".join(COLUMNS)
-GOOD = "Table 1,a,CIDEr,1.5,,1.5,c"
+GOOD = "Table 1,a,CIDEr,1.5,,1.5,,c"
 BAD = {
     "columns": ("place,row\n", "expected the columns place, row, metric"),
     "empty file": ("", "found none"),
-    "number": (f"{HEADER}\nTable 1,a,CIDEr,many,,many,c\n", "line 2: column 'value'"),
-    "not finite": (f"{HEADER}\nTable 1,a,CIDEr,nan,,nan,c\n", "expected a number, found 'nan'"),
-    "std": (f"{HEADER}\nTable 1,a,CIDEr,1,x,1,c\n", "column 'std'"),
-    "empty": (f"{HEADER}\n{GOOD}\nTable 1,,CIDEr,1,,1,c\n", "line 3: column 'row' is empty"),
+    "number": (f"{HEADER}\nTable 1,a,CIDEr,many,,many,,c\n", "line 2: column 'value'"),
+    "not finite": (f"{HEADER}\nTable 1,a,CIDEr,nan,,nan,,c\n", "expected a number, found 'nan'"),
+    "std": (f"{HEADER}\nTable 1,a,CIDEr,1,x,1,,c\n", "column 'std'"),
+    "empty": (f"{HEADER}\n{GOOD}\nTable 1,,CIDEr,1,,1,,c\n", "line 3: column 'row' is empty"),
     "short line": (f"{HEADER}\nTable 1,a,CIDEr\n", "column 'value' is empty"),
     "twice": (f"{HEADER}\n{GOOD}\n{GOOD}\n", "line 3: a second number for Table 1, a, CIDEr"),
 }

@@ -6,19 +6,22 @@ import base64
 import csv
 import io
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from PIL import Image
 
-from gapinit.artifacts import read_json, write_json
+from gapinit.artifacts import read_json, sha256, write_json
 from gapinit.errors import GapinitError
 from gapinit.report import make_report
 from gapinit.report_predictions import browse_predictions, thumbnail
+from gapinit.report_runs import read_curve
 from gapinit.report_views import number_text, p_text
 from gapinit.results import CLAIM_COLUMNS, read_claims, read_runs, read_table
 
@@ -83,12 +86,16 @@ def test_page_is_well_formed(html: str) -> None:
     assert len(ids) == len(set(ids))
 
 
-def test_internal_anchors_resolve_and_nothing_leads_out(html: str) -> None:
+def test_links_resolve_and_nothing_leads_out(html: str, tree: Tree) -> None:
     page = Page(html)
     ids = set(page.values("id"))
     links = page.values("href")
     assert len(links) > 20
-    assert all(link.startswith("#") and link[1:] in ids for link in links)
+    files = [link for link in links if not link.startswith("#")]
+    assert all(link[1:] in ids for link in links if link not in files)
+    # The log and the adapter of each trained run, beside the page.
+    assert len(files) == 2 * sum(1 for id_ in ids if re.fullmatch(r"run/.*/seed\d+", id_)) > 20
+    assert all((tree.root / unquote(link)).exists() for link in files)
     assert all(source.startswith("data:") for source in page.values("src"))
     assert not any(tag in ("link", "iframe", "object", "base") for tag, _ in page.elements)
     # The one address is the paper's, in the citation, as text.
@@ -144,6 +151,58 @@ def test_every_cell_leads_to_its_runs(html: str, tree: Tree) -> None:
         assert all(f"#run/{path}" in links for path in row.runs)
 
 
+def test_each_run_is_told_with_factors_command_log_curve_and_adapter(
+    html: str, tree: Tree, tmp_path: Path
+) -> None:
+    visible = Page(html).visible
+    for row in ("gap-init", "lora-rank8"):
+        for run in tree.runs_of(row):
+            log = tree.root / "logs/4_train" / f"{run.path}.log"
+            command = ["gapinit", "--log-file", str(log), "train", "--run", run.path]
+            assert shlex.join(command) in visible
+    assert "150 steps, 4.000 at the first, 0.027 at the last" in visible
+    curves = [attrs for tag, attrs in Page(html).elements if tag == "polyline"]
+    assert len(curves) == 5 * 3
+    assert all(len(str(attrs["points"]).split()) == 60 for attrs in curves)
+    output = tmp_path / "alone.html"
+    make_report(**tree.arguments, output=output, link_files=False)
+    alone = Page(output.read_text(encoding="utf-8"))
+    assert all(link.startswith("#") for link in alone.values("href"))
+    assert "4_train/mini-blip2" in alone.visible
+
+
+def test_a_curve_is_the_mean_of_stretches(tmp_path: Path) -> None:
+    values = [float(n % 7) for n in range(130)]
+    lines = [{"step": n, "loss": value} for n, value in enumerate(values)]
+    write_csv(tmp_path / "steps.csv", ["step", "loss"], lines)
+    curve = read_curve(tmp_path / "steps.csv")
+    xs, ys = zip(*(map(float, point.split(",")) for point in curve.points.split()), strict=True)
+    assert (xs[0], xs[-1], min(ys), max(ys)) == (0, 100, 1, 29)
+    assert (curve.steps, curve.first, curve.last) == (130, 0.0, float(129 % 7))
+    falling = [{"step": n, "loss": 9.0 - n} for n in range(5)]
+    write_csv(tmp_path / "steps.csv", ["step", "loss"], falling)
+    heights = [float(p.split(",")[1]) for p in read_curve(tmp_path / "steps.csv").points.split()]
+    # A loss that falls is drawn falling: y grows downwards.
+    assert heights == sorted(heights) and heights[0] < heights[-1]
+    (tmp_path / "steps.csv").write_text("step,loss\n1,\n")
+    with pytest.raises(GapinitError, match="steps.csv: expected a number in column 'loss'"):
+        read_curve(tmp_path / "steps.csv")
+
+
+def test_sources_are_digests_of_the_very_files(html: str, tree: Tree) -> None:
+    visible = Page(html).visible
+    for name in ("6_tables/table2.csv", "claims.csv", "6_tables/runs.csv"):
+        assert f"{name} {sha256(tree.root / name)}" in visible
+    assert "135.37 ± 7.10 (Table 7)" in visible and "98.08 (Table 2)" in visible
+    assert "stage versions data" in visible
+
+
+def test_questions_are_answered_by_their_claims(html: str) -> None:
+    visible = Page(html).visible
+    assert "Is it the gap? Yes, as far as decided: 1 of 1 comparisons hold." in visible
+    assert "CIDEr(gap-init) > CIDEr(pissa)" in visible and "171.50 against 183.85" in visible
+
+
 def test_scale_and_verdicts_are_said_in_words(html: str) -> None:
     visible = Page(html).visible
     assert "mini-blip2" in visible and "7 training images, 40 test images" in visible
@@ -181,15 +240,15 @@ def test_images_on_which_methods_differ_most_are_chosen(tree: Tree) -> None:
 
 def test_single_run_without_claims_as_with_a_folder_of_photographs(tmp_path: Path) -> None:
     tree = build(tmp_path, rows=("gap-init",), seeds=(42,), images=50, side=640)
-    write_csv(tmp_path / "6_tables/claims.csv", CLAIM_COLUMNS, [])
+    write_csv(tmp_path / "claims.csv", CLAIM_COLUMNS, [])
     output = tmp_path / "report.html"
     make_report(**tree.arguments | {"figures": [], "claims": None}, output=output)
     page = Page(output.read_text(encoding="utf-8"))
     assert "evenly spaced from the best-scored caption to the worst" in page.visible
     assert "What holds here" not in page.visible
     images = [attrs for tag, attrs in page.elements if tag == "img"]
-    assert len(images) == 24
-    for attrs in images:
+    assert len(images) == 40 + 1
+    for attrs in images[:40]:
         content = base64.b64decode(str(attrs["src"]).split(",")[1])
         assert max(Image.open(io.BytesIO(content)).size) == 320
         assert str(attrs["src"]).startswith("data:image/jpeg")
@@ -215,7 +274,7 @@ def _without_image(tree: Tree) -> None:
 
 
 def _other_verdict(tree: Tree) -> None:
-    path = tree.root / "6_tables/claims.csv"
+    path = tree.root / "claims.csv"
     path.write_text(path.read_text(encoding="utf-8").replace("does not hold", "perhaps"))
 
 
@@ -276,7 +335,6 @@ def test_titles_notes_and_layer_scores_are_taken_where_given(
     make_report(
         **tree.arguments,
         output=tmp_path / "report.html",
-        experiments=[repository / "config/experiments/table2.yaml"],
         layers=tmp_path / "layers.json",
     )
     visible = Page((tmp_path / "report.html").read_text(encoding="utf-8")).visible
@@ -308,7 +366,7 @@ def test_claims_and_runs_are_read_as_the_tables_stage_writes_them() -> None:
 
 
 def test_claims_keep_their_statistic(tree: Tree) -> None:
-    assert {claim.statistic for claim in read_claims(tree.root / "6_tables/claims.csv")} == {"mean"}
+    assert {claim.statistic for claim in read_claims(tree.root / "claims.csv")} == {"mean"}
 
 
 @pytest.mark.parametrize(

@@ -235,7 +235,13 @@ def test_a_row_may_have_a_reference_of_its_own(tmp_path: Path, config: Config) -
     ]
 
 
-CLAIM = {"text": "better", "metric": "CIDEr", "better": "gap", "worse": "lora"}
+CLAIM = {"text": "better", "claim": "CIDEr(gap) >= CIDEr(lora)"}
+
+
+def claiming(claim: str) -> dict[str, Any]:
+    return experiment(claims=[CLAIM | {"claim": claim}])
+
+
 WRONG = {
     "unknown key": (experiment(row=[]), "unknown key 'row' (did you mean 'rows'?)"),
     "missing key": ({"title": "A table"}, "key 'paper' is missing"),
@@ -276,13 +282,17 @@ WRONG = {
     ),
     "no name of a part": (experiment(rows=[row(backbone="a/b")]), "rows.0.backbone"),
     "no parts": (experiment(rows=[row(backbone=[])]), "'backbone' of row 'r' is an empty list"),
-    "claim on no row": (experiment(claims=[CLAIM | {"worse": "l"}]), "a claim speaks of row 'l'"),
-    "claim on no metric": (experiment(claims=[CLAIM | {"metric": "Bleu_4"}]), "metric 'Bleu_4'"),
-    "std with margin": (
-        experiment(claims=[CLAIM | {"statistic": "std", "margin": 1}]),
-        "takes no margin",
+    "claim on no row": (
+        claiming("CIDEr(gap) > CIDEr(l)"),
+        "claim 'CIDEr(gap) > CIDEr(l)': no row or method 'l', expected one of: lora, gap, lora-",
     ),
-    "negative margin": (experiment(claims=[CLAIM | {"margin": -1}]), "claims.0.margin"),
+    "claim on no such factor": (
+        claiming("CIDEr(gap) > CIDEr(gap-init, r=8)"),
+        "no row for CIDEr(gap-init, r=8), expected one of: gap (method=gap-init",
+    ),
+    "claim on no metric": (claiming("Bleu_4(r) > Bleu_4(r)"), "metric 'Bleu_4', the table has"),
+    "claim that says nothing": (claiming("CIDEr(r)"), "claims.0': 'CIDEr(r)': expected one compar"),
+    "std with margin": (claiming("sd(CIDEr(r)) < sd(CIDEr(r)) - 1"), "without a margin"),
 }
 
 

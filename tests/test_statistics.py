@@ -16,6 +16,7 @@ from gapinit.statistics import (
     holm,
     mean_and_std,
     permutation_p_value,
+    small_sample_note,
     std_ratio_interval,
 )
 
@@ -73,6 +74,19 @@ def test_over_many_seeds_the_interval_is_students() -> None:
     assert ours is not None and ours.over == "seeds"
     assert ours.low == pytest.approx(low, abs=0.06 * (high - low))
     assert ours.high == pytest.approx(high, abs=0.06 * (high - low))
+
+
+def test_over_seeds_and_images_the_variances_add_up() -> None:
+    """The closed form: t^2 s_seed^2 / S + z^2 s_image^2 / N, of means over the other factor."""
+    rng = np.random.default_rng(3)
+    values = two_way(rng, 30, 400, (1, 15, 15))
+    ours = bootstrap_interval(values, resamples=20_000)
+    assert ours is not None
+    seeds, images = values.mean(axis=1), values.mean(axis=0)
+    by_seed = stats.t.ppf(0.975, 29) * stats.sem(seeds)
+    by_image = stats.norm.ppf(0.975) * stats.sem(images)
+    assert (ours.high - ours.low) / 2 == pytest.approx(np.hypot(by_seed, by_image), rel=0.04)
+    assert by_seed > 0.15 * by_image
 
 
 def test_the_interval_says_what_it_is_over() -> None:
@@ -139,6 +153,24 @@ def test_p_values_know_their_bounds() -> None:
     assert permutation_p_value(np.zeros(5)) == 1
     assert permutation_p_value(np.zeros(50)) == 1
     assert permutation_p_value(np.ones(200)) == pytest.approx(1 / 10_000)
+
+
+@pytest.mark.parametrize("num_seeds", [2, 3, 5])
+def test_what_a_handful_of_seeds_cannot_show_is_said(num_seeds: int) -> None:
+    note = small_sample_note(num_seeds)
+    rng = np.random.default_rng(num_seeds)
+    ratios = 1 / rng.normal(size=(200_000, num_seeds)).std(axis=1, ddof=1)
+    low, high = (
+        float(text) for text in note.split("between ")[1].split(" times")[0].split(" and ")
+    )
+    assert np.mean((ratios >= low) & (ratios <= high)) == pytest.approx(0.95, abs=0.025)
+    smallest = permutation_p_value(np.arange(1.0, num_seeds + 1))
+    assert f"p below {smallest:g}." in note and f"There are {num_seeds} seeds" in note
+
+
+def test_one_seed_is_told_and_many_are_not() -> None:
+    assert "one seed: no standard deviation" in small_sample_note(1)
+    assert small_sample_note(10) == ""
 
 
 def test_holm_on_a_case_made_by_hand() -> None:

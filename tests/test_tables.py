@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from scipy import stats
@@ -165,7 +166,8 @@ def test_a_reference_that_is_asked_for_goes_before_the_rows_own(two_backbones: W
 
 
 def test_the_report_marks_every_reference_and_names_other_backbones(two_backbones: World) -> None:
-    from gapinit.report_views import arrange_runs, arrange_table
+    from gapinit.report_runs import arrange_runs
+    from gapinit.report_views import arrange_table
     from gapinit.results import read_runs, read_table
 
     world = two_backbones
@@ -288,6 +290,31 @@ def test_the_tidy_table_has_a_line_for_each_run_and_metric(world: World) -> None
     assert (gap["seconds"], gap["peak_memory_mb"], gap["noise_cosine"]) == ("12.5", "800", "")
     assert gap["evaluated"] == "scenes" and float(gap["value"]) == pytest.approx(131)
     assert by_method["zero-shot"]["seconds"] == by_method["zero-shot"]["seed"] == ""
+
+
+def test_the_tidy_table_is_the_same_in_parquet_with_types(world: World) -> None:
+    output = world.output.with_name("runs.csv")
+    tidy_runs([world.experiment], world.config, world.evaluations, world.runs, output)
+    frame = pd.read_parquet(output.with_suffix(".parquet"))
+    lines = read(output)
+    assert list(frame.columns) == list(lines[0]) and len(frame) == len(lines)
+    for column in frame.columns:
+        for value, written in zip(frame[column], (line[column] for line in lines), strict=True):
+            if written == "":
+                assert pd.isna(value), column
+            elif isinstance(value, str):
+                assert value == written, column
+            else:
+                assert float(value) == float(written), column
+    assert frame["seed"].dropna().dtype.kind in "if" and frame["value"].dtype == "float64"
+
+
+def test_a_table_says_how_little_its_seeds_can_show(world: World) -> None:
+    world.table()
+    for suffix in (".md", ".tex"):
+        text = world.output.with_suffix(suffix).read_text(encoding="utf-8")
+        assert "There are 3 seeds: the true standard deviation lies between" in text
+        assert "corrected by Holm's method over the rows, for each metric on its own" in text
 
 
 def test_tables_and_claims_never_import_torch() -> None:

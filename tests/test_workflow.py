@@ -5,16 +5,22 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
+from gapinit.artifacts import read_json
+from gapinit.config import Config
 from gapinit.data.scenes.settings import ScenesSettings
 from gapinit.data.scenes.write import make_scenes
+from gapinit.reference import make_reference, outdated
 
 ROOT = Path(__file__).parent.parent
 SNAKEMAKE = Path(sys.executable).parent / "snakemake"
@@ -73,7 +79,38 @@ class TestWholeWorkflow:
         ):
             for suffix in ("pdf", "png", "svg", "csv"):
                 assert (results / f"7_figures/{figure}.{suffix}").stat().st_size > 0
-        assert "<html" in (results / "report.html").read_text(encoding="utf-8")
+        for name in ("claims.csv", "claims.md", "6_tables/runs.csv", "6_tables/runs.parquet"):
+            assert (results / name).stat().st_size > 0
+        page = (results / "report.html").read_text(encoding="utf-8")
+        assert "<html" in page
+        # Every run leads to its log and its adapter, which lie beside the page.
+        links = set(re.findall(r'href="(?!#)([^"]+)"', page))
+        assert len(links) > 20 and all((results / unquote(link)).exists() for link in links)
+
+    def test_it_can_be_kept_as_a_reference(
+        self, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Manifests name images from the folder that the workflow ran in.
+        monkeypatch.chdir(finished)
+        results, kept = finished / "results/test", tmp_path / "reference"
+        make_reference(results, kept, ROOT)
+        config = Config.model_validate(read_json(results / "configuration.json"))
+        assert outdated(kept, config, ROOT) == []
+        page = (kept / "report.html").read_text(encoding="utf-8")
+        assert not re.search(r'href="(?!#)', page)
+
+    def test_snakemakes_own_report_has_every_table_and_figure(
+        self, finished: Path, tmp_path: Path
+    ) -> None:
+        archive = tmp_path / "r.zip"
+        snakemake(
+            finished, "--configfile", str(ROOT / "config/test.yaml"), "--report", str(archive)
+        )
+        with zipfile.ZipFile(archive) as opened:
+            names = {Path(name).name for name in opened.namelist()}
+        for stem in ("test-captioning", "test-backbones"):
+            assert {f"{stem}.{suffix}" for suffix in ("csv", "md", "tex")} <= names
+        assert {"claims.csv", "runs.csv", "figure1a.svg", "figure5.pdf"} <= names
 
     def test_a_cell_is_the_score_of_its_run(self, finished: Path) -> None:
         results = finished / "results/test"

@@ -120,9 +120,12 @@ def report(
     output: Output,
     layers: Annotated[Path | None, typer.Option(help="Layer choice.")] = None,
     figure: Annotated[list[Path] | None, typer.Option(help="Figure, SVG; may repeat.")] = None,
+    published: Annotated[Path | None, typer.Option(help="Folder of published numbers.")] = None,
+    rule_graph: Annotated[Path | None, typer.Option(help="The workflow's rules, SVG.")] = None,
 ) -> None:
     """Write the report, one self-contained HTML page."""
     from gapinit.report import make_report
+    from gapinit.report_sources import source_commit
 
     config = _config(configuration)
     make_report(
@@ -137,9 +140,11 @@ def report(
         manifest=manifest,
         predictions_dataset=config.datasets.in_domain,
         output=output,
-        commit=None,
+        commit=source_commit(),
         experiments=experiment,
         layers=layers,
+        published=published,
+        rule_graph=rule_graph,
     )
 
 
@@ -151,6 +156,44 @@ def summary(
     from gapinit.summary import print_summary
 
     print_summary(results)
+
+
+@app.command()
+def track(
+    run: Annotated[Path, typer.Option(help="Folder of a trained run: run.json, steps.csv.")],
+    report_to: Annotated[list[str], typer.Option(help="tensorboard, wandb, mlflow; may repeat.")],
+    folder: Annotated[Path, typer.Option(help="Folder for what trackers write here.")],
+    output: Annotated[Path | None, typer.Option(help="Marker of what was reported, JSON.")] = None,
+) -> None:
+    """Send a run's training metrics to TensorBoard, Weights & Biases or MLflow."""
+    from gapinit.trackers import mark_reported, report_run
+
+    report_run(run, report_to, folder)
+    if output is not None:
+        mark_reported(run, report_to, output)
+
+
+@app.command()
+def reference(
+    results: Annotated[Path, typer.Option(help="Folder of one configuration's results.")],
+    output: Output,
+    project: Annotated[Path, typer.Option(help="The checkout, with config/ and docs/.")] = Path(),
+) -> None:
+    """Keep tables, figures, claims and report of a complete run, with digests."""
+    from gapinit.reference import make_reference
+
+    make_reference(results, output, project)
+
+
+@app.command()
+def readme(
+    reference: Annotated[Path, typer.Option(help="A reference result.")],
+    output: Output,
+) -> None:
+    """Write the headline of a README from a reference result, between its two markers."""
+    from gapinit.readme import write_readme
+
+    write_readme(output, reference)
 
 
 def _config(path: Path) -> Any:

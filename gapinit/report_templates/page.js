@@ -30,6 +30,40 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
+const browser = document.querySelector(".browser");
+if (browser && browser.children.length > 1) {
+  const labels = JSON.parse(browser.dataset.labels);
+  const scores = (article) => article.dataset.scores.split(" ").map(Number);
+  const orders = [
+    ["where methods differ most", (article) => -Number(article.dataset.spread)],
+    ["image number", (article) => Number(article.dataset.image)],
+  ];
+  labels.forEach((label, index) => {
+    orders.push([`best first: ${label}`, (article) => -scores(article)[index]]);
+    orders.push([`worst first: ${label}`, (article) => scores(article)[index]]);
+  });
+  const choice = document.createElement("select");
+  choice.id = "order";
+  orders.forEach(([name], index) => choice.append(new Option(name, index)));
+  const label = document.createElement("label");
+  label.append("Order: ", choice);
+  const line = document.createElement("p");
+  line.className = "sorter";
+  line.append(label);
+  browser.before(line);
+  choice.addEventListener("change", () => {
+    const key = orders[choice.value][1];
+    browser.append(...[...browser.children].sort((a, b) => key(a) - key(b)));
+  });
+}
+// A link to a run opens what it leads into, in browsers that do not do so themselves.
+const reveal = () => {
+  const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  const closed = target && target.closest("details:not([open])");
+  if (closed) { closed.open = true; target.scrollIntoView(); }
+};
+addEventListener("hashchange", reveal);
+reveal();
 addEventListener("beforeprint", () => {
-  for (const part of document.querySelectorAll("details")) part.open = true;
+  for (const part of document.querySelectorAll("details:not(.run)")) part.open = true;
 });

@@ -1,0 +1,211 @@
+"""The reference result: whole, small, told when it is old, and README made from it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from gapinit.artifacts import read_json, write_json
+from gapinit.config import Config
+from gapinit.errors import GapinitError
+from gapinit.plan import VERSIONS, make_plan
+from gapinit.readme import BEGIN, END, headline, updated, write_readme
+from gapinit.reference import LARGEST, make_reference, outdated
+from gapinit.results import read_table
+from gapinit.settings import read_yaml
+
+from .report_tree import LABELS, Tree, build
+
+
+@pytest.fixture
+def project(tmp_path: Path, repository: Path) -> Path:
+    """Return a checkout whose files a test may change."""
+    for folder in ("config", "docs"):
+        shutil.copytree(repository / folder, tmp_path / "project" / folder)
+    return tmp_path / "project"
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """Return the results of a complete run, laid out as the workflow does."""
+    folder = tmp_path / "results" / "scenes"
+    tree = build(folder)
+    for stage in ("4_train", "5_evaluate"):
+        (folder / stage).rename(folder / "moving")
+        (folder / stage).mkdir()
+        (folder / "moving").rename(folder / stage / "runs")
+    (folder.parent / "1_data").symlink_to(folder / "1_data")
+    _finish(tree, folder)
+    return folder
+
+
+def _finish(tree: Tree, folder: Path) -> None:
+    config = tree.config.model_dump(mode="json", by_alias=True)
+    config["figures"] = ["figure1a", "figure2"]
+    write_json(folder / "configuration.json", config)
+    layers = {"naive": [4, 5], "gg-safe": [3, 5], "all": [0, 1, 2, 3, 4, 5]}
+    layers_file = folder / "3_gap" / "mini-blip2" / "layers.json"
+    layers_file.parent.mkdir(parents=True)
+    write_json(layers_file, layers | {"exclude_bottom": 0, "score": [1.0, 2, 3, 4, 5, 6]})
+    for name in ("6_tables/table2.md", "6_tables/table2.tex", "claims.md", "report.html"):
+        (folder / name).write_text(f"{name}\n", encoding="utf-8")
+    for figure in ("figure1a", "figure2"):
+        for suffix in ("png", "pdf", "csv"):
+            (folder / "7_figures" / f"{figure}.{suffix}").write_bytes(b"drawn")
+
+
+def test_a_complete_run_is_kept_with_a_report_that_stands_alone(
+    results: Path, project: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "kept" / "reference"
+    make_reference(results, output, project)
+    record = read_json(output / "reference.json")
+    files = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
+    assert files - {"reference.json"} == set(record["files"])
+    assert {"6_tables/table2.tex", "7_figures/figure1a.svg", "claims.csv", "citation.bib"} <= files
+    assert (output / "6_tables/table2.csv").read_bytes() == (
+        results / "6_tables/table2.csv"
+    ).read_bytes()
+    page = (output / "report.html").read_text(encoding="utf-8")
+    # Logs and adapters are not kept, so nothing leads to them.
+    assert page.count("<article") == 40 and 'href="4_train' not in page and 'href="logs' not in page
+    assert sum(path.stat().st_size for path in output.rglob("*") if path.is_file()) < LARGEST
+    # Made again, it is replaced as a whole.
+    (output / "left-over").write_text("old")
+    make_reference(results, output, project)
+    assert not (output / "left-over").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["6_tables/table2.tex", "7_figures/figure2.png", "claims.csv", "report.html"]
+)
+def test_an_incomplete_run_is_refused_and_nothing_is_replaced(
+    results: Path, project: Path, tmp_path: Path, name: str
+) -> None:
+    output = tmp_path / "reference"
+    output.mkdir()
+    (output / "before").write_text("kept")
+    (results / name).unlink()
+    with pytest.raises(GapinitError, match=rf"not a complete run, there is no .*{name}"):
+        make_reference(results, output, project)
+    assert [path.name for path in output.iterdir()] == ["before"]
+
+
+def test_one_that_is_too_large_is_refused(results: Path, project: Path, tmp_path: Path) -> None:
+    (results / "7_figures" / "figure2.png").write_bytes(b"x" * LARGEST)
+    message = r"would take \d+\.\d MB, expected at most 8; the largest file is 7_fig.*/figure2.png"
+    with pytest.raises(GapinitError, match=message):
+        make_reference(results, tmp_path / "reference", project)
+    assert not (tmp_path / "reference").exists()
+
+
+def _version(reference: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(VERSIONS, "train", 99)
+
+
+def _experiment(reference: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = project / "config/experiments/table2.yaml"
+    path.write_text(path.read_text(encoding="utf-8") + "\n# changed\n", encoding="utf-8")
+
+
+def _published(reference: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = project / "config/published/gap-init.csv"
+    path.write_text(path.read_text(encoding="utf-8").replace("98.08", "98.80"), encoding="utf-8")
+
+
+def _by_hand(reference: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = reference / "6_tables/table2.csv"
+    path.write_text(path.read_text(encoding="utf-8").replace("171", "185"), encoding="utf-8")
+
+
+CHANGES = {
+    "version": (_version, r"stage 'train': version \d+ then, 99 now"),
+    "experiment": (_experiment, "experiment 'table2': changed"),
+    "published": (_published, "published numbers 'gap-init': changed"),
+    "by hand": (_by_hand, "6_tables/table2.csv: missing or changed by hand"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_result_older_than_the_code_is_told(
+    results: Path, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    output = tmp_path / "reference"
+    make_reference(results, output, project)
+    config = Config.model_validate(read_json(output / "configuration.json"))
+    assert outdated(output, config, project) == []
+    alter, message = CHANGES[change]
+    alter(output, project, monkeypatch)
+    (reason,) = outdated(output, config, project)
+    assert re.fullmatch(message, reason), reason
+
+
+def test_another_configuration_is_told(results: Path, project: Path, tmp_path: Path) -> None:
+    make_reference(results, tmp_path / "reference", project)
+    content = read_json(results / "configuration.json") | {"seeds": [1]}
+    reasons = outdated(tmp_path / "reference", Config.model_validate(content), project)
+    assert reasons == ["the configuration: changed"]
+
+
+def test_the_repositorys_reference_is_of_this_code(repository: Path) -> None:
+    """Where it fails: `make all reference readme`, and commit results/reference and README."""
+    reference = repository / "results" / "reference"
+    if not (reference / "reference.json").is_file():
+        pytest.skip("no results/reference here yet: `make all reference` makes it")
+    default = repository / "config" / "default.yaml"
+    config = make_plan(read_yaml(default), repository / "config", [default]).config
+    reasons = outdated(reference, config, repository)
+    assert reasons == [], "results/reference is older than the code: make all reference readme"
+
+
+def test_the_repositorys_readme_is_what_make_readme_writes(repository: Path) -> None:
+    reference, readme = repository / "results" / "reference", repository / "README.md"
+    if not (reference / "reference.json").is_file():
+        pytest.skip("no results/reference here yet: `make all reference` makes it")
+    assert readme.read_text(encoding="utf-8") == updated(readme, reference), "run: make readme"
+
+
+def test_the_headline_has_every_row_with_its_numbers(
+    results: Path, project: Path, tmp_path: Path
+) -> None:
+    make_reference(results, tmp_path / "reference", project)
+    text = headline(tmp_path / "reference", "results/reference")
+    for label in LABELS.values():
+        assert f"| {label} |" in text
+    assert "| Gap-Init, rank 1, naive layers | 140.59 |" in text
+    assert "hold: 1, do not hold: 1, undecided: 0" in text
+    assert "(results/reference/7_figures/figure1a.png)" in text
+    assert "There are 3 seeds" in text and "Compare signs and order" in text
+    for cell in read_table(results / "6_tables/table2.csv"):
+        line = next(line for line in text.splitlines() if line.startswith(f"| {cell.label} |"))
+        assert f" {cell.measured:.2f}" in line, cell
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + len(LABELS) and len({line.count("|") for line in lines}) == 1
+
+
+def test_readme_changes_between_its_markers_only(
+    results: Path, project: Path, tmp_path: Path
+) -> None:
+    reference, readme = tmp_path / "reference", tmp_path / "README.md"
+    make_reference(results, reference, project)
+    readme.write_text(f"# Before\n\n{BEGIN}\nold\n{END}\n\nAfter `|`\n", encoding="utf-8")
+    write_readme(readme, reference)
+    first = readme.read_text(encoding="utf-8")
+    assert first.startswith(f"# Before\n\n{BEGIN}\n\n**Table 2 of the paper")
+    assert first.endswith(f"{END}\n\nAfter `|`\n") and "\nold\n" not in first
+    assert "(reference/claims.md)" in first
+    write_readme(readme, reference)
+    assert readme.read_text(encoding="utf-8") == first == updated(readme, reference)
+
+
+@pytest.mark.parametrize("text", ["# No marker\n", f"{END}\n{BEGIN}\n", f"{BEGIN}\n{BEGIN}\n{END}"])
+def test_a_readme_without_markers_is_told_which_lines_to_add(tmp_path: Path, text: str) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(text, encoding="utf-8")
+    with pytest.raises(GapinitError) as error:
+        write_readme(readme, tmp_path)
+    assert BEGIN in str(error.value) and END in str(error.value)
+    assert readme.read_text(encoding="utf-8") == text
