@@ -22,9 +22,10 @@ def features(
     device: Device = "auto",
 ) -> None:
     """Compute a split's image features once for all runs (HDF5)."""
+    device = device_name(device)
     from gapinit.predict import extract_features
 
-    extract_features(backbone, manifest, output, split=split, device=device_name(device))
+    extract_features(backbone, manifest, output, split=split, device=device)
 
 
 @app.command("predict")
@@ -42,6 +43,7 @@ def predict_command(
     device: Device = "auto",
 ) -> None:
     """Caption or answer a split, in the benchmark's own format."""
+    device = device_name(device)
     from gapinit.predict import predict
 
     predict(
@@ -53,7 +55,7 @@ def predict_command(
         num_beams=num_beams,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
-        device=device_name(device),
+        device=device,
     )
 
 

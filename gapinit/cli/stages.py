@@ -44,6 +44,7 @@ def states(
     device: Device = "auto",
 ) -> None:
     """Write pooled vision and text hidden states of every layer (HDF5)."""
+    device = device_name(device)
     from gapinit.states import extract_states
 
     extract_states(
@@ -57,7 +58,7 @@ def states(
         context=choice(context, "context", ("joint", "separate")),
         batch_size=batch_size,
         max_caption_tokens=max_caption_tokens,
-        device=device_name(device),
+        device=device,
     )
 
 
@@ -120,6 +121,7 @@ def trunk(
     device: Device = "auto",
 ) -> None:
     """Compute the frozen part's states on the training set, once for all runs (HDF5)."""
+    device = device_name(device)
     from gapinit.trunk import extract_trunk
 
     extract_trunk(
@@ -130,7 +132,7 @@ def trunk(
         output,
         split=split,
         max_tokens=max_tokens,
-        device=device_name(device),
+        device=device,
     )
 
 
@@ -177,6 +179,7 @@ def train(
     checked = check_settings(recipe, Training, origin)
     lora = check_settings({"alpha_per_rank": alpha_per_rank, "dropout": dropout}, Lora, origin)
 
+    device = device_name(device)
     from gapinit.train import train_run
 
     train_run(
@@ -188,5 +191,5 @@ def train(
         output,
         recipe=checked,
         lora=lora,
-        device=device_name(device),
+        device=device,
     )
