@@ -88,5 +88,7 @@ rule all:
         rules.report.output,
 
 
+# On a cluster, what is downloaded is downloaded where Snakemake runs: nodes may not reach outside.
 localrules:
     all,
+    retrieve,

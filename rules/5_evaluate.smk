@@ -22,7 +22,7 @@ rule features:
         "../envs/gapinit.yaml"
     resources:
         expected_s=7,
-        mem_mb=resource("mem_mb", 3000),
+        mem_mb=backbone_memory(3000),
         gpu_mem_mb=resource("gpu_mem_mb"),
         runtime=resource("runtime", 60),
         gpu=1,
@@ -52,7 +52,7 @@ rule predict:
         "../envs/gapinit.yaml"
     resources:
         expected_s=8,
-        mem_mb=resource("mem_mb", 3000),
+        mem_mb=backbone_memory(3000),
         gpu_mem_mb=resource("gpu_mem_mb"),
         runtime=resource("runtime", 240),
         gpu=1,
@@ -86,7 +86,7 @@ rule score:
         "../envs/gapinit.yaml"
     resources:
         expected_s=3,
-        mem_mb=2500,
+        mem_mb=memory(2500),
         runtime=60,
     params:
         benchmark=lambda wildcards: PLAN.kind(wildcards.dataset),
