@@ -28,6 +28,7 @@ from typing import Any
 
 from benchmarks.measure import Result, Spread, Target, cpu_seconds
 from gapinit.errors import GapinitError
+from gapinit.evaluation_jobs import evaluation_jobs
 from gapinit.plan import Plan, make_plan
 from gapinit.runs import Run
 from gapinit.settings import read_yaml
@@ -57,8 +58,14 @@ class Times:
         return jobs[name]
 
 
-def read_times(results: Path, name: str) -> Times:
-    """Read the benchmark files of a configuration's results, of its data and its backbones."""
+def read_times(results: Path, plan: Plan) -> Times:
+    """Read the benchmark files of a configuration's results, of its data and its backbones.
+
+    A job of several seeds or datasets is shared out evenly among them. Each alone would take
+    longer, since the start is paid once: this is in favour of rows that are run alone.
+    """
+    name = plan.config.name
+    made = {f"{row}/predict_{it.name}": it for it in evaluation_jobs(plan) for row in it.rows}
     times = Times()
     for kind, folder in {
         "data": results / "1_data" / "benchmarks",
@@ -74,12 +81,25 @@ def read_times(results: Path, name: str) -> Times:
             for part in ("trunk", "features"):
                 if place.startswith(f"{part}/"):
                     own, place = part, place.removeprefix(f"{part}/")
-            if own == "evaluate":
-                own, place = place.rpartition(".")[2], place.rpartition(".")[0]
-            times.jobs[own][place] = _cpu_time(path)
+            row, _, job = place.rpartition("/")
+            parts = [place]
+            if own == "train":
+                parts = [f"{row}/seed{seed}" for seed in job.removeprefix("seed").split("-")]
+            elif place in made:
+                own, parts = "predict", [f"{row}/{it}" for it in made[place].paths()]
+            elif own == "evaluate":
+                own, (names, _, dataset) = "score", job.removeprefix("score_").partition("_on_")
+                seeds = ["no-adapter"] if names == "no_adapter" else names.split("_")
+                parts = [f"{row}/{_seed(seed)}/{dataset}" for seed in seeds]
+            for part in parts:
+                times.jobs[own][part] = _cpu_time(path) / len(parts)
     if not times.jobs:
         raise GapinitError(f"{results}/{name}: no benchmark files here, expected a finished grid")
     return times
+
+
+def _seed(name: str) -> str:
+    return f"seed{name}" if name.isdecimal() else name
 
 
 def _cpu_time(path: Path) -> float:
@@ -194,13 +214,15 @@ def main() -> None:
     if given is None and (default / "report.html").is_file():
         given = default
     if given is not None:
-        times = read_times(given.parent, given.name)
-        compare(plan_of(given.name), times, times.total).write()
+        plan = plan_of(given.name)
+        times = read_times(given.parent, plan)
+        compare(plan, times, times.total).write()
         return
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "results"
         whole = run_small_grid(results)
-        compare(plan_of("test"), read_times(results, "test"), whole).write()
+        plan = plan_of("test")
+        compare(plan, read_times(results, plan), whole).write()
 
 
 if __name__ == "__main__":

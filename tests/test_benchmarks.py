@@ -17,6 +17,7 @@ from benchmarks.measure import Result, Spread, Target, alternate, ratios
 from benchmarks.scaled import CONFIG
 from benchmarks.table import BEGIN, END, draw, gain, read_results, redraw_table
 from gapinit.errors import GapinitError
+from gapinit.evaluation_jobs import evaluation_jobs
 from gapinit.plan import make_plan
 from gapinit.settings import read_yaml
 
@@ -136,14 +137,25 @@ def test_the_tail_is_a_part_of_the_whole() -> None:
 def test_rows_alone_add_up_their_jobs(tmp_path: Path) -> None:
     default, small = (read_yaml(CONFIG / f"{name}.yaml") for name in ("default", "test"))
     plan = make_plan(
-        {**default, **small, "experiments": ["test-captioning"], "figures": []}, CONFIG
+        {**default, **small, "experiments": ["test-captioning"], "figures": [], "seeds": [1, 2]}
+        | {"training": {**small["training"], "seeds_per_job": 2}},
+        CONFIG,
     )
     runs = [run for rows in plan.rows.values() for row in rows for run in row.runs]
     out = tmp_path / "test" / "benchmarks"
     data, backbone = plan.in_domain, plan.config.backbone
-    jobs = {out / "4_train" / f"{run.path}.tsv": 5.0 for run in runs if run.trained}
-    jobs |= {out / "5_evaluate" / run.path / f"{data}.predict.tsv": 2.0 for run in runs}
-    jobs |= {out / "5_evaluate" / run.path / f"{data}.score.tsv": 1.0 for run in runs}
+    jobs = {
+        out / "4_train" / row / f"seed{'-'.join(map(str, seeds))}.tsv": 5.0 * len(seeds)
+        for seeds, rows in plan.chunks().items()
+        for row in rows
+    }
+    for it in evaluation_jobs(plan):
+        names = "_".join(it.seeds).replace("seed", "").replace("-", "_")
+        for row in it.rows:
+            folder = out / "5_evaluate" / row
+            jobs[folder / f"predict_{it.name}.tsv"] = 2.0 * len(it.paths())
+            for dataset in it.datasets:
+                jobs[folder / f"score_{names}_on_{dataset}.tsv"] = 1.0 * len(it.seeds)
     jobs[out / "2_states" / backbone / f"{data}.tsv"] = 7.0
     jobs[out / "3_gap" / backbone / "in-domain-24.tsv"] = 0.5
     jobs[out / "4_train" / "trunk" / backbone / data / "naive.tsv"] = 11.0
@@ -153,7 +165,7 @@ def test_rows_alone_add_up_their_jobs(tmp_path: Path) -> None:
     for path, value in jobs.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"s\tcpu_time\n9\t{value}\n", encoding="utf-8")
-    times = read_times(tmp_path, "test")
+    times = read_times(tmp_path, plan)
     assert times.total == pytest.approx(sum(jobs.values()))
     gap_init = next(run for run in runs if run.method == "gap-init" and not run.noise)
     zero_shot = next(run for run in runs if not run.trained)
@@ -163,4 +175,4 @@ def test_rows_alone_add_up_their_jobs(tmp_path: Path) -> None:
     for given, made in rows_alone(plan, times):
         assert made == pytest.approx(given + 1100)
     with pytest.raises(GapinitError, match="no benchmark files"):
-        read_times(tmp_path / "elsewhere", "test")
+        read_times(tmp_path / "elsewhere", plan)
