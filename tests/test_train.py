@@ -197,6 +197,21 @@ def test_every_caption_is_seen_once_an_epoch(
     assert rows[0]["loss"] == pytest.approx(sum(batch_losses) / 2, rel=1e-5)
 
 
+def test_the_last_step_of_an_epoch_is_the_mean_of_its_fewer_batches(
+    world: SmallWorld, batches: list[list[int]], tmp_path: Path
+) -> None:
+    """Eight batches, three a step: at a rate that moves nothing, against the untrained model."""
+    changes = {"batch_size": 16, "gradient_accumulation": 3, "learning_rate": 1e-12}
+    rows = steps(world.train(tmp_path / "run", **changes))
+    backbone = load_backbone(world.backbone)
+    losses = []
+    for batch in batches[-8:]:
+        with torch.no_grad():
+            losses.append(backbone.model(**reference_batch(world, batch)).loss.item())
+    expected = [np.mean(losses[start : start + 3]) for start in (0, 3, 6)]
+    assert [row["loss"] for row in rows] == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("method", ["gap-init", "lora-gaussian", "pissa", "random-b"])
 def test_the_same_seed_gives_the_same_bits(world: SmallWorld, method: str, tmp_path: Path) -> None:
     files = ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "steps.csv")
