@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from gapinit.adapters import ADAPTER, in_base, lora_layers, no_idle_warnings
 from gapinit.artifacts import atomic_folder, read_json
+from gapinit.digests import require_folder_unaltered, require_unaltered
 from gapinit.errors import GapinitError
 
 if TYPE_CHECKING:
@@ -96,6 +97,9 @@ def _require_fit(backbone: Backbone, folder: Path) -> None:
     path = folder / "adapter_model.safetensors"
     if not path.is_file():
         raise GapinitError(f"{path}: no such file (expected a PEFT adapter folder)")
+    require_folder_unaltered(folder)
+    # The list of the run's folder names the adapter, too: it may not be that of another run.
+    require_unaltered(path)
     config = read_json(folder / "adapter_config.json")
     # EVA gives modules ranks of their own.
     ranks = config.get("rank_pattern") or {}

@@ -17,12 +17,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gapinit.digests import record, record_folder, require_unaltered, sha256
 from gapinit.errors import GapinitError
+from gapinit.storage_errors import naming
 
 if TYPE_CHECKING:
     import h5py
 
 FORMAT_VERSION = 1
+MAX_JSON = 1 << 31
+"""Bytes; the largest annotation file of the benchmarks (VQAv2's) has 0.4 GB."""
 RECORDED_PACKAGES = ("gapinit", "torch", "transformers", "peft", "numpy", "h5py", "tokenizers")
 
 
@@ -30,15 +34,17 @@ RECORDED_PACKAGES = ("gapinit", "torch", "transformers", "peft", "numpy", "h5py"
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` if the block succeeds."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield temporary
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            with open(temporary, "rb") as handle:
+                os.fsync(handle.fileno())
+            record(path, temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -48,17 +54,19 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     A folder that is already there is replaced as a whole.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
-    finally:
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            yield temporary
+            record_folder(temporary)
+            if path.exists():
+                shutil.rmtree(path)
+            os.replace(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -69,22 +77,48 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; a missing, unreadable or malformed one is an error that names it."""
+    """Read a JSON file; a missing, altered, unreadable or malformed one is an error naming it."""
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > MAX_JSON:
+            raise GapinitError(
+                f"{path}: {path.stat().st_size} bytes, more than the {MAX_JSON} that a JSON file "
+                "may have here: reading it would take all memory. Split it."
+            )
+        content = path.read_bytes()
     except FileNotFoundError:
         raise GapinitError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise GapinitError(f"{path}: not valid JSON ({error})") from None
     except OSError as error:
         raise GapinitError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise GapinitError(f"{str(path)!r}: no file name ({error})") from None
+    require_unaltered(path, content)
+    try:
+        return parse_json(content.decode("utf-8"))
+    except RecursionError:
+        raise GapinitError(f"{path}: not a readable JSON (nested too deeply)") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise GapinitError(f"{path}: not valid JSON ({error})") from None
+    except ValueError as error:  # a number of more digits than Python reads, NaN, a key twice
+        raise GapinitError(f"{path}: not a readable JSON ({error})") from None
 
 
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal."""
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+def parse_json(text: str) -> Any:
+    """Return the value of a JSON text; NaN and a key that stands twice are a ValueError."""
+    return json.loads(text, object_pairs_hook=_each_key_once, parse_constant=_no_constant)
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise ValueError(f"the key {twice!a} stands twice in one object")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")
 
 
 def digest(content: Any) -> str:
@@ -130,6 +164,7 @@ def open_hdf5(path: Path, kind: str) -> Iterator[h5py.File]:
     path = Path(path)
     if not path.is_file():
         raise GapinitError(f"{path}: no such file (expected an HDF5 file of kind '{kind}')")
+    require_unaltered(path)
     try:
         file = h5py.File(path, "r")
     except OSError as error:

@@ -18,7 +18,7 @@ from gapinit.backbones import load_backbone
 from gapinit.backbones.inputs import Images
 from gapinit.backbones.prompts import sample_prompt
 from gapinit.data.images import image_size, load_image
-from gapinit.data.manifest import Manifest, read_manifest
+from gapinit.data.manifest import Manifest, read_manifest, require_images
 from gapinit.data.references import write_lines
 from gapinit.errors import GapinitError
 from gapinit.plan import VERSIONS
@@ -48,6 +48,7 @@ def extract_features(
     """
     data = read_manifest(manifest)
     images = data.images(split)
+    require_images(manifest, images, data.root)
     model = load_backbone(backbone, device)
     inputs = {
         "backbone": backbone_digest(backbone),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gapinit.artifacts import read_json
-from gapinit.data.manifest import CaptionedImage, read_manifest
+from gapinit.data.manifest import CaptionedImage, read_manifest, require_images
 from gapinit.errors import GapinitError
 from gapinit.results import Measurement
 from gapinit.runs import Run
@@ -95,7 +95,9 @@ def browse_predictions(
     else:
         only = scores[trained[0]]
         chosen = _spaced(sorted(common, key=lambda image: (-only[image][1], image)), count)
-    images = {image.image_id: image for image in read_manifest(manifest).captions("test")}
+    data = read_manifest(manifest)
+    images = {image.image_id: image for image in data.captions("test")}
+    require_images(manifest, [images[one].path for one in chosen if one in images], data.root)
     predictions = tuple(
         _prediction(_known(images, image, manifest), shown, scores, spread[image])
         for image in chosen

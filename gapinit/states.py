@@ -19,7 +19,7 @@ from torch import Tensor
 from gapinit.artifacts import create_hdf5, digest, sha256
 from gapinit.backbones import load_backbone
 from gapinit.data.images import load_image
-from gapinit.data.manifest import read_manifest
+from gapinit.data.manifest import read_manifest, require_images
 from gapinit.errors import GapinitError
 from gapinit.plan import VERSIONS
 from gapinit.pooling import Pooling, caption_positions, pool
@@ -58,6 +58,7 @@ def extract_states(
     chosen = calibration_pairs(
         data.captions(split), pairs, seed, origin=f"{manifest}: split '{split}'"
     )
+    require_images(manifest, [image.path for image, _ in chosen], data.root)
     model = load_backbone(backbone, device)
     shape = (model.num_layers, len(chosen), model.hidden_size)
     inputs = {

@@ -21,7 +21,7 @@ from gapinit.artifacts import create_hdf5, hdf5_inputs, open_hdf5, read_json, sh
 from gapinit.backbones import load_backbone
 from gapinit.backbones.prompts import Segment, training_texts
 from gapinit.data.images import image_size, load_image
-from gapinit.data.manifest import Manifest, read_manifest
+from gapinit.data.manifest import Manifest, read_manifest, require_images
 from gapinit.errors import GapinitError
 from gapinit.plan import VERSIONS
 from gapinit.progress import track
@@ -62,6 +62,7 @@ def extract_trunk(
     """
     first = min(read_json(layers)[strategy])
     data = read_manifest(manifest)
+    require_images(manifest, data.images(split), data.root)
     model = load_backbone(backbone, device)
     images, encoded = encoded_texts(model, data, split, max_tokens, origin=str(manifest))
     inputs = {
