@@ -68,7 +68,9 @@ def load_adapter(backbone: Backbone, folder: Path) -> PeftModel:
     try:
         with no_idle_warnings():
             return PeftModel.from_pretrained(backbone.model, folder)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (
+        OSError, ValueError, RuntimeError, SafetensorError, TypeError, LookupError, AttributeError,
+    ) as error:  # fmt: skip
         reason = " ".join(str(error).split())
         raise GapinitError(f"{folder}: this adapter cannot be loaded ({reason})") from None
 
@@ -101,6 +103,8 @@ def _require_fit(backbone: Backbone, folder: Path) -> None:
     # The list of the run's folder names the adapter, too: it may not be that of another run.
     require_unaltered(path)
     config = read_json(folder / "adapter_config.json")
+    if not isinstance(config, dict) or not isinstance(config.get("rank_pattern") or {}, dict):
+        raise GapinitError(f"{folder}/adapter_config.json: not a configuration of PEFT's adapters")
     # EVA gives modules ranks of their own.
     ranks = config.get("rank_pattern") or {}
     modules = dict(backbone.model.named_modules())

@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gapinit.digests import record, record_folder, require_unaltered, sha256
+from gapinit.digests import record, record_folder, recorded, require_unaltered
 from gapinit.errors import GapinitError
 from gapinit.storage_errors import naming
 
@@ -92,15 +92,16 @@ def read_json(path: Path) -> Any:
         raise GapinitError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise GapinitError(f"{str(path)!r}: no file name ({error})") from None
-    require_unaltered(path, content)
     try:
-        return parse_json(content.decode("utf-8"))
+        value = parse_json(content.decode("utf-8"))
     except RecursionError:
         raise GapinitError(f"{path}: not a readable JSON (nested too deeply)") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise GapinitError(f"{path}: not valid JSON ({error})") from None
     except ValueError as error:  # a number of more digits than Python reads, NaN, a key twice
         raise GapinitError(f"{path}: not a readable JSON ({error})") from None
+    require_unaltered(path, content)
+    return value
 
 
 def parse_json(text: str) -> Any:
@@ -164,7 +165,6 @@ def open_hdf5(path: Path, kind: str) -> Iterator[h5py.File]:
     path = Path(path)
     if not path.is_file():
         raise GapinitError(f"{path}: no such file (expected an HDF5 file of kind '{kind}')")
-    require_unaltered(path)
     try:
         file = h5py.File(path, "r")
     except OSError as error:
@@ -172,17 +172,70 @@ def open_hdf5(path: Path, kind: str) -> Iterator[h5py.File]:
             f"{path}: not a readable HDF5 file ({error}). Delete it and run the stage again."
         ) from None
     with file:
-        found = file.attrs.get("kind")
-        if found != kind:
-            raise GapinitError(f"{path}: expected an HDF5 file of kind '{kind}', found '{found}'")
-        if file.attrs.get("format_version") != FORMAT_VERSION:
-            raise GapinitError(
-                f"{path}: format version {file.attrs.get('format_version')}, expected "
-                f"{FORMAT_VERSION}. Delete it and run the stage again."
-            )
-        if not file.attrs.get("complete", False):
-            raise GapinitError(f"{path}: incomplete. Delete it and run the stage again.")
-        yield file
+        try:
+            _require_whole(file, path, kind)
+        except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+            raise _damaged(path, error) from None
+        ours = bool(recorded(path))
+        require_unaltered(path)
+        try:
+            yield file
+        except FOREIGN as error:
+            # A file of ours is as it was written: then this is a defect of gapinit.
+            if ours:
+                raise
+            raise _damaged(path, error) from error
+
+
+FOREIGN = (
+    OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError, OverflowError,
+    MemoryError,
+)  # fmt: skip
+"""What h5py and numpy raise for a file whose content is not what its kind says."""
+
+
+def _damaged(path: Path, error: Exception) -> GapinitError:
+    said = " ".join(str(error).split())[:300]
+    return GapinitError(
+        f"{path}: damaged, or not a file that gapinit wrote ({type(error).__name__}: {said}). "
+        "Delete it and run the stage again."
+    )
+
+
+def _require_whole(file: h5py.File, path: Path, kind: str) -> None:
+    """Refuse a file of another kind or version, an incomplete one, and one that is not plain."""
+    import h5py
+
+    found = file.attrs.get("kind")
+    if not isinstance(found, str) or found != kind:
+        raise GapinitError(f"{path}: expected an HDF5 file of kind '{kind}', found '{found}'")
+    version = file.attrs.get("format_version")
+    if _shape(version) or version != FORMAT_VERSION:
+        raise GapinitError(
+            f"{path}: format version {version}, expected {FORMAT_VERSION}. Delete it and run the "
+            "stage again."
+        )
+    complete = file.attrs.get("complete", False)
+    if _shape(complete) or not complete:
+        raise GapinitError(f"{path}: incomplete. Delete it and run the stage again.")
+    if not isinstance(json.loads(file.attrs["inputs"]), dict):
+        raise ValueError("'inputs' is no object")
+    size = path.stat().st_size
+    for name in file:
+        # Links out of the file would read any file on this machine as if it were data.
+        plain = isinstance(file.get(name, getlink=True), h5py.HardLink)
+        if not plain or not isinstance(file[name], h5py.Dataset):
+            raise ValueError(f"'{name}' is not an array of this file")
+        data = file[name]
+        if data.external or data.is_virtual or data.chunks is not None:
+            raise ValueError(f"'{name}' is not stored in one piece in this file")
+        if data.nbytes > size:
+            raise ValueError(f"'{name}' is larger than the file")
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    """Return the shape of an attribute's value; a single one has none."""
+    return tuple(getattr(value, "shape", ()) or ())
 
 
 def hdf5_inputs(file: h5py.File) -> dict[str, Any]:

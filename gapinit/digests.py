@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -58,7 +59,11 @@ def record_folder(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
     _write(
         folder / LISTING,
-        [(sha256(path), path.relative_to(folder).as_posix()) for path in files if not is_record(path)],
+        [
+            (sha256(path), path.relative_to(folder).as_posix())
+            for path in files
+            if not is_record(path)
+        ],
     )
 
 
@@ -106,15 +111,24 @@ def require_unaltered(path: Path, content: bytes | None = None) -> None:
     if not records or (content is None and _seen(path)):
         return
     found = sha256(path) if content is None else hashlib.sha256(content).hexdigest()
-    for place, said in records:
-        if said != found:
-            raise GapinitError(
-                f"{path}: altered since it was written (its SHA-256 is not the one in {place}). "
-                "Delete it and run the stage that makes it again; if you changed it on purpose, "
-                f"delete {place.name}, too."
-            )
+    wrong = next((place for place, said in records if said != found), None)
+    if wrong is not None and not _being_replaced(path):
+        raise GapinitError(
+            f"{path}: altered since it was written (its SHA-256 is not the one in {wrong}). "
+            "Delete it and run the stage that makes it again; if you changed it on purpose, "
+            f"delete {wrong.name}, too."
+        )
     if content is None:
         _mark_seen(path)
+
+
+def _being_replaced(path: Path) -> bool:
+    """Return whether a file and its digest agree after all: its writer renames one, then the other."""
+    for _ in range(3):
+        time.sleep(0.01)
+        if path.is_file() and all(said == sha256(path) for _, said in recorded(path)):
+            return True
+    return False
 
 
 def require_folder_unaltered(folder: Path) -> None:

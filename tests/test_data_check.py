@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gapinit.artifacts import write_json
 from gapinit.data.captions import load_coco_captions, load_karpathy
 from gapinit.data.check import check_images, size_problem
 from gapinit.data.dataset import prepare_dataset
@@ -27,6 +26,12 @@ from gapinit.errors import GapinitError
 
 LOCAL = Path(__file__).resolve().parents[1] / "config" / "datasets" / "local.yaml"
 Edit = Callable[[dict[str, Any]], Any]
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON as others do: without a digest beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
 
 
 def coco(ids: range) -> dict[str, Any]:

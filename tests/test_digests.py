@@ -58,7 +58,9 @@ def test_json_is_checked_where_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "layers.json"
     write_json(path, {"naive": [3, 4]})
     path.write_text(path.read_text().replace("3", "2"))
-    with pytest.raises(GapinitError, match=r"layers\.json: altered .* delete \.layers\.json\.sha256"):
+    with pytest.raises(
+        GapinitError, match=r"layers\.json: altered .* delete \.layers\.json\.sha256"
+    ):
         read_json(path)
     digests.digest_file(path).unlink()
     assert read_json(path) == {"naive": [2, 4]}

@@ -56,8 +56,9 @@ def of_any_file(draw: random.Random) -> Iterator[Damage]:
     yield "twice", edit_bytes(lambda c: c + c)
     yield "a picture", edit_bytes(lambda c: b"\x89PNG\r\n\x1a\n" + draw.randbytes(200))
     yield "an error page", edit_bytes(lambda c: b"<!DOCTYPE html><title>404</title>")
-    yield "a Git LFS pointer", edit_bytes(
-        lambda c: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    yield (
+        "a Git LFS pointer",
+        edit_bytes(lambda c: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"),
     )
     yield "missing", lambda path: path.unlink()
     yield "a folder", lambda path: (path.unlink(), path.mkdir())
@@ -188,7 +189,8 @@ YAML = {
     "a Python name": "name: !!python/name:os.system\n",
     "aliases without end": "a: &a [x, x, x, x, x, x, x, x, x]\n"
     + "".join(
-        f"{b}: &{b} [{', '.join(['*' + a] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+        f"{b}: &{b} [{', '.join(['*' + a] * 9)}]\n"
+        for a, b in zip("abcdefgh", "bcdefghi", strict=True)
     ),
     "an alias of itself": "a: &a\n  b: *a\n",
     "tabs": "name:\n\t- x\n",
@@ -256,10 +258,18 @@ def of_hdf5(path: Path) -> Iterator[Damage]:
             yield f"{name} infinite", put(name, np.full(shape, np.inf, dtype))
             yield f"{name} zero", put(name, np.zeros(shape, dtype))
             yield f"{name} chunked", put(name, np.ones(shape, dtype), compression="gzip")
-            yield f"{name} half as long", put(name, np.ones((max(1, shape[0] // 2), *shape[1:]), dtype))
+            yield (
+                f"{name} half as long",
+                put(name, np.ones((max(1, shape[0] // 2), *shape[1:]), dtype)),
+            )
         yield (
             f"{name} never written",
-            _hdf5(lambda f, n=name, d=dtype: (f.pop(n), f.create_dataset(n, (1 << 40,), d if d.kind in "iuf" else "f4"))),
+            _hdf5(
+                lambda f, n=name, d=dtype: (
+                    f.pop(n),
+                    f.create_dataset(n, (1 << 40,), d if d.kind in "iuf" else "f4"),
+                )
+            ),
         )
         yield (
             f"{name} a group",
@@ -267,7 +277,12 @@ def of_hdf5(path: Path) -> Iterator[Damage]:
         )
         yield (
             f"{name} an external link",
-            _hdf5(lambda f, n=name: (f.pop(n), f.__setitem__(n, h5py.ExternalLink("/etc/passwd", "/x")))),
+            _hdf5(
+                lambda f, n=name: (
+                    f.pop(n),
+                    f.__setitem__(n, h5py.ExternalLink("/etc/passwd", "/x")),
+                )
+            ),
         )
         yield (
             f"{name} in another file",
@@ -279,7 +294,10 @@ def of_hdf5(path: Path) -> Iterator[Damage]:
             ),
         )
         break_link = h5py.SoftLink("/nowhere")
-        yield f"{name} a dangling link", _hdf5(lambda f, n=name, b=break_link: (f.pop(n), f.__setitem__(n, b)))
+        yield (
+            f"{name} a dangling link",
+            _hdf5(lambda f, n=name, b=break_link: (f.pop(n), f.__setitem__(n, b))),
+        )
     for name in attributes:
         yield f"@{name} gone", _hdf5(lambda f, n=name: f.attrs.__delitem__(n))
         yield f"@{name} a list", _hdf5(lambda f, n=name: f.attrs.__setitem__(n, [1, 2, 3]))

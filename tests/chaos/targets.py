@@ -66,7 +66,9 @@ def digest(*values: Any) -> str:
         if isinstance(value, torch.Tensor):
             value = value.detach().float().numpy()
         if isinstance(value, np.ndarray):
-            state.update(f"{value.dtype}{value.shape}".encode() + np.ascontiguousarray(value).tobytes())
+            state.update(
+                f"{value.dtype}{value.shape}".encode() + np.ascontiguousarray(value).tobytes()
+            )
         else:
             state.update(json.dumps(value, sort_keys=True, default=str).encode())
     return state.hexdigest()
