@@ -105,6 +105,13 @@ def _require_fit(backbone: Backbone, folder: Path) -> None:
     config = read_json(folder / "adapter_config.json")
     if not isinstance(config, dict) or not isinstance(config.get("rank_pattern") or {}, dict):
         raise GapinitError(f"{folder}/adapter_config.json: not a configuration of PEFT's adapters")
+    for key in ("auto_mapping", "megatron_config"):
+        # PEFT would import the module that these name.
+        if config.get(key):
+            raise GapinitError(
+                f"{folder}/adapter_config.json: the key '{key}' makes PEFT import what it names, "
+                "which no adapter of gapinit needs. Remove the key, or train the run again."
+            )
     # EVA gives modules ranks of their own.
     ranks = config.get("rank_pattern") or {}
     modules = dict(backbone.model.named_modules())

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gapinit.digests import record, record_folder, recorded, require_unaltered
+from gapinit.digests import sha256 as sha256  # other modules take it from here
 from gapinit.errors import GapinitError
 from gapinit.storage_errors import naming
 

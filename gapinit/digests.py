@@ -1,4 +1,4 @@
-"""SHA-256 of every file that gapinit writes, beside it, so that a changed byte never counts as data.
+"""SHA-256 of every file that gapinit writes, beside it: a changed byte never counts as data.
 
 A file `name` has `.name.sha256` beside it; a folder that is written as a whole has `.sha256` in it,
 one line a file. Both are in the format of `sha256sum`, so that `sha256sum --check` reads them, too.
@@ -56,14 +56,10 @@ def record_folder(folder: Path) -> None:
     """
     for path in folder.rglob(".*.sha256"):
         path.unlink()
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    files = [path for path in paths if not is_record(path)]
     _write(
-        folder / LISTING,
-        [
-            (sha256(path), path.relative_to(folder).as_posix())
-            for path in files
-            if not is_record(path)
-        ],
+        folder / LISTING, [(sha256(path), path.relative_to(folder).as_posix()) for path in files]
     )
 
 
@@ -123,7 +119,7 @@ def require_unaltered(path: Path, content: bytes | None = None) -> None:
 
 
 def _being_replaced(path: Path) -> bool:
-    """Return whether a file and its digest agree after all: its writer renames one, then the other."""
+    """Return whether a file and its digest agree now: its writer renames one, then the other."""
     for _ in range(3):
         time.sleep(0.01)
         if path.is_file() and all(said == sha256(path) for _, said in recorded(path)):
@@ -147,7 +143,7 @@ def require_folder_unaltered(folder: Path) -> None:
 
 
 def require_listed(listing: Path, root: Path, paths: Iterable[Path]) -> None:
-    """Raise GapinitError for the first of some files that is not as in a list of names in `root`."""
+    """Raise GapinitError for the first of some files below `root` that is not as a list says."""
     if not listing.is_file():
         return
     require_unaltered(listing)

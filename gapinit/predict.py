@@ -23,6 +23,7 @@ from gapinit.data.references import write_lines
 from gapinit.errors import GapinitError
 from gapinit.plan import VERSIONS
 from gapinit.progress import track
+from gapinit.ragged import require_offsets, require_rows
 from gapinit.states import backbone_digest
 from gapinit.stored import as_tensor, memory_map, stored_type, to_stored
 
@@ -102,6 +103,11 @@ def predict(
                     f"{features}: made from another {name}. Delete it and run `gapinit features` "
                     "again."
                 )
+        require_rows("features", file["features"])
+        counts = file["counts"][:]
+        require_offsets("counts", np.concatenate([[0], np.cumsum(counts)]), len(file["features"]))
+        if not len(counts) == len(file["image"]) == len(file["grid"]):
+            raise ValueError("'counts', 'image' and 'grid' are not of as many images")
         row_of = {name: row for row, name in enumerate(file["image"].asstr()[:])}
         images = Images(
             as_tensor(memory_map(features, file["features"])),
@@ -109,6 +115,12 @@ def predict(
             torch.from_numpy(file["grid"][:]),
         )
     samples = data.split(inputs["split"])
+    lacking = [sample.path for sample in samples if data.file(sample.path) not in row_of]
+    if lacking:
+        raise GapinitError(
+            f"{features}: has no features of {lacking[0]}. Delete it and run `gapinit features` "
+            "again."
+        )
     rows = torch.tensor([row_of[data.file(sample.path)] for sample in samples])
     model = load_backbone(backbone, device)
     if adapter is not None:

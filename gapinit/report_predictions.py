@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gapinit.artifacts import read_json
+from gapinit.data.images import FORMATS
 from gapinit.data.manifest import CaptionedImage, read_manifest, require_images
 from gapinit.errors import GapinitError
 from gapinit.results import Measurement
@@ -128,7 +129,7 @@ def thumbnail(path: Path) -> tuple[str, int, int]:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=FORMATS) as opened:
             image = ImageOps.exif_transpose(opened).convert("RGB")
     except FileNotFoundError:
         raise GapinitError(f"{path}: no such image") from None

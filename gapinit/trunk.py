@@ -25,6 +25,7 @@ from gapinit.data.manifest import Manifest, read_manifest, require_images
 from gapinit.errors import GapinitError
 from gapinit.plan import VERSIONS
 from gapinit.progress import track
+from gapinit.ragged import require_offsets, require_places, require_rows
 from gapinit.states import backbone_digest
 from gapinit.stored import memory_map, stored_type, to_stored, widened
 
@@ -292,6 +293,7 @@ def read_trunk(path: Path) -> Trunk:
         def ragged(name: str) -> Ragged:
             return Ragged(memory_map(path, file[name]), file[f"{name}_offset"][:])
 
+        _require_consistent(file)
         return Trunk(
             first_layer=int(file.attrs["first_layer"]),
             prefix=ragged("prefix"),
@@ -304,3 +306,24 @@ def read_trunk(path: Path) -> Trunk:
             image_row=file["image_row"][:],
             inputs=hdf5_inputs(file),
         )
+
+
+def _require_consistent(file: h5py.File) -> None:
+    """Raise ValueError for numbers that point beyond what they number."""
+    offset, ids = file["offset"][:], file["input_ids"]
+    width = file["prefix"].shape[-1]
+    require_offsets("offset", offset, len(ids))
+    if file["labels"].shape != ids.shape or file["image_row"].shape != (len(offset) - 1,):
+        raise ValueError("'labels', 'input_ids', 'image_row' and 'offset' do not belong together")
+    for name in ("prefix", "memory"):
+        if name in file:
+            require_rows(name, file[name], width)
+            require_offsets(f"{name}_offset", file[f"{name}_offset"][:], len(file[name]))
+    images = len(file["prefix_offset"]) - 1
+    require_places("image_row", file["image_row"][:], images)
+    if len(file["grid"]) != images or file["grid"].dtype.kind not in "iu":
+        raise ValueError(f"'grid' has no row for each of {images} images")
+    if "text" in file:
+        require_rows("text", file["text"], width)
+        if len(file["text"]) != len(ids):
+            raise ValueError(f"'text' has {len(file['text'])} rows for {len(ids)} tokens")

@@ -65,7 +65,9 @@ class Blip2Backbone(Backbone):
     @classmethod
     def load_processor(cls, folder: Path) -> Any:
         """Return the real processor: its tokenizer gets the image token that older ones lack."""
-        return Blip2Processor.from_pretrained(folder, local_files_only=True)
+        return Blip2Processor.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
 
     @property
     def decoder(self) -> Any:

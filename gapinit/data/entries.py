@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from gapinit.artifacts import read_json
+from gapinit.artifacts import MAX_JSON, read_json
 from gapinit.data.defects import Defects, NamedImage
 from gapinit.data.locate import find_image, leaves_root
 from gapinit.digests import require_unaltered
@@ -25,6 +25,11 @@ def read_text(path: Path, *, encoding: str = "utf-8", expected: str = "") -> str
     `expected` says, with a space in front, where a missing file should have been.
     """
     try:
+        if path.stat().st_size > MAX_JSON:
+            raise GapinitError(
+                f"{path}: {path.stat().st_size} bytes, more than the {MAX_JSON} that a text file "
+                "may have here: reading it would take all memory. Split it."
+            )
         content = path.read_bytes()
         require_unaltered(path, content)
         # As open() in text mode: CRLF and CR end lines, too.

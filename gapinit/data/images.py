@@ -10,13 +10,16 @@ from gapinit.errors import GapinitError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+# EPS, PDF and the like are left out: Pillow hands them to other programs.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+
 
 def load_image(path: Path) -> Image:
     """Return the image in RGB; a missing or damaged file is an error that names it."""
     from PIL import Image as pillow
 
     try:
-        with pillow.open(path) as image:
+        with pillow.open(path, formats=FORMATS) as image:
             return image.convert("RGB")
     except FileNotFoundError:
         raise GapinitError(f"{path}: no such image") from None
@@ -29,7 +32,7 @@ def image_size(path: Path) -> tuple[int, int]:
     from PIL import Image as pillow
 
     try:
-        with pillow.open(path) as image:
+        with pillow.open(path, formats=FORMATS) as image:
             return image.size
     except FileNotFoundError:
         raise GapinitError(f"{path}: no such image") from None

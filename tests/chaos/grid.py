@@ -12,6 +12,7 @@ import sys
 import time
 from base64 import b64decode
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +97,8 @@ def running(group: int) -> list[str]:
 
 def kill(process: subprocess.Popen[bytes]) -> None:
     """SIGKILL the whole process group."""
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
     # Java has a group of its own; it ends when nobody reads it any more.
     end = time.monotonic() + 5

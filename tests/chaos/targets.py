@@ -1,4 +1,4 @@
-"""What is damaged: small good files of every kind, and what the stage that reads one makes of it."""
+"""What is damaged: small good files of every kind, and what their stages make of them."""
 
 from __future__ import annotations
 
