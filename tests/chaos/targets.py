@@ -22,6 +22,7 @@ from gapinit.data.check_target import check_target
 from gapinit.data.dataset import read_dataset_settings
 from gapinit.data.downloads import read_downloads
 from gapinit.data.manifest import read_manifest
+from gapinit.digests import record_folder
 from gapinit.doctor import planned
 from gapinit.errors import GapinitError
 from gapinit.gap_file import estimate_gap_file, read_gap
@@ -38,6 +39,7 @@ from gapinit.trunk import extract_trunk, read_trunk
 
 from ..dataset_folders import GOOD
 from ..report_tree import build
+from ..small_backbone import LAYERS as LAYERS
 from ..small_backbone import SmallWorld
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
@@ -81,6 +83,7 @@ def make_goods(root: Path, world: SmallWorld) -> dict[str, Path]:
     small = SmallWorld(goods["world"])
     small.train(goods["world"] / "run")
     extract_features(small.backbone, small.manifest, goods["world"] / "features.h5")
+    record_folder(small.backbone)
     build(goods["report"], images=6, seeds=(42, 123))
     _scores(goods["scores"])
     shutil.copytree(CONFIG, goods["config"])
@@ -129,12 +132,38 @@ def _scores(folder: Path) -> None:
     (folder / "pope_said.json").write_text("".join(json.dumps(one) + "\n" for one in said))
 
 
-def gap_of(root: Path) -> str:
-    output = root / "out.h5"
+def make_gap(states: Path, output: Path) -> None:
+    """Run the gap stage."""
     estimate_gap_file(
-        [root / "states.h5"], output, size=12, heldout=8, neighbours=3,
+        [states], output, size=12, heldout=8, neighbours=3,
         alpha_semantic=1.0, alpha_geometric=1.0, smoothing="spot",
     )  # fmt: skip
+
+
+def make_trunk(small: SmallWorld, output: Path) -> None:
+    """Run the trunk stage."""
+    extract_trunk(small.backbone, small.manifest, small.layers, "naive", output, max_tokens=32)
+
+
+def make_predictions(root: Path, output: Path, adapter: bool = False) -> None:
+    """Run the predict stage."""
+    small = SmallWorld(root)
+    predict(
+        small.backbone, small.manifest, root / "features.h5",
+        root / "run/adapter" if adapter else None, output,
+        num_beams=1, max_new_tokens=3, batch_size=8,
+    )  # fmt: skip
+
+
+def make_scores(root: Path, output: Path) -> None:
+    """Run a scorer that needs no Java."""
+    names = ("questions.json", "annotations.json", "answered.json")
+    score_vqa(*(root / name for name in names), output)
+
+
+def gap_of(root: Path) -> str:
+    output = root / "out.h5"
+    make_gap(root / "states.h5", output)
     found = read_gap(output)
     output.unlink()
     (root / ".out.h5.sha256").unlink()
@@ -158,13 +187,8 @@ def trunk_read(root: Path) -> str:
 
 
 def predictions(root: Path, adapter: bool = False) -> str:
-    small = SmallWorld(root)
     output = root / "out.json"
-    predict(
-        small.backbone, small.manifest, root / "features.h5",
-        root / "run/adapter" if adapter else None, output,
-        num_beams=1, max_new_tokens=3, batch_size=8,
-    )  # fmt: skip
+    make_predictions(root, output, adapter)
     found = output.read_text()
     output.unlink()
     (root / ".out.json.sha256").unlink()
