@@ -125,10 +125,10 @@ def _verify(folder: Path, verdict: Verdict) -> None:
             expected.setdefault(Path(os.path.normpath(place.parent / name)), []).append(
                 (place, said)
             )
-    for path, said in expected.items():
+    for path, records_of in expected.items():
         # Its own digest is newer than that of its folder.
-        own = [one for one in said if one[0].name == f".{path.name}.sha256"]
-        _compare(path, own or said, verdict)
+        own = [one for one in records_of if one[0].name == f".{path.name}.sha256"]
+        _compare(path, own or records_of, verdict)
     for path in files:
         if path not in expected:
             verdict.unknown[path] = "no stage recorded it"
@@ -167,7 +167,8 @@ def _compare(path: Path, said: list[tuple[Path, str]], verdict: Verdict) -> None
 
 def _files(folder: Path) -> tuple[list[Path], list[Path]]:
     """Return the files below a folder and the records among them; links are not followed."""
-    files, records = [], []
+    files: list[Path] = []
+    records: list[Path] = []
     for place, folders, names in os.walk(folder):
         if Path(place) == folder:
             folders[:] = [name for name in folders if name not in NOT_CHECKED]
