@@ -105,13 +105,7 @@ def _require_fit(backbone: Backbone, folder: Path) -> None:
     config = read_json(folder / "adapter_config.json")
     if not isinstance(config, dict) or not isinstance(config.get("rank_pattern") or {}, dict):
         raise GapinitError(f"{folder}/adapter_config.json: not a configuration of PEFT's adapters")
-    for key in ("auto_mapping", "megatron_config"):
-        # PEFT would import the module that these name.
-        if config.get(key):
-            raise GapinitError(
-                f"{folder}/adapter_config.json: the key '{key}' makes PEFT import what it names, "
-                "which no adapter of gapinit needs. Remove the key, or train the run again."
-            )
+    _require_no_imports(config, folder)
     # EVA gives modules ranks of their own.
     ranks = config.get("rank_pattern") or {}
     modules = dict(backbone.model.named_modules())
@@ -130,6 +124,23 @@ def _require_fit(backbone: Backbone, folder: Path) -> None:
             raise GapinitError(
                 f"{folder}: '{name}' has shape {shape}, but this backbone needs {expected}. It "
                 "was made for another backbone."
+            )
+
+
+def _require_no_imports(config: dict[str, Any], folder: Path) -> None:
+    """Refuse keys by which PEFT would import a module that a file of others names."""
+    mapping = config.get("auto_mapping")
+    library = str(mapping.get("parent_library")) if isinstance(mapping, dict) else ""
+    # PEFT writes the library of the base model's class itself.
+    foreign = mapping and library.partition(".")[0] not in ("transformers", "gapinit")
+    for key, named in (
+        ("auto_mapping", foreign),
+        ("megatron_config", config.get("megatron_config")),
+    ):
+        if named:
+            raise GapinitError(
+                f"{folder}/adapter_config.json: the key '{key}' makes PEFT import what it names, "
+                "which no adapter of gapinit needs. Remove the key, or train the run again."
             )
 
 
