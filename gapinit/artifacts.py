@@ -14,6 +14,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from glob import escape
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _clear_killed(path)
         try:
             yield temporary
             with open(temporary, "rb") as handle:
@@ -59,6 +61,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _clear_killed(path)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         try:
@@ -69,6 +72,32 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             os.replace(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _clear_killed(path: Path) -> None:
+    """Remove what writers of `path` left that were killed: nobody else would, and it may be large.
+
+    No two machines write one file at a time (Snakemake's lock), so a number that no process here
+    has is a dead writer's.
+    """
+    for left in path.parent.glob(f".{escape(path.name)}.*.partial"):
+        number = left.name.removesuffix(".partial").rpartition(".")[2]
+        if not number.isdigit() or int(number) == os.getpid() or _runs(int(number)):
+            continue
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def write_json(path: Path, content: Any) -> None:

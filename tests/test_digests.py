@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,6 +90,21 @@ def test_a_folder_that_lacks_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "backbone/model.safetensors").unlink()
     with pytest.raises(GapinitError, match="missing, but it was written with the others"):
         digests.require_folder_unaltered(tmp_path / "backbone")
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    path = tmp_path / "a [b].h5"
+    (tmp_path / f".{path.name}.{dead.pid}.partial").write_text("half")
+    (tmp_path / f".{path.name}.1.partial").write_text("of a process that runs")
+    (tmp_path / f".other.h5.{dead.pid}.partial").write_text("of another file")
+    with atomic_file(path) as temporary:
+        temporary.write_text("whole")
+    assert {one.name for one in tmp_path.glob(".*.partial")} == {
+        f".{path.name}.1.partial",
+        f".other.h5.{dead.pid}.partial",
+    }
 
 
 def test_odd_names_are_written_as_sha256sum_does(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ nobody disturbed, and nothing that was committed before a kill may have been mad
 from __future__ import annotations
 
 import random
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -78,11 +79,15 @@ def kill_test(
     before: dict[str, tuple[int, int]] = {}
     while True:
         arguments = [*targets, *(["--rerun-incomplete"] if found.starts else [])]
+        if found.starts == 1:
+            _lock_is_told(folder, found, "after a kill")
         if found.starts:
             finish(folder, log, "--unlock", cores=cores)
         written = log.stat().st_size if log.exists() else 0
         process = start(folder, log, *arguments, cores=cores)
         found.starts += 1
+        if found.starts == 1:
+            _second_is_refused(folder, process, found)
         more = time.monotonic() - began < 60 * minutes
         struck = _strike(process.pid, quotas if more else {}, found.hit, draw, process)
         kill(process) if struck else process.wait()
@@ -112,6 +117,25 @@ def kill_test(
     ]
     found.seconds = time.monotonic() - began
     return found
+
+
+def _second_is_refused(folder: Path, process: subprocess.Popen[bytes], found: Kills) -> None:
+    """A second Snakemake on one folder has to stop, and the first has to go on."""
+    end = time.monotonic() + 120
+    while not running(process.pid) and process.poll() is None and time.monotonic() < end:
+        time.sleep(POLL)
+    _lock_is_told(folder, found, "two at once")
+    if process.poll() not in (None, 0):
+        found.problems.append("the first Snakemake ended when a second one came")
+
+
+def _lock_is_told(folder: Path, found: Kills, when: str) -> None:
+    """A start that meets another's lock has to say so, and how it is removed."""
+    log = folder / "locked.log"
+    log.unlink(missing_ok=True)
+    status = finish(folder, log)
+    if status == 0 or "--unlock" not in log.read_text(errors="replace"):
+        found.problems.append(f"{when}: the lock is not told ({status})")
 
 
 def _strike(
