@@ -126,13 +126,16 @@ def read_json(path: Path) -> Any:
     try:
         value = parse_json(content.decode("utf-8"))
     except RecursionError:
-        raise GapinitError(f"{path}: not a readable JSON (nested too deeply)") from None
+        problem = "not a readable JSON (nested too deeply)"
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise GapinitError(f"{path}: not valid JSON ({error})") from None
+        problem = f"not valid JSON ({error})"
     except ValueError as error:  # a number of more digits than Python reads, NaN, a key twice
-        raise GapinitError(f"{path}: not a readable JSON ({error})") from None
-    require_unaltered(path, content)
-    return value
+        problem = f"not a readable JSON ({error})"
+    else:
+        require_unaltered(path, content)
+        return value
+    advice = ". Delete it and run the stage that makes it again." if recorded(path) else ""
+    raise GapinitError(f"{path}: {problem}{advice}")
 
 
 def parse_json(text: str) -> Any:
