@@ -327,7 +327,7 @@ def test_wrong_places_are_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(GapinitError, match="is generated and takes no data_root"):
         prepare_dataset(scenes, tmp_path / "out", data_root=folder, progress=False)
     (tmp_path / "file").write_text("")
-    with pytest.raises(GapinitError, match="cannot make this folder"):
+    with pytest.raises(GapinitError, match="cannot be written"):
         prepare_dataset(LOCAL, tmp_path / "file" / "out", data_root=folder, progress=False)
 
 

@@ -248,13 +248,14 @@ def test_paths_of_a_shell_s_own_signs_run_nothing(tmp_path: Path) -> None:
     folder = tmp_path / 'it\'s $(touch pwned) `touch pwned`; "ü" &'
     folder.mkdir()
     results = "re $(touch pwned) 'sults' \";touch pwned;\" | ü"
+    # Snakemake takes no double quotes in --config; a file may have them.
+    (folder / "mine.yaml").write_text(f"results: {json.dumps(results)}\n")
     target = f"{results}/1_data/scenes-test/manifest.json"
     done = subprocess.run(
         [
             str(Path(sys.executable).parent / "snakemake"), target, "--cores", "1",
             "--snakefile", str(ROOT / "Snakefile"),
-            "--config", f"results={json.dumps(results)}",
-            "--configfile", str(ROOT / "config/test.yaml"),
+            "--configfile", str(ROOT / "config/test.yaml"), "mine.yaml",
         ],
         cwd=folder, capture_output=True, text=True, check=False,
     )  # fmt: skip
