@@ -119,7 +119,7 @@ def _verify(folder: Path, verdict: Verdict) -> None:
         except OSError as error:
             verdict.altered[place] = f"cannot be read ({error.strerror})"
             continue
-        if place.name == LISTING and not listed and any(place.parent.iterdir()):
+        if place.name == LISTING and not listed and any(place.parent.glob("[!.]*")):
             verdict.altered[place] = "an empty list"
         for name, said in listed.items():
             expected.setdefault(Path(os.path.normpath(place.parent / name)), []).append(
