@@ -22,18 +22,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
+from benchmarks.measure import Result, Spread, Target, ratios
 from gapinit.metrics.captions import score_several
 from gapinit.metrics.java import find_java
 
 METRICS = ("cider", "bleu", "rouge")
 SEVERAL = 5
-RESULTS = Path(__file__).parent / "results"
 
 
 def write_captions(folder: Path, images: int, files: int) -> tuple[Path, list[Path]]:
@@ -96,11 +95,10 @@ def ours(references: Path, predictions: list[Path], folder: Path) -> dict[str, A
 
 
 def main() -> None:
-    """Measure, print the table and write it as JSON."""
+    """Measure, tell and write `results/scoring.json`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=5000)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=RESULTS / "scoring.json")
+    parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     # The peer calls `java` by that name.
     os.environ["PATH"] = f"{find_java().parent}{os.pathsep}{os.environ['PATH']}"
@@ -124,34 +122,28 @@ def main() -> None:
             for metric, (corpus, values) in found["pycocoevalcap"].items():
                 scaled = (100 * float(corpus), [100 * float(value) for value in values])
                 assert found["gapinit"][metric] == scaled, f"{metric} differs"
-    share = {"gapinit": 1, "pycocoevalcap": 1, f"gapinit, of {SEVERAL}": SEVERAL}
-    medians = {
-        program: np.median(np.array(taken), axis=0) / share[program]
-        for program, taken in times.items()
+    wall = {name: [one for one, _ in taken] for name, taken in times.items()}
+    used = {name: [one for _, one in taken] for name, taken in times.items()}
+    together = f"gapinit, of {SEVERAL}"
+    target = Target(
+        f"scoring {options.images:,} captions without METEOR",
+        "pycocoevalcap called in sequence",
+        ratios(wall["gapinit"], wall["pycocoevalcap"]),
+        "at least",
+        2.0,
+    )
+    measured: dict[str, Spread | float | int | str] = {
+        f"{name}, s": Spread(taken) for name, taken in wall.items()
     }
-    result = {
-        "images": options.images,
-        "references_an_image": 5,
-        "equal_to_the_last_digit": True,
-        "programs": {
-            program: {
-                "wall_s": float(wall),
-                "cpu_s": float(cpu),
-                "peer_wall_ratio": float(medians["pycocoevalcap"][0] / wall),
-                "peer_cpu_ratio": float(medians["pycocoevalcap"][1] / cpu),
-                "all": times[program],
-            }
-            for program, (wall, cpu) in medians.items()
-        },
-    }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"{'':20}{'wall s':>8}{'CPU s':>8}{'faster than the peer: wall':>28}{'CPU':>7}")
-    for program, row in result["programs"].items():
-        print(
-            f"{program:20}{row['wall_s']:8.2f}{row['cpu_s']:8.2f}{row['peer_wall_ratio']:28.2f}"
-            f"{row['peer_cpu_ratio']:7.2f}"
-        )
+    measured |= {f"{name}, CPU s": Spread(taken) for name, taken in used.items()}
+    measured["the same in CPU time"] = ratios(used["gapinit"], used["pycocoevalcap"])
+    measured[f"a file of {SEVERAL} in one call"] = ratios(
+        [one / SEVERAL for one in wall[together]], wall["pycocoevalcap"]
+    )
+    notes = [
+        "Every score, of the corpus and of each image, equals pycocoevalcap's to the last digit."
+    ]
+    Result("scoring", [target], measured, {"references_an_image": 5}, notes).write()
 
 
 def _cpu() -> float:

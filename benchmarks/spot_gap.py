@@ -14,22 +14,20 @@ symmetric product needs half: a share above 100 % is possible.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.neighbors import NearestNeighbors
 
+from benchmarks.measure import Result, Spread, Target, ratios
 from gapinit.spot import spot_gap
 
 Float32Array = npt.NDArray[np.float32]
 NEIGHBOURS = 10
-RESULTS = Path(__file__).parent / "results"
 
 
 def layer_states(layer: int, number: int, width: int) -> tuple[Float32Array, Float32Array]:
@@ -63,12 +61,11 @@ def limit(text: Float32Array, vision: Float32Array) -> float:
 
 
 def main() -> None:
-    """Measure, print the table and write it as JSON."""
+    """Measure, tell and write `results/spot_gap.json`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=1024)
     parser.add_argument("--width", type=int, default=2560)
     parser.add_argument("--layers", type=int, default=32)
-    parser.add_argument("--output", type=Path, default=RESULTS / "spot_gap.json")
     options = parser.parse_args()
     programs: dict[str, Callable[[Float32Array, Float32Array], float]] = {
         "gapinit": lambda t, v: spot_gap(t, v, neighbours=NEIGHBOURS).score,
@@ -89,37 +86,31 @@ def main() -> None:
                 wall[name].append(time.perf_counter() - start)
                 cpu[name].append(time.process_time() - start_cpu)
         worst = max(worst, abs(score["gapinit"] / score["sklearn brute"] - 1))
-    result = {
-        "pairs": options.pairs,
-        "width": options.width,
-        "layers": options.layers,
+    ratio = {name: ratios(wall["gapinit"], taken) for name, taken in wall.items()}
+    size = f"N = {options.pairs}, d = {options.width}, {options.layers} layers"
+    brute = Target(
+        f"SPOT-Gap, {size}",
+        "scikit-learn NearestNeighbors per layer, algorithm='brute'",
+        ratio["sklearn brute"],
+        "at least",
+        5.0,
+    )
+    measured: dict[str, Spread | float | int | str] = {
+        f"{name}, ms a layer": Spread([1e3 * value for value in taken])
+        for name, taken in wall.items()
+    }
+    measured |= {
+        f"{name}, CPU ms a layer": Spread([1e3 * value for value in taken])
+        for name, taken in cpu.items()
+    }
+    measured["scikit-learn's default algorithm over ours"] = ratio["sklearn default"]
+    measured["two float32 matrix products over ours"] = ratio["matrix products"]
+    measured["largest relative difference of the scores"] = worst
+    settings = {
         "threads": len(os.sched_getaffinity(0)),
         "openblas_coretype": os.environ.get("OPENBLAS_CORETYPE"),
-        "largest_relative_difference_of_scores": worst,
-        "programs": {name: _row(wall, cpu, name) for name in programs},
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"{'':18}{'ms a layer':>12}{'CPU ms':>9}{'times ours':>12}  quartiles")
-    for name, row in result["programs"].items():
-        low, middle, high = row["ratio_quartiles"]
-        print(
-            f"{name:18}{1e3 * row['wall_s']:12.1f}{1e3 * row['cpu_s']:9.1f}{middle:12.2f}"
-            f"  {low:.2f} to {high:.2f}"
-        )
-    print(f"largest relative difference of the scores: {worst:.1e}")
-
-
-def _row(
-    wall: dict[str, list[float]], cpu: dict[str, list[float]], name: str
-) -> dict[str, float | list[float]]:
-    ratios = np.divide(wall[name], wall["gapinit"])
-    return {
-        "wall_s": float(np.median(wall[name])),
-        "cpu_s": float(np.median(cpu[name])),
-        "ratio_of_medians": float(np.median(wall[name]) / np.median(wall["gapinit"])),
-        "ratio_quartiles": [float(value) for value in np.quantile(ratios, (0.25, 0.5, 0.75))],
-    }
+    Result("spot_gap", [brute], measured, settings).write()
 
 
 if __name__ == "__main__":

@@ -9,17 +9,15 @@ of the width.
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
 
-from gapinit.artifacts import package_versions, write_json
+from benchmarks.measure import Result, Spread, alternate, ratios
 from gapinit.backbones.mini_blip2 import MiniBlip2Settings, build, train_tokenizer
 from gapinit.config import Lora, Training
 from gapinit.data.dataset import prepare_dataset
@@ -33,7 +31,6 @@ from gapinit.train import train_runs
 from gapinit.trunk import extract_trunk
 
 ROOT = Path(__file__).parent.parent
-RESULTS = Path(__file__).parent / "results" / "stacked_runs.json"
 SEEDS = (42, 123, 2024, 999, 7)
 BATCH_SIZE = 32
 CAPTIONS_AN_IMAGE = 5
@@ -130,38 +127,24 @@ def make_world(shape: Shape, folder: Path) -> World:
     return World(folder)
 
 
-def compare(world: World, runs: int, repeats: int) -> dict[str, Any]:
-    """Time both ways in turn; return the ratios and the seconds."""
-    seconds: dict[str, list[float]] = {"never": [], "always": []}
-    for repeat in range(repeats):
-        ways = list(seconds) if repeat % 2 == 0 else list(reversed(seconds))
-        for way in ways:
-            seconds[way].append(world.train(runs, way))
-    ratios = [a / b for a, b in zip(seconds["never"], seconds["always"], strict=True)]
-    return {
-        "runs": runs,
-        "ratio": statistics.median(ratios),
-        "lowest": min(ratios),
-        "highest": max(ratios),
-        "one_after_another_s": seconds["never"],
-        "one_pass_s": seconds["always"],
-    }
+def compare(world: World, runs: int, repeats: int) -> Spread:
+    """Time both ways in turn; return one pass against one run after another, turn by turn."""
+    one_pass, in_turn = alternate(
+        lambda: world.train(runs, "always"), lambda: world.train(runs, "never"), repeats, warmups=0
+    )
+    return ratios(one_pass, in_turn)
 
 
 def main() -> None:
-    """Print the table of ratios and write it as JSON."""
+    """Measure, tell and write `results/stacked_runs.json`."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--runs", type=int, nargs="+", default=[1, 2, 3, 5])
-    parser.add_argument("--widths", type=int, nargs="+", default=[shape.width for shape in SHAPES])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--runs", type=int, nargs="+", default=[3])
+    parser.add_argument("--widths", type=int, nargs="+", default=[32, 128])
     parser.add_argument("--threads", type=int, default=1, help="As the workflow's jobs have.")
-    parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    results = []
-    print(
-        f"{'width':>6} {'runs':>5} {'ratio':>6}   lowest - highest   (one pass against one by one)"
-    )
+    measured: dict[str, Spread | float | int | str] = {}
     for shape in SHAPES:
         if shape.width not in options.widths:
             continue
@@ -169,15 +152,11 @@ def main() -> None:
             world = make_world(shape, Path(folder))
             world.train(1, "never")  # warms up
             for runs in options.runs:
-                found = asdict(shape) | compare(world, runs, options.repeats)
-                results.append(found)
-                print(
-                    f"{shape.width:>6} {runs:>5} {found['ratio']:>6.2f}   {found['lowest']:.2f} - "
-                    f"{found['highest']:.2f}",
-                    flush=True,
-                )
-    content = {"threads": options.threads, "versions": package_versions(), "results": results}
-    write_json(options.output, content)
+                name = f"{runs} runs in one pass, width {shape.width}, times as fast"
+                found = measured[name] = compare(world, runs, options.repeats)
+                print(f"  {name}: {found.median:.2f}", flush=True)
+    settings = {"threads": options.threads, "shapes": [asdict(shape) for shape in SHAPES]}
+    Result("stacked_runs", [], measured, settings).write()
 
 
 if __name__ == "__main__":

@@ -8,11 +8,11 @@ imported if it is in `sys.modules` at the end. `--help` is the whole command.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
-from pathlib import Path
+
+from benchmarks.measure import Result, Spread
 
 COMMANDS = {
     "(bare interpreter)": "",
@@ -47,7 +47,6 @@ PACKAGES = (
     *("torch", "torch._dynamo", "torch.distributed.tensor", "sympy"),
     *("transformers", "accelerate", "peft", "requests"),
 )
-RESULTS = Path(__file__).parent / "results"
 PROGRAM = """
 import importlib, resource, sys
 for name in sys.argv[1].split():
@@ -67,30 +66,21 @@ def measure(modules: str) -> tuple[float, float, list[str]]:
 
 
 def main() -> None:
-    """Measure, print the table and write it as JSON."""
+    """Measure, tell and write `results/startup.json`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=RESULTS / "startup.json")
     options = parser.parse_args()
     runs: dict[str, list[tuple[float, float, list[str]]]] = {name: [] for name in COMMANDS}
     for _ in range(options.repeats):
         for name, modules in COMMANDS.items():
             runs[name].append(measure(modules))
-    result = {
-        name: {
-            "cpu_s": min(seconds for seconds, _, _ in found),
-            "all_cpu_s": [seconds for seconds, _, _ in found],
-            "peak_mib": max(memory for _, memory, _ in found),
-            "packages": found[0][2],
-        }
-        for name, found in runs.items()
-    }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"{'command':38}{'CPU s':>7}{'MiB':>6}  packages")
-    for name, row in result.items():
-        packages = ", ".join(row["packages"])  # type: ignore[arg-type]
-        print(f"{name:38}{row['cpu_s']:7.2f}{row['peak_mib']:6.0f}  {packages}")
+    measured: dict[str, Spread | float | int | str] = {}
+    for name, found in runs.items():
+        packages = ", ".join(found[0][2]) or "none of those"
+        measured[f"{name}, CPU s"] = Spread([seconds for seconds, _, _ in found])
+        measured[f"{name}, MiB at the peak"] = max(memory for _, memory, _ in found)
+        measured[f"{name}, packages"] = packages
+    Result("startup", [], measured, {"packages looked for": list(PACKAGES)}).write()
 
 
 if __name__ == "__main__":
