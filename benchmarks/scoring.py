@@ -123,7 +123,7 @@ def main() -> None:
                 scaled = (100 * float(corpus), [100 * float(value) for value in values])
                 assert found["gapinit"][metric] == scaled, f"{metric} differs"
     wall = {name: [one for one, _ in taken] for name, taken in times.items()}
-    used = {name: [one for _, one in taken] for name, taken in times.items()}
+    cpu = {name: [one for _, one in taken] for name, taken in times.items()}
     together = f"gapinit, of {SEVERAL}"
     target = Target(
         f"scoring {options.images:,} captions without METEOR",
@@ -135,8 +135,8 @@ def main() -> None:
     measured: dict[str, Spread | float | int | str] = {
         f"{name}, s": Spread(taken) for name, taken in wall.items()
     }
-    measured |= {f"{name}, CPU s": Spread(taken) for name, taken in used.items()}
-    measured["the same in CPU time"] = ratios(used["gapinit"], used["pycocoevalcap"])
+    measured |= {f"{name}, CPU s": Spread(taken) for name, taken in cpu.items()}
+    measured["the same in CPU time"] = ratios(cpu["gapinit"], cpu["pycocoevalcap"])
     measured[f"a file of {SEVERAL} in one call"] = ratios(
         [one / SEVERAL for one in wall[together]], wall["pycocoevalcap"]
     )
