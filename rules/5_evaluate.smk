@@ -79,7 +79,7 @@ for jobs in EVALUATION_JOBS:
             batch_size=decoding_setting("batch_size"),
             version=PLAN.version("predict"),
         message:
-            "Predictions by {wildcards.row}, its seeds and datasets together"
+            f"Predictions for {', '.join(jobs.datasets)} by {{wildcards.row}}"
         shell:
             "python -m gapinit --log-file {log:q} predict --backbone {params.backbone:q}"
             " {params.manifest:q} {params.features:q} {params.adapter:q} {params.output:q}"

@@ -81,6 +81,7 @@ def test_the_file_holds_every_strategy(tmp_path: Path) -> None:
         "naive": [5, 6, 7],
         "gg-safe": [3, 5, 7],
         "all": list(range(8)),
+        "all-vision": list(range(8)),
         "num_layers": 3,
         "exclude_bottom": 2,
         "score": SCORE,

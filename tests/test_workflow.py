@@ -296,7 +296,7 @@ def test_the_paper_is_planned_without_any_file(tmp_path: Path) -> None:
         "Train gemma3-4b/coco/gap-init/rank1_naive_epochs1/in-domain-256/seed42",
         "Train gemma3-4b/coco/gap-init/rank1_naive_epochs5/in-domain-256/seed42",
         "Train qwen2-vl-7b-instruct/coco/lora-gaussian/rank8_naive_epochs5/no-gap/seed42",
-        "Predictions for pope by blip2-opt-2.7b/vqav2/gap-init",
+        "Predictions for vqav2, okvqa, pope by blip2-opt-2.7b/vqav2/gap-init",
         "table4",
         "table8",
         "table12",
