@@ -14,14 +14,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.installed-runtime
 DEV := $(VENV)/.installed-dev
+CLUSTER := $(VENV)/.installed-cluster
+SLURM := slurmctld slurmd slurm-client munge
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES) --workflow-profile workflow/profiles/default
 CODE := gapinit tests docs/examples $(wildcard benchmarks)
 
-.PHONY: help demo all test lint chaos bench reference readme browser clean
+.PHONY: help demo all test test-cluster lint chaos bench reference readme browser clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s  %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s  %s\n", $$1, $$2 }' Makefile
 
 demo: $(RUNTIME) ## tables 2, 5, 7 and the figures on the embedded default, then the headline table
 	$(SNAKEMAKE) --configfile config/demo.yaml
@@ -33,6 +35,17 @@ all: $(RUNTIME) ## every table and figure of the default configuration, reusing 
 
 test: lint ## lint, then every test
 	$(BIN)/python -m pytest
+
+test-cluster: $(CLUSTER) ## the whole workflow on a private Slurm on this machine: installs it, a quarter of an hour
+	@missing=(); for one in $(SLURM); do dpkg-query -W -f '$${Status}\n' $$one 2>/dev/null | grep -q ' installed$$' || missing+=($$one); done; \
+	if (($${#missing[@]})); then \
+	if [[ $$(id -u) != 0 ]] || ! command -v apt-get >/dev/null; then \
+	echo "Missing: $${missing[*]} (Debian's names). Install them, and run this as root: it makes device nodes." >&2; exit 1; fi; \
+	echo "Installing $${missing[*]}"; \
+	apt-get update --quiet --quiet; \
+	DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --quiet --no-install-recommends $${missing[*]} >/dev/null; fi
+	@if [[ $$(id -u) != 0 ]]; then echo "Run this as root: it makes device nodes for fake GPUs." >&2; exit 1; fi
+	GAPINIT_TEST_CLUSTER=1 $(BIN)/python -m pytest tests/cluster
 
 lint: $(DEV) ## style, types and the workflow's own rules
 	$(BIN)/ruff check $(CODE)
@@ -76,4 +89,9 @@ $(RUNTIME): requirements.txt pyproject.toml
 $(DEV): requirements-dev.txt $(RUNTIME)
 	@echo "Installing what lint and tests need into $(VENV)"
 	@$(PIP) install --requirement requirements-dev.txt
+	@touch $@
+
+$(CLUSTER): requirements-cluster.txt $(DEV)
+	@echo "Installing Snakemake's executor for Slurm into $(VENV)"
+	@$(PIP) install --requirement requirements-cluster.txt
 	@touch $@

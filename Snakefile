@@ -90,5 +90,7 @@ rule all:
         tracked_runs,
 
 
+# On a cluster, what is downloaded is downloaded where Snakemake runs: nodes may not reach outside.
 localrules:
     all,
+    retrieve,

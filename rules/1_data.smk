@@ -64,7 +64,8 @@ rule unpack:
         " --output {output:q}"
 
 
-# A dataset is checked alone, before anything expensive starts beside it: it takes every core.
+# A dataset is checked alone, before anything expensive starts beside it: it takes every core. Where
+# Slurm runs it, Snakemake counts again on the node and must not find more than was asked for.
 rule dataset:
     input:
         settings=FOLDER / "config/datasets/{dataset}.yaml",
@@ -81,10 +82,10 @@ rule dataset:
     priority: 100
     conda:
         "../envs/gapinit.yaml"
-    threads: workflow.resource_settings.cores or 1
+    threads: (workflow.resource_settings.cores if workflow.is_main_process else None) or 1
     resources:
         expected_s=8,
-        mem_mb=2000,
+        mem_mb=memory(2000),
         runtime=60,
     params:
         folder=subpath(output.manifest, parent=True),
@@ -110,7 +111,7 @@ rule pretraining_data:
         "../envs/gapinit.yaml"
     resources:
         expected_s=16,
-        mem_mb=2000,
+        mem_mb=memory(2000),
         runtime=60,
     params:
         folder=subpath(output.manifest, parent=True),
@@ -137,7 +138,7 @@ rule backbone:
     threads: resource("threads", 2)
     resources:
         expected_s=240,
-        mem_mb=3000,
+        mem_mb=memory(3000),
         runtime=60,
         gpu=0,
     params:

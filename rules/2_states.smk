@@ -22,7 +22,7 @@ rule states:
         "../envs/gapinit.yaml"
     resources:
         expected_s=9,
-        mem_mb=resource("mem_mb", 3000),
+        mem_mb=backbone_memory(3000),
         gpu_mem_mb=resource("gpu_mem_mb"),
         runtime=resource("runtime", 60),
         gpu=1,

@@ -20,7 +20,7 @@ rule gap:
         "../envs/gapinit.yaml"
     resources:
         expected_s=2,
-        mem_mb=2000,
+        mem_mb=memory(2000),
         runtime=30,
     params:
         states=lambda wildcards, input: [f"--states={path}" for path in input],

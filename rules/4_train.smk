@@ -28,7 +28,7 @@ rule trunk:
         "../envs/gapinit.yaml"
     resources:
         expected_s=12,
-        mem_mb=resource("mem_mb", 3000),
+        mem_mb=backbone_memory(3000),
         gpu_mem_mb=resource("gpu_mem_mb"),
         runtime=resource("runtime", 240),
         gpu=1,
@@ -74,7 +74,7 @@ for SEEDS, ROWS in PLAN.chunks().items():
             "../envs/gapinit.yaml"
         resources:
             expected_s=5 + 13 * len(SEEDS),
-            mem_mb=resource("mem_mb", 3000),
+            mem_mb=backbone_memory(3000),
             gpu_mem_mb=resource("gpu_mem_mb"),
             runtime=resource("runtime", 480),
             gpu=1,

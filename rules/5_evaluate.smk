@@ -24,7 +24,7 @@ rule features:
         "../envs/gapinit.yaml"
     resources:
         expected_s=7,
-        mem_mb=resource("mem_mb", 3000),
+        mem_mb=backbone_memory(3000),
         gpu_mem_mb=resource("gpu_mem_mb"),
         runtime=resource("runtime", 60),
         gpu=1,
@@ -62,7 +62,7 @@ for jobs in EVALUATION_JOBS:
             "../envs/gapinit.yaml"
         resources:
             expected_s=6 + 3 * len(jobs.paths()),
-            mem_mb=resource("mem_mb", 3000),
+            mem_mb=backbone_memory(3000),
             gpu_mem_mb=resource("gpu_mem_mb"),
             runtime=resource("runtime", 240),
             gpu=1,
@@ -109,7 +109,7 @@ for seeds, rows in SCORED_TOGETHER.items():
             "../envs/gapinit.yaml"
         resources:
             expected_s=2 + len(seeds),
-            mem_mb=2500,
+            mem_mb=memory(2500),
             runtime=60,
         params:
             benchmark=lambda wildcards: PLAN.kind(wildcards.dataset),

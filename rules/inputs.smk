@@ -125,6 +125,18 @@ def resource(name, default=None):
     return lambda wildcards: PLAN.resource(backbone_name(wildcards), name, default)
 
 
+def memory(megabytes):
+    """What a job asks for, and as much again on each retry."""
+    return lambda wildcards, attempt: attempt * megabytes
+
+
+def backbone_memory(default):
+    """The same for a job that loads a backbone, whose file may say more than the rule."""
+    return lambda wildcards, attempt: (
+        attempt * PLAN.resource(backbone_name(wildcards), "mem_mb", default)
+    )
+
+
 def max_tokens(wildcards):
     """The length to which a training text is cut."""
     return PLAN.max_tokens(wildcards.dataset, backbone_name(wildcards))

@@ -107,15 +107,18 @@ def test_every_direct_dependency_is_pinned_at_a_version_it_admits(repository):
     for line in project(repository)["dependencies"] + extras["workflow"]:
         requirement = Requirement(line)
         assert runtime[canonicalize_name(requirement.name)] in requirement.specifier
-    for line in extras["dev"]:
+    everything |= pins(repository / "requirements-cluster.txt")
+    for line in extras["dev"] + extras["cluster"]:
         requirement = Requirement(line)
         if canonicalize_name(requirement.name) != "gapinit":
             assert everything[canonicalize_name(requirement.name)] in requirement.specifier
 
 
 def test_development_pins_add_to_the_runtime_pins_and_never_repeat_one(repository):
-    development = pins(repository / "requirements-dev.txt")
-    assert not development.keys() & pins(repository / "requirements.txt").keys()
+    runtime = pins(repository / "requirements.txt").keys()
+    development = pins(repository / "requirements-dev.txt").keys()
+    cluster = pins(repository / "requirements-cluster.txt").keys()
+    assert not runtime & development and not cluster & (runtime | development)
 
 
 def test_pins_bring_no_package_that_needs_another_pytorch(repository):
@@ -179,7 +182,9 @@ TARGETS = [
     "demo",
     "all",
     "test",
+    "test-cluster",
     "lint",
+    "chaos",
     "bench",
     "reference",
     "readme",

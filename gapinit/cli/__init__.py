@@ -13,7 +13,7 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
-from gapinit.cli import data, evaluate, methods, rehearse, results, stages
+from gapinit.cli import cluster, data, evaluate, methods, rehearse, results, stages
 from gapinit.errors import GapinitError
 from gapinit.storage_errors import environment_problem, naming
 
@@ -30,6 +30,7 @@ app.add_typer(evaluate.score_app, name="score")
 app.add_typer(results.app)
 app.add_typer(methods.app)
 app.add_typer(rehearse.app)
+app.add_typer(cluster.app, name="cluster")
 
 
 @app.callback()

@@ -37,11 +37,10 @@ def features(
     device: Device = "auto",
 ) -> None:
     """Compute a split's image features once for all runs (HDF5)."""
+    device = device_name(device)
     from gapinit.predict import extract_features
 
-    extract_features(
-        backbone, manifest, output, split=split, shard=shard, device=device_name(device)
-    )
+    extract_features(backbone, manifest, output, split=split, shard=shard, device=device)
 
 
 @app.command("predict")
@@ -83,6 +82,7 @@ def predict_command(
     same_number("max-new-tokens", lengths, wide, "of --manifest")
     same_number("output", output, wide * len(adapters), "of --manifest and --adapter")
 
+    device = device_name(device)
     from gapinit.predict import Questions, predict_several
 
     predict_several(
@@ -95,7 +95,7 @@ def predict_command(
         [output[start : start + wide] for start in range(0, len(output), wide)],
         num_beams=num_beams,
         batch_size=batch_size,
-        device=device_name(device),
+        device=device,
     )
 
 

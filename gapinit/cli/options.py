@@ -45,15 +45,25 @@ def one_line(path: Path) -> str:
 
 
 def device_name(name: str) -> str:
-    """Return the device to use; `auto` is a GPU if there is one."""
+    """Return the device to use; `auto` claims a free GPU if there is one (`gapinit.gpu_pool`).
+
+    To be called before a stage is imported: CUDA must not have started.
+    """
     if name == "cpu":
         return name
     import torch
 
     if name != "auto":
         return _existing_device(name)
+    from gapinit.gpu_pool import has_nvidia, take_gpus, visible_devices
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if not has_nvidia() or torch.version.cuda is None or not visible_devices():
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    taken = take_gpus()
+    if torch.cuda.is_available():
+        return "cuda"
+    taken.release()  # a driver that this PyTorch cannot use
+    return "cpu"
 
 
 def _existing_device(name: str) -> str:

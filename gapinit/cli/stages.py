@@ -54,6 +54,7 @@ def states(
     device: Device = "auto",
 ) -> None:
     """Write pooled vision and text hidden states of every layer (HDF5)."""
+    device = device_name(device)
     from gapinit.states import extract_states
 
     extract_states(
@@ -68,7 +69,7 @@ def states(
         batch_size=batch_size,
         max_caption_tokens=max_caption_tokens,
         shard=shard,
-        device=device_name(device),
+        device=device,
     )
 
 
@@ -145,6 +146,7 @@ def trunk(
     device: Device = "auto",
 ) -> None:
     """Compute the frozen part's states on the training set, once for all runs (HDF5)."""
+    device = device_name(device)
     from gapinit.trunk import extract_trunk
 
     extract_trunk(
@@ -158,7 +160,7 @@ def trunk(
         mode=choice(mode, "mode", ("auto", "layer", "vision", "off")),
         dtype=choice(dtype, "dtype", ("auto", "float32", "bfloat16")),
         shard=shard,
-        device=device_name(device),
+        device=device,
     )
 
 
@@ -219,6 +221,7 @@ def train(
     checked = check_settings(recipe, Training, origin)
     lora = check_settings({"alpha_per_rank": alpha_per_rank, "dropout": dropout}, Lora, origin)
 
+    device = device_name(device)
     from gapinit.train import train_runs
 
     train_runs(
@@ -230,6 +233,6 @@ def train(
         output,
         recipe=checked,
         lora=lora,
-        device=device_name(device),
+        device=device,
         together=choice(together, "together", ("auto", "always", "never")),
     )
