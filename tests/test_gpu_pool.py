@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -225,12 +224,12 @@ def test_a_card_that_pytorch_cannot_use_is_given_back(
 def test_a_named_device_and_a_machine_without_gpu_cost_no_lock(
     machine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert device_name("cuda:1") == "cuda:1"
     monkeypatch.setattr(gpu_pool, "has_nvidia", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    started = time.perf_counter()
     assert device_name("auto") == "cpu"
-    assert time.perf_counter() - started < 0.05
     assert not machine.exists()
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
 
