@@ -13,15 +13,14 @@ RUNS = f"{OUT}/4_train/runs"
 
 rule trunk:
     input:
-        backbone=rules.backbone.output.config,
+        backbone=rules.backbone.output,
         manifest=rules.dataset.output.manifest,
         layers=rules.layers.output,
     output:
         f"{TRUNKS}/{{backbone}}/{{dataset}}/{{layers}}.h5",
     log:
         f"{LOGS}/4_train/trunk/{{backbone}}/{{dataset}}/{{layers}}.log",
-    benchmark:
-        f"{OUT}/benchmarks/4_train/trunk/{{backbone}}/{{dataset}}/{{layers}}.tsv"
+    cache: "omit-software"
     conda:
         "../envs/gapinit.yaml"
     resources:
@@ -31,15 +30,15 @@ rule trunk:
         runtime=resource("runtime", 240),
         gpu=1,
     params:
-        backbone=subpath(input.backbone, parent=True),
+        strategy=lambda wildcards: wildcards.layers,
         max_tokens=max_tokens,
         version=PLAN.version("trunk"),
     message:
         "Trunk of {wildcards.backbone} on {wildcards.dataset} below the {wildcards.layers} layers"
     shell:
-        "python -m gapinit --log-file {log:q} trunk --backbone {params.backbone:q}"
+        "python -m gapinit --log-file {log:q} trunk --backbone {input.backbone:q}"
         " --manifest {input.manifest:q} --layers {input.layers:q}"
-        " --strategy {wildcards.layers} --output {output:q}"
+        " --strategy {params.strategy} --output {output:q}"
         " --max-tokens {params.max_tokens}"
 
 
@@ -67,7 +66,6 @@ rule train:
         runtime=resource("runtime", 480),
         gpu=1,
     params:
-        backbone=subpath(input.backbone, parent=True),
         folder=subpath(output.run, parent=True),
         alpha_per_rank=CONFIG.lora.alpha_per_rank,
         dropout=CONFIG.lora.dropout,
@@ -84,7 +82,7 @@ rule train:
         "Train {wildcards.run}"
     shell:
         "python -m gapinit --log-file {log:q} train --run {wildcards.run:q}"
-        " --backbone {params.backbone:q} --trunk {input.trunk:q} --layers {input.layers:q}"
+        " --backbone {input.backbone:q} --trunk {input.trunk:q} --layers {input.layers:q}"
         " --gap {input.gap:q} --output {params.folder:q}"
         " --alpha-per-rank {params.alpha_per_rank} --dropout {params.dropout}"
         " --learning-rate {params.learning_rate} --scheduler {params.scheduler}"

@@ -10,7 +10,7 @@ EVALUATIONS = f"{OUT}/5_evaluate/runs"
 
 rule features:
     input:
-        backbone=rules.backbone.output.config,
+        backbone=rules.backbone.output,
         manifest=rules.dataset.output.manifest,
     output:
         f"{FEATURES}/{{backbone}}/{{dataset}}.h5",
@@ -27,12 +27,11 @@ rule features:
         runtime=resource("runtime", 60),
         gpu=1,
     params:
-        backbone=subpath(input.backbone, parent=True),
         version=PLAN.version("predict"),
     message:
         "Image features of {wildcards.dataset}, once for all runs"
     shell:
-        "python -m gapinit --log-file {log:q} features --backbone {params.backbone:q}"
+        "python -m gapinit --log-file {log:q} features --backbone {input.backbone:q}"
         " --manifest {input.manifest:q} --output {output:q} --split test"
 
 
@@ -57,7 +56,6 @@ rule predict:
         runtime=resource("runtime", 240),
         gpu=1,
     params:
-        backbone=subpath(input.backbone, parent=True),
         adapter=adapter_option,
         num_beams=decoding_setting("num_beams"),
         max_new_tokens=max_new_tokens,
@@ -66,7 +64,7 @@ rule predict:
     message:
         "Predictions for {wildcards.dataset} by {wildcards.run}"
     shell:
-        "python -m gapinit --log-file {log:q} predict --backbone {params.backbone:q}"
+        "python -m gapinit --log-file {log:q} predict --backbone {input.backbone:q}"
         " --manifest {input.manifest:q} --features {input.features:q} {params.adapter:q} --output {output:q}"
         " --num-beams {params.num_beams} --max-new-tokens {params.max_new_tokens}"
         " --batch-size {params.batch_size}"

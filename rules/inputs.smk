@@ -129,8 +129,8 @@ def layers_of(wildcards):
 
 
 def backbone_of(wildcards):
-    """The backbone folder's marker file."""
-    return f"{BACKBONES}/{Run.parse(wildcards.run).backbone}/config.json"
+    """The backbone's folder."""
+    return f"{BACKBONES}/{Run.parse(wildcards.run).backbone}"
 
 
 def features_of(wildcards):
