@@ -12,12 +12,15 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import (
     PrinterCallback,
     Trainer,
@@ -34,6 +37,7 @@ from gapinit.config import Lora, Training
 from gapinit.errors import GapinitError
 from gapinit.gap_file import read_gap
 from gapinit.gradients import gap_share
+from gapinit.launch import own_part, process, require_divisible, share
 from gapinit.methods.setup import Adapted, Setup, adapt
 from gapinit.runs import Run
 from gapinit.states import backbone_digest
@@ -65,6 +69,7 @@ def train_run(
     for a loss that is not finite, with the step.
     """
     started = time.monotonic()
+    require_divisible(recipe.batch_size, process()[1])
     if run.seed is None or run.rank is None or run.layers is None:
         raise GapinitError(f"run '{run.path}' is not one that is trained")
     chosen = read_json(layers)[run.layers]
@@ -87,7 +92,7 @@ def train_run(
     heldout = directions.heldout_gap if directions.heldout_gap is not None else directions.gap
     check = module_directions(adapted.model, torch.from_numpy(heldout))
     at_init = alignment(adapted.model, check)
-    with atomic_folder(output) as folder, tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, _folder(output, Path(scratch)) as folder:
         log = StepLog(adapted.model, own)
         before = Path(scratch) / "before-training" if adapted.converts else None
         if before is not None:
@@ -164,6 +169,17 @@ def _record(run: Run, adapted: Adapted, log: StepLog) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def _folder(output: Path, scratch: Path) -> Iterator[Path]:
+    """Yield where the run is written: of several processes, the first one's is kept."""
+    if process()[0] == 0:
+        with atomic_folder(output) as folder:
+            yield folder
+    else:
+        (scratch / "run").mkdir()
+        yield scratch / "run"
+
+
 class FirstBatches:
     """The batches that a run begins with, read only when they are asked for.
 
@@ -182,22 +198,70 @@ class FirstBatches:
             devices = [self._device] if self._device.startswith("cuda") else []
             with torch.random.fork_rng(devices), tempfile.TemporaryDirectory() as scratch:
                 arguments = _arguments(self._recipe, self._run, Path(scratch), self._device)
-                trainer = _trainer(nn.Linear(1, 1), self._trunk, arguments, [])
+                trainer = _trainer(nn.Linear(1, 1), self._trunk, arguments, [], whole=True)
                 self._read = list(itertools.islice(trainer.get_train_dataloader(), count))
         return self._read[:count]
 
 
+class SharedTrainer(Trainer):
+    """Trainer of which each of several processes takes its part of the same batches."""
+
+    whole = False
+    """Whether batches are not divided, though there are several processes."""
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return the batches that one process alone would draw, in its order."""
+        if process()[1] == 1:
+            loader: DataLoader[Any] = super().get_train_dataloader()
+            return loader
+        trunk: Any = self.train_dataset
+        loader = DataLoader(
+            trunk,
+            batch_size=self.args.train_batch_size,
+            sampler=self._get_train_sampler(),
+            collate_fn=self.data_collator if self.whole else self._collate_part,
+        )
+        prepared: DataLoader[Any] = prepare_data_loader(
+            loader,
+            device=self.accelerator.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=True,
+            use_seedable_sampler=True,
+            data_seed=self.args.data_seed,
+        )
+        return prepared
+
+    def _collate_part(self, samples: Sequence[Any]) -> dict[str, Any]:
+        part, counts = own_part(samples)
+        return {**self.data_collator(list(part)), "counts": torch.tensor(counts)}
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **named: Any
+    ) -> Any:
+        """Return the loss, weighted so that the mean over processes is the whole batch's."""
+        if process()[1] == 1:
+            return super().compute_loss(model, inputs, *arguments, **named)
+        weight = share(inputs, bool(inputs.pop("counts")))
+        return super().compute_loss(model, inputs, *arguments, **named) * weight.float()
+
+
 def _trainer(
-    model: nn.Module, trunk: Trunk, arguments: TrainingArguments, callbacks: list[TrainerCallback]
+    model: nn.Module,
+    trunk: Trunk,
+    arguments: TrainingArguments,
+    callbacks: list[TrainerCallback],
+    whole: bool = False,
 ) -> Trainer:
     """Return Hugging Face's Trainer over the trunk."""
-    trainer = Trainer(
+    trainer = SharedTrainer(
         model=model,
         args=arguments,
         train_dataset=trunk,
         data_collator=trunk.collate,
         callbacks=callbacks,
     )
+    trainer.whole = whole
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -228,6 +292,8 @@ def _arguments(recipe: Training, run: Run, scratch: Path, device: str) -> Traini
         seed=run.seed,
         data_seed=run.seed,
         use_cpu=device == "cpu",
+        ddp_backend="gloo" if device == "cpu" and process()[1] > 1 else None,
+        ddp_find_unused_parameters=False,
     )
 
 

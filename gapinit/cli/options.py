@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,3 +44,16 @@ def device_name(name: str) -> str:
         return "cuda"
     taken.release()  # a driver that this PyTorch cannot use
     return "cpu"
+
+
+def without_options(arguments: Sequence[str], *names: str) -> list[str]:
+    """Return a command line without some of its options and their values."""
+    kept, skip = [], False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument in names:
+            skip = True
+        elif argument.partition("=")[0] not in names:
+            kept.append(argument)
+    return kept

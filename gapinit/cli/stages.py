@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gapinit.cli.options import Backbone, Device, Manifest, Output, Split, choice, device_name
+from gapinit.cli.options import (
+    Backbone,
+    Device,
+    Manifest,
+    Output,
+    Split,
+    choice,
+    device_name,
+    without_options,
+)
 
 app = typer.Typer()
 
@@ -156,6 +166,10 @@ def train(
     group_by_length: Annotated[
         bool, typer.Option(help="Batches of captions of like length: less padding.")
     ] = False,
+    num_processes: Annotated[
+        int,
+        typer.Option(help="Train on several GPUs (or CPU processes), the batch divided.", min=1),
+    ] = 1,
     device: Device = "auto",
 ) -> None:
     """Train one run on the trunk: adapter folder, step log and run.json."""
@@ -179,6 +193,13 @@ def train(
     checked = check_settings(recipe, Training, origin)
     lora = check_settings({"alpha_per_rank": alpha_per_rank, "dropout": dropout}, Lora, origin)
 
+    if num_processes > 1:
+        from gapinit.launch import launch, require_divisible
+
+        require_divisible(batch_size, num_processes)
+        return launch(
+            without_options(sys.argv[1:], "--num-processes", "--device"), num_processes, device
+        )
     device = device_name(device)
     from gapinit.train import train_run
 

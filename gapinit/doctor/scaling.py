@@ -206,7 +206,7 @@ def _advice(graph: dict[int, Job], chain: list[int]) -> list[str]:
     rule = graph[longest].rule
     share = graph[longest].expected / sum(graph[number].expected for number in chain)
     what = {
-        "train": "one run on several GPUs, or fewer layers or epochs; several runs of one trunk in a "
+        "train": "one run on several GPUs, or fewer epochs; several runs of one trunk in a "
         "process save jobs and not this chain",
         "predict": "larger batches or fewer beams while decoding, or the test split in parts",
     }.get(rule, f"shards of the extraction (`shards: {{{rule}: N}}` in the configuration)")
