@@ -16,10 +16,17 @@ from typing import Any
 
 from gapinit.errors import GapinitError
 
+LAUNCHED = "GAPINIT_PROCESSES"
+"""In the environment of the processes: how many there must be."""
+
 
 def process() -> tuple[int, int]:
     """Return this process's number and how many train the run together: (0, 1) for one alone."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    asked = os.environ.get(LAUNCHED, str(processes))
+    if asked != str(processes):
+        raise GapinitError(f"{asked} processes were asked for and {processes} were started")
+    return rank, processes
 
 
 def require_divisible(batch_size: int, processes: int) -> None:
@@ -47,10 +54,13 @@ def launch(arguments: Sequence[str], processes: int, device: str) -> None:
         sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes),
         "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
         "--main_process_port", "0", "--num_cpu_threads_per_process", str(_threads(processes)),
-        "--cpu" if device == "cpu" else "--multi_gpu", "--module", "gapinit", *arguments,
-        "--device", device,
+        # On CPUs too: with --cpu it starts one process alone unless there is MPI.
+        "--multi_gpu", "--module", "gapinit", *arguments, "--device", device,
     ]  # fmt: skip
-    done = subprocess.run(command, check=False)
+    environment = {**os.environ, LAUNCHED: str(processes)}
+    if device == "cpu":
+        environment |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, check=False)
     if done.returncode:
         raise GapinitError(f"a process of `accelerate launch` failed (status {done.returncode})")
 

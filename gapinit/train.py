@@ -165,6 +165,7 @@ def _record(run: Run, adapted: Adapted, log: StepLog) -> dict[str, Any]:
         "versions": package_versions(),
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "threads": torch.get_num_threads(),
+        "processes": process()[1],
         "command": sys.argv[1:],
     }
 

@@ -63,7 +63,9 @@ def test_accelerate_on_two_processes_learns_what_one_does(
                 ("one", "two")]  # fmt: skip
     for name, value in adapters[0].items():
         assert (adapters[1][name] - value).abs().max() < 1e-3, name
-    assert read_json(tmp_path / "two/run.json")["recipe"]["batch_size"] == batch
+    records = [read_json(tmp_path / name / "run.json") for name in ("one", "two")]
+    assert [record["processes"] for record in records] == [1, 2]
+    assert records[1]["recipe"]["batch_size"] == batch
 
 
 def test_accelerate_refuses_a_batch_that_cannot_be_divided(
