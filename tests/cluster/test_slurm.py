@@ -105,7 +105,9 @@ def test_a_killed_workflow_is_finished_by_a_second_call(
     first.send_signal(signal.SIGKILL)
     first.wait()
     assert running(cluster), "the jobs of a killed Snakemake go on"
-    stranger = cluster.output("sbatch", "--parsable", "--output=/dev/null", "--mem=300", "--wrap", "sleep 600").strip()
+    stranger = cluster.output(
+        "sbatch", "--parsable", "--output=/dev/null", "--mem=300", "--wrap", "sleep 600"
+    ).strip()
 
     cancelled = cancel(cluster, folder)
     assert cancelled.returncode == 0, cancelled.stderr
