@@ -149,7 +149,7 @@ def test_a_killed_workflow_is_finished_by_a_second_call(
 
 
 def content(table: Path) -> bytes | list[dict[str, str]]:
-    """Return a table's bytes; of the list of runs all but what each took, which no two runs share."""
+    """Return a table as bytes; of the list of runs all but the time and memory of each."""
     if table.name != "runs.csv":
         return table.read_bytes()
     with table.open(encoding="utf-8", newline="") as file:
