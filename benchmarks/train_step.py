@@ -108,6 +108,7 @@ def trainer(
         per_device_train_batch_size=BATCH,
         max_steps=steps,
         learning_rate=2e-4,
+        lr_scheduler_type="constant",  # the sides train for other numbers of steps
         optim="adamw_torch",
         logging_steps=1,
         save_strategy="no",
