@@ -72,7 +72,6 @@ class Photographs(torch.utils.data.Dataset[dict[str, Any]]):
         images = read_manifest(manifest).captions("train")
         self._pairs = [(image.path, caption) for image in images for caption in image.captions]
         self._processor = processor
-        self._ids = [trunk[index]["input_ids"].tolist() for index in range(len(trunk))]
 
     def __len__(self) -> int:
         return len(self._pairs)
