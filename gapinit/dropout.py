@@ -9,6 +9,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from gapinit.adapters import ADAPTER, lora_layers
+from gapinit.backbones.padding_free import layout_of
 
 # A method draws its directions from a generator of the seed itself.
 _OFFSET = 1_000_003
@@ -37,7 +38,13 @@ class RunDropout(nn.Module):
         """Return the states with a share p of them zeroed while training."""
         if not self.training:
             return states
-        return states * draw_mask(states, states.shape, self.p, self._generator)
+        layout = layout_of(states)
+        if layout is None:
+            return states * draw_mask(states, states.shape, self.p, self._generator)
+        # Of padded sequences, as when several runs share a pass.
+        shape = (*layout.valid.shape, states.shape[-1])
+        mask = layout.flat(draw_mask(states, shape, self.p, self._generator))
+        return states * mask.view_as(states)
 
 
 def use_own_dropout(model: PeftModel, generator: torch.Generator) -> None:

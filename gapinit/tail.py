@@ -47,15 +47,18 @@ def tail_states(backbone: Backbone, batch: Mapping[str, Any]) -> Tensor:
     return backbone.decode(batch_inputs(backbone, batch))
 
 
-def position_losses(backbone: Backbone, batch: Mapping[str, Any]) -> Tensor:
+def position_losses(
+    backbone: Backbone, batch: Mapping[str, Any], *, padded: bool = False
+) -> Tensor:
     """Return the cross-entropy of each labelled position (-100: none), (labelled,), row by row.
 
     Positions without a label never reach the output matrix, and give the last layer keys and
-    values only.
+    values only. `padded`: the layers are to see each sequence as a row of the batch.
     """
     labels = batch["labels"]
     labelled = labels != -100
-    logits = backbone.output_head(backbone.decode_at(batch_inputs(backbone, batch), labelled))
+    states = backbone.decode_at(batch_inputs(backbone, batch), labelled, padded=padded)
+    logits = backbone.output_head(states)
     return nn.functional.cross_entropy(logits.float(), labels[labelled], reduction="none")
 
 

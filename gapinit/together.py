@@ -205,7 +205,7 @@ class StackedTail(Tail):
     def run_losses(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return each run's mean cross-entropy over its own labelled positions, (runs,)."""
         labelled = self._slices.enter(batch)
-        losses = position_losses(self._backbone[0], batch)
+        losses = position_losses(self._backbone[0], batch, padded=True)  # `Slices`
         return torch.stack([own.mean() for own in losses.split(labelled)])
 
     def gradients(self) -> list[Tensor]:

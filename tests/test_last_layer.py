@@ -59,7 +59,7 @@ def test_states_at_some_positions_are_those_of_all(folder: Path, attention: str)
     )
     with torch.no_grad():
         everything = backbone.decode(inputs)
-        some = backbone.decode_at(inputs, where)
+        some = backbone.decode_at(inputs, where, padded=True)
         again = backbone.decode(inputs)
     hook.remove()
     torch.testing.assert_close(some, everything[where], rtol=1e-4, atol=1e-5)
@@ -91,7 +91,7 @@ def test_a_family_that_does_not_say_how_computes_all(
     inputs = inputs_of(backbone)
     where = places(inputs)
     with torch.no_grad():
-        narrowed = backbone.decode_at(inputs, where)
+        narrowed = backbone.decode_at(inputs, where, padded=True)
         monkeypatch.setattr(backbone, "narrow_last_layer", lambda *_: None)
         torch.testing.assert_close(
             backbone.decode_at(inputs, where), narrowed, rtol=1e-4, atol=1e-5

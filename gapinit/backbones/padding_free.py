@@ -1,0 +1,171 @@
+"""Run a decoder's layers on the tokens of a batch alone, none of its padding.
+
+Norms, matrices and activations treat each token by itself, so they take all tokens of a batch as
+one sequence without gaps. Attention alone has to know whose token is whose: around it queries, keys
+and values are spread to padded sequences, and what comes out is taken back.
+
+Texts differ in length: of captions as COCO's an eighth to a sixth of a padded batch is padding.
+What is spread is copied, which is a hundredth of what the matrices of a layer cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from gapinit.backbones.last_layer import Rows
+
+NAME = "gapinit_padding_free"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the tokens of a batch stand: in one sequence without padding, and in padded ones."""
+
+    valid: Tensor
+    """(n, width) bool: the padded sequences' tokens."""
+    place: Tensor
+    """(tokens,) int64: each token's place in the n x width padded ones."""
+
+    @classmethod
+    def of(cls, valid: Tensor) -> Layout:
+        """Return the layout of the positions that are set in `valid`, (n, width)."""
+        return cls(valid, valid.flatten().nonzero()[:, 0])
+
+    def flat(self, padded: Tensor) -> Tensor:
+        """Return (n, width, k) as (1, tokens, k)."""
+        rows: Tensor = _Take.apply(padded.reshape(-1, padded.shape[-1]), self.place)
+        return rows[None]
+
+    def padded(self, flat: Tensor) -> Tensor:
+        """Return (1, tokens, k) as (n, width, k), padding zero."""
+        rows: Tensor = _Spread.apply(flat[0], self.place, self.valid.numel())
+        return rows.view(*self.valid.shape, -1)
+
+
+@dataclass(frozen=True)
+class FlatRows(Rows):
+    """Some positions of each sequence, asked of states without padding."""
+
+    tokens: Layout
+
+    @property
+    def place(self) -> Tensor:
+        """Return where they stand among the tokens, (positions,) int64."""
+        index = self.tokens.valid.cumsum(1) - 1
+        counts = self.tokens.valid.sum(dim=1)
+        start = counts.cumsum(0) - counts
+        return (start[:, None] + index.gather(1, self.position))[self.valid]
+
+    def take(self, states: Tensor) -> Tensor:
+        """Return the rows of (1, tokens, k), as (1, positions, k)."""
+        found: Tensor = _Take.apply(states[0], self.place)
+        return found[None]
+
+    def mask(self, given: Tensor | None, width: int, eager: torch.dtype | None) -> Tensor:
+        """Return the attention mask of the padded positions, as `Rows` does."""
+        return Rows(self.position, self.valid).mask(given, self.tokens.valid.shape[1], eager)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    tokens: Layout
+    rows: Layout
+
+    def layout(self, count: int) -> Layout:
+        """Return the layout of `count` rows: of all tokens, or of the last layer's positions."""
+        # Where every token is asked for, both are the same.
+        return self.tokens if count == len(self.tokens.place) else self.rows
+
+
+_passes: list[_Pass] = []
+
+
+@contextmanager
+def without_padding(config: Any, tokens: Layout, rows: Layout) -> Iterator[None]:
+    """Let the decoder of `config` take batches of this layout, its last layer those of `rows`."""
+    before = config._attn_implementation
+    config._attn_implementation = NAME
+    _passes.append(_Pass(tokens, rows))
+    try:
+        yield
+    finally:
+        _passes.pop()
+        config._attn_implementation = before
+
+
+def layout_of(states: Tensor) -> Layout | None:
+    """Return how (..., k) is padded to sequences; None: it is, since no such pass is running."""
+    return _passes[-1].layout(states.shape[:-1].numel()) if _passes else None
+
+
+def _attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **named: Any,
+) -> tuple[Tensor, None]:
+    """Attend in padded sequences; (1, heads, tokens, d_head) in, (1, tokens, heads, d_head) out."""
+    asked = _passes[-1].layout(query.shape[2])
+    tokens = _passes[-1].tokens
+    output, _ = sdpa_attention_forward(
+        module,
+        _heads(query, asked),
+        _heads(key, tokens),
+        _heads(value, tokens),
+        attention_mask,
+        **named,
+    )
+    flat = asked.flat(output.flatten(2))
+    return flat.view(*flat.shape[:2], *output.shape[2:]), None
+
+
+def _heads(states: Tensor, layout: Layout) -> Tensor:
+    heads, d_head = states.shape[1], states.shape[3]
+    padded = layout.padded(states.transpose(1, 2).flatten(2))
+    return padded.view(*padded.shape[:2], heads, d_head).transpose(1, 2)
+
+
+class _Take(torch.autograd.Function):
+    """Rows at places that differ: indexing's own gradient would have to add up."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, place: Tensor) -> Tensor:
+        ctx.save_for_backward(place)
+        ctx.count = len(rows)
+        return rows.index_select(0, place)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (place,) = ctx.saved_tensors
+        return _spread(gradients[0], place, ctx.count), None
+
+
+class _Spread(torch.autograd.Function):
+    """Rows put at places that differ, zeros elsewhere."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, place: Tensor, count: int) -> Tensor:
+        ctx.save_for_backward(place)
+        return _spread(rows, place, count)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (place,) = ctx.saved_tensors
+        return gradients[0].index_select(0, place), None, None
+
+
+def _spread(rows: Tensor, place: Tensor, count: int) -> Tensor:
+    return rows.new_zeros(count, rows.shape[-1]).index_copy_(0, place, rows)
+
+
+AttentionInterface.register(NAME, _attention)
