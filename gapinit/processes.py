@@ -10,7 +10,7 @@ batch, whatever the lengths of the texts; only dropout draws other masks.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -49,7 +49,7 @@ def own_device(device: str) -> str:
     return name
 
 
-def own_part(samples: Sequence[Any]) -> tuple[Sequence[Any], bool]:
+def own_part(samples: Any) -> tuple[Any, bool]:
     """Return this process's samples of a batch, and whether they count.
 
     A last batch may be smaller than the number of processes: one without a sample computes the

@@ -130,16 +130,17 @@ def test_accelerate_goes_on_from_a_checkpoint_and_a_killed_process_ends_all(
         assert (broken / "seed42" / name).read_bytes() == (whole / "seed42" / name).read_bytes()
 
 
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def workers(launcher: int) -> list[int]:
     """The processes that train, by rank; the launcher's launcher is between."""
     found = {}
     for place in Path("/proc").glob("[0-9]*"):
         try:
             environment = (place / "environ").read_bytes().split(b"\0")
-            parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
-            grandparent = int(
-                Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[1]
-            )
+            grandparent = parent(parent(int(place.name)))
         except (OSError, ValueError):
             continue
         ranks = [it for it in environment if it.startswith(b"RANK=")]
