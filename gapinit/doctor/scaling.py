@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from gapinit.config import Shards
 from gapinit.doctor import Diagnosis, examine
 from gapinit.doctor.gpu import BANDWIDTH, LOADING, Estimate
 from gapinit.doctor.jobs import Jobs
@@ -28,16 +29,28 @@ from gapinit.workflow_progress import Job
 
 START_SECONDS = 6.0
 """Of a job on Slurm: Snakemake starts twice more. Measured at 4 to 8 s."""
+DIVIDED = Shards(trunk=8, predict=4)
+DIVIDED_PROCESSES = 8
+"""How the work of the longest chain is divided, to show what that does."""
 Key = tuple[str, ...]
 
 
-def job_graph(plan: Plan, jobs: Jobs, seconds: dict[Key, float], start: float) -> dict[int, Job]:
+def job_graph(
+    plan: Plan,
+    jobs: Jobs,
+    seconds: dict[Key, float],
+    start: float,
+    parts: Shards | None = None,
+    processes: int | None = None,
+) -> dict[int, Job]:
     """Return the GPU jobs of a plan as the rules make them, and which waits for which.
 
     `seconds` is by stage, backbone and what else names a piece of work; what is not there takes
     none. A job takes `start` beside its pieces: a row's seeds are trained by one job and predicted
     for on all datasets by one, extractions are divided into shards, and a training on N GPUs takes
-    1/N of the time on each.
+    1/N of the time on each. `parts` and `processes`: instead of what the configuration says.
+
+    ASSUME: what several GPUs say to each other, an adapter's gradient, takes no time.
     """
     made: dict[int, Job] = {}
     numbers: dict[Key, list[int]] = {}
@@ -50,7 +63,7 @@ def job_graph(plan: Plan, jobs: Jobs, seconds: dict[Key, float], start: float) -
                 numbers.setdefault(key, []).append(len(made))
             made[len(made)] = Job(keys[0][0], start + took, gpus, known)
 
-    parts = plan.config.shards
+    parts = plan.config.shards if parts is None else parts
     for backbone, dataset in jobs.states:
         add([("states", backbone, dataset)], [], parts.states)
     for backbone, dataset in jobs.features:
@@ -64,7 +77,7 @@ def job_graph(plan: Plan, jobs: Jobs, seconds: dict[Key, float], start: float) -
         for row in rows:
             runs = [Run.parse(f"{row}/seed{seed}") for seed in chunk]
             trunk = ("trunk", runs[0].backbone, runs[0].dataset, str(runs[0].layers))
-            gpus = plan.training_of(runs[0].backbone).num_processes
+            gpus = processes or plan.training_of(runs[0].backbone).num_processes
             add([_train_key(run) for run in runs], [trunk], gpus=gpus)
     for form in evaluation_jobs(plan):
         for row in form.rows:
@@ -135,7 +148,7 @@ def workflow_jobs(root: Path, configfile: Path) -> dict[str, int]:
         raise GapinitError(f"`snakemake -n` failed: {(done.stdout + done.stderr)[-2000:]}")
     table = re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, flags=re.MULTILINE)
     counts: dict[str, int] = {}
-    for rule, count in table:
+    for rule, count in dict(table).items():  # a dry run says it at its beginning and its end
         stage = re.sub(r"^(train|predict|score)_.*", r"\1", rule)
         counts[stage] = counts.get(stage, 0) + int(count)
     return counts
@@ -203,8 +216,31 @@ def scaling_page(plan: Plan, configfile: Path, gpus: Sequence[int] = (1, 8, 64))
         f"Beyond {math.ceil(work / bound)} GPUs, all the work over that chain, most only wait.",
         "",
         *_advice(graph, chain),
+        "",
+        *_divided(plan, found.jobs, seconds, gpus),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _divided(plan: Plan, jobs: Jobs, seconds: dict[Key, float], gpus: Sequence[int]) -> list[str]:
+    """Return the same table with the work of the longest chain divided."""
+    several = [number for number in gpus if number >= DIVIDED_PROCESSES]
+    graph = job_graph(plan, jobs, seconds, START_SECONDS, DIVIDED, DIVIDED_PROCESSES)
+    work = sum(job.expected * job.cores for job in graph.values())
+    chain = longest_chain(graph)
+    bound = sum(graph[number].expected for number in chain)
+    longest = graph[max(chain, key=lambda number: graph[number].expected)].rule
+    return [
+        f"With `shards: {{trunk: {DIVIDED.trunk}, predict: {DIVIDED.predict}}}` and `training: "
+        f"{{num_processes: {DIVIDED_PROCESSES}}}`",
+        f"the longest chain is {bound / 3600:.1f} hours, most of it `{longest}`, and "
+        f"{len(graph):,} GPU jobs do the work:",
+        "",
+        *_table(
+            ("GPUs", "hours", "of the time GPUs are busy", "bounded by"),
+            [_wall(graph, number, work, bound) for number in several],
+        ),
+    ]
 
 
 def _wall(graph: dict[int, Job], gpus: int, work: float, bound: float) -> tuple[str, ...]:
