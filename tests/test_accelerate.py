@@ -130,6 +130,27 @@ def test_accelerate_goes_on_from_a_checkpoint_and_a_killed_process_ends_all(
         assert (broken / "seed42" / name).read_bytes() == (whole / "seed42" / name).read_bytes()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_accelerate_leaves_no_process_behind(
+    world: SmallWorld, tmp_path: Path, number: signal.Signals
+) -> None:
+    options = ("--num-processes", "2", "--batch-size", "2", "--checkpoint-steps", "1")
+    started = subprocess.Popen(command(world, tmp_path, *options), stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob(".partial-*/checkpoint-*/seal.json")):
+        assert started.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    both = workers(started.pid)
+    assert len(both) == 2
+    started.send_signal(number)
+    started.wait(60)
+    while any(Path(f"/proc/{pid}/exe").exists() for pid in both):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert not (tmp_path / "seed42").exists()
+
+
 def parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
