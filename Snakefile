@@ -14,7 +14,7 @@ from snakemake.utils import min_version
 
 min_version("9.0")
 
-FOLDER = Path(workflow.basedir)
+FOLDER = Path(workflow.current_basedir)
 sys.path.insert(0, str(FOLDER))
 
 from gapinit.errors import GapinitError

@@ -92,11 +92,12 @@ class Lora(Settings):
 
 
 class Shards(Settings):
-    """By how many jobs each of the extractions is made, whose parts are read together."""
+    """By how many jobs each extraction is made, and each row's predictions, whose parts follow."""
 
     states: Positive = 1
     trunk: Positive = 1
     features: Positive = 1
+    predict: Positive = 1
 
 
 class Config(Settings):

@@ -15,9 +15,9 @@ from gapinit.backbones.padding_free import layout_of
 _OFFSET = 1_000_003
 
 
-def mask_generator(seed: int, device: torch.device) -> torch.Generator:
-    """Return the generator that a run's dropout masks are drawn from."""
-    return torch.Generator(device).manual_seed(seed + _OFFSET)
+def mask_generator(seed: int, device: torch.device, rank: int = 0) -> torch.Generator:
+    """Return the generator that a run's dropout masks are drawn from, on one of its processes."""
+    return torch.Generator(device).manual_seed(seed + (rank + 1) * _OFFSET)
 
 
 def draw_mask(like: Tensor, shape: Sequence[int], p: float, generator: torch.Generator) -> Tensor:

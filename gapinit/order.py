@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer
 
+from gapinit.processes import own_part, process
 from gapinit.trainer_arguments import training_arguments
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ class Order:
         devices = [device] if device.startswith("cuda") else []
         with torch.random.fork_rng(devices), tempfile.TemporaryDirectory() as scratch:
             arguments = training_arguments(recipe, run, Path(scratch), device)
-            trainer = Trainer(
+            trainer = _WholeBatches(
                 model=nn.Linear(1, 1),
                 args=arguments,
                 train_dataset=trunk,
@@ -74,9 +76,43 @@ class Orders(Dataset[list[Any]]):
     def __getitem__(self, index: int) -> list[Any]:
         return [order.epochs[self.epoch][index] for order in self._orders]
 
-    def collate(self, items: Sequence[list[Any]]) -> dict[str, Tensor]:
-        """Return the batches of one step as one, run after run, padded to the widest."""
-        return read_batch(self._trunk, items[0])
+    def collate(self, items: Sequence[list[Any]]) -> dict[str, Any]:
+        """Return the batches of one step as one, run after run, padded to the widest.
+
+        Where several processes train, those are this one's parts, and `counts` says whether they
+        do. The runs' batches are of one size, so either all count or none.
+        """
+        if process()[1] == 1:
+            return read_batch(self._trunk, items[0])
+        parts = [own_part(batch) for batch in items[0]]
+        batch = read_batch(self._trunk, [part for part, _ in parts])
+        return {**batch, "counts": parts[0][1]}
+
+
+class _WholeBatches(Trainer):
+    """Trainer that every one of several processes gets the batches from that one alone gets."""
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return the batches, not divided among processes."""
+        if process()[1] == 1:
+            return super().get_train_dataloader()
+        trunk: Any = self.train_dataset
+        loader: DataLoader[Any] = DataLoader(
+            trunk,
+            batch_size=self.args.train_batch_size,
+            sampler=self._get_train_sampler(),
+            collate_fn=self.data_collator,
+        )
+        prepared: DataLoader[Any] = prepare_data_loader(
+            loader,
+            device=self.accelerator.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=True,
+            use_seedable_sampler=True,
+            data_seed=self.args.data_seed,
+        )
+        return prepared
 
 
 def read_batch(trunk: Trunk, batches: Sequence[NDArray[np.int64]]) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ from gapinit.errors import GapinitError
 from gapinit.features import Features, LookedAt, Seen, read_features
 from gapinit.partial import Filled, Layout, blocks_of, resumable_hdf5
 from gapinit.plan import VERSIONS
+from gapinit.prediction_parts import write_part
 from gapinit.prefetch import read_ahead
 from gapinit.progress import track
 from gapinit.shards import Shard
@@ -134,14 +135,16 @@ def predict_several(
     *,
     num_beams: int,
     batch_size: int,
+    shard: str | None = None,
     device: str = "cpu",
 ) -> None:
     """Answer several datasets with several adapters on one backbone, which is loaded once.
 
     `outputs[i][j]`: where the answers of `adapters[i]` to `questions[j]` go, in the format that
     `predict` says and byte for byte what it would write. All inputs are checked before the first
-    answer.
+    answer. `shard`: "I/N", part of the batches; an output is then a part, for `gapinit gather`.
     """
+    part = Shard.parse(shard)
     asked = [_read(backbone, one) for one in questions]
     model = load_backbone(backbone, device)
     for adapter in adapters:
@@ -157,8 +160,19 @@ def predict_several(
                 if changes_tower:
                     # What the frozen tower gave is not what this one gives.
                     seen = LookedAt(model, seen, one.data.root)
-                answers = _answers(model, one, seen, blocks, num_beams)
-                _write(output, one.data, one.samples, answers)
+                # Every N-th: batches are ordered by length, and parts should take equally long.
+                own = blocks[part.index - 1 :: part.count]
+                answers = _answers(model, one, seen, own, num_beams)
+                if part.count == 1:
+                    write_predictions(output, one.data, one.samples, answers)
+                    continue
+                asked_of = {
+                    **one.features.inputs,
+                    "adapter": adapter and sha256(adapter / "adapter_model.safetensors"),
+                    "decoding": [num_beams, batch_size, one.max_new_tokens],
+                }
+                said = {index: answers[index] for block in own for index in block}
+                write_part(output, part, asked_of, len(answers), said)
 
 
 @dataclass(frozen=True)
@@ -233,7 +247,10 @@ def _answers(
     return answers
 
 
-def _write(output: Path, data: Manifest, samples: Sequence[Any], answers: Sequence[str]) -> None:
+def write_predictions(
+    output: Path, data: Manifest, samples: Sequence[Any], answers: Sequence[str]
+) -> None:
+    """Write the answers to samples in the benchmark's own format."""
     pairs = list(zip(samples, answers, strict=True))
     if data.kind == "captions":
         write_json(output, [{"image_id": item.image_id, "caption": said} for item, said in pairs])

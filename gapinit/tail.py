@@ -115,8 +115,12 @@ class Tail(nn.Module):
         memory_length: Tensor | None = None,
         pixels: Mapping[str, Tensor] | None = None,
         image: Tensor | None = None,
+        share: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Return the batch's loss, as `tail_loss` does, summed over the runs that are trained."""
+        """Return the batch's loss, as `tail_loss` does, summed over the runs that are trained.
+
+        `share`, (runs,): what each run's loss counts where processes divide a batch.
+        """
         batch = {
             "states": states,
             "labels": labels,
@@ -131,5 +135,7 @@ class Tail(nn.Module):
         }
         given = {name: value for name, value in batch.items() if value is not None}
         losses = self.run_losses(given)
+        if share is not None:
+            losses = losses * share
         self.losses = losses.detach()
         return {"loss": losses.sum()}

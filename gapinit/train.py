@@ -19,6 +19,7 @@ from gapinit.config import Lora, Training
 from gapinit.errors import GapinitError
 from gapinit.gap_file import read_gap
 from gapinit.layers import adapts_vision, read_layers
+from gapinit.processes import is_main, leave_group, own_device, process
 from gapinit.runs import Run
 from gapinit.staging import clear, publish
 from gapinit.states import backbone_digest
@@ -84,22 +85,26 @@ def train_runs(
         "layers": sha256(layers),
         "gap": sha256(gap),
     }
-    job = Job(cached, chosen, directions, recipe, lora, device, inputs)
+    job = Job(cached, chosen, directions, recipe, lora, device, inputs, process()[1])
     goals = [Goal.of(run, output, job) for run, output in goals_of]
     left = [goal for goal in goals if not goal.done]
     failures: list[str] = []
     if left:
-        model = load_backbone(backbone, device)
+        job = replace(job, device=own_device(device))
+        model = load_backbone(backbone, job.device)
         job = replace(job, trunk=cached.prepare(model))
         for group in groups([goal.run for goal in left], model, together, lora.dropout):
             failures += train_group(model, job, [left[place] for place in group])
-    for goal in goals:
-        if goal.place.is_dir():
-            publish(goal.place, goal.output)
+        leave_group()
+    if is_main():
+        for goal in goals:
+            if goal.place.is_dir():
+                publish(goal.place, goal.output)
     if failures:
         raise GapinitError("; ".join(failures))
-    for goal in goals:
-        clear(goal.output)
+    if is_main():
+        for goal in goals:
+            clear(goal.output)
 
 
 def _require_one_trunk(runs: Sequence[Run], outputs: Sequence[Path]) -> list[tuple[Run, Path]]:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainingArguments
 
+from gapinit.processes import process
+
 if TYPE_CHECKING:
     from gapinit.config import Training
     from gapinit.runs import Run
@@ -39,5 +41,7 @@ def training_arguments(
         "seed": run.seed,
         "data_seed": run.seed,
         "use_cpu": device == "cpu",
+        "ddp_backend": "gloo" if device == "cpu" and process()[1] > 1 else None,
+        "ddp_find_unused_parameters": False,
     }
     return TrainingArguments(**given | changes)

@@ -25,6 +25,7 @@ from gapinit.gradients import gap_share
 from gapinit.layers import adapts_vision
 from gapinit.methods.setup import Adapted, Setup, adapt
 from gapinit.order import Order, Orders
+from gapinit.processes import is_main, process
 from gapinit.staging import seal
 from gapinit.step_log import StepLog
 from gapinit.tail import Tail
@@ -73,7 +74,7 @@ def train_group(model: Backbone, job: Job, goals: list[Goal]) -> list[str]:
         else:
             give = _train_alone(model, job, prepared[0], Path(scratch))
         for index, one in enumerate(prepared):
-            if one.log.failed is not None:
+            if one.log.failed is not None or not is_main():
                 continue
             give(index)
             with atomic_folder(one.goal.place) as folder:
@@ -133,7 +134,7 @@ def _prepare(goal: Goal, model: Backbone, job: Job) -> Prepared:
 def _train_alone(model: Backbone, job: Job, one: Prepared, scratch: Path) -> Any:
     """Train one run in PEFT's own modules; return what `give` of a stack is: nothing is left."""
     peft = one.adapted.model
-    generator = mask_generator(one.goal.run.seed or 0, model.device)
+    generator = mask_generator(one.goal.run.seed or 0, model.device, process()[0])
     use_own_dropout(peft, generator)
     layers = lora_layers(peft)
 
@@ -146,7 +147,8 @@ def _train_alone(model: Backbone, job: Job, one: Prepared, scratch: Path) -> Any
 
 def _train_stacked(model: Backbone, job: Job, prepared: list[Prepared], scratch: Path) -> Any:
     """Train runs on one batch of all; return what gives PEFT's modules the weights of a run."""
-    generators = [mask_generator(one.goal.run.seed or 0, model.device) for one in prepared]
+    rank = process()[0]
+    generators = [mask_generator(it.goal.run.seed or 0, model.device, rank) for it in prepared]
     weights = [one.weights for one in prepared]
     tail = StackedTail(prepared[-1].adapted.model, model, weights, generators)
 
@@ -237,6 +239,7 @@ def _process(goals: list[Goal], began: float) -> dict[str, Any]:
         "seconds": (time.monotonic() - began) / len(goals),
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "threads": torch.get_num_threads(),
+        "processes": process()[1],
         "command": sys.argv[1:],
         "in_one_pass": [goal.run.path for goal in goals],
     }

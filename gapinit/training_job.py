@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from gapinit.trunk import Trunk
 
 
+_HOW = {"seeds_per_job", "checkpoint_steps", "num_processes"}
+"""Keys of a recipe that say how a run is trained and change no number."""
+
+
 @dataclass(frozen=True)
 class Job:
     """What all runs of a process share."""
@@ -30,12 +34,14 @@ class Job:
     device: str
     inputs: Mapping[str, Any]
     """Digests of what is trained from, as `run.json` gives them."""
+    processes: int = 1
+    """How many share the training of a run."""
 
     def recipe_of(self, run: Run) -> dict[str, Any]:
         """Return a run's recipe as `run.json` gives it: what changes numbers."""
         assert run.rank is not None, "train_runs lets no other run come here"
         return {
-            **self.recipe.model_dump(exclude={"seeds_per_job", "checkpoint_steps"}),
+            **self.recipe.model_dump(exclude=_HOW),
             **self.lora.model_dump(),
             "epochs": run.epochs or self.recipe.epochs,
             "alpha": self.lora.alpha_per_rank * run.rank,
@@ -66,6 +72,8 @@ class Goal:
             "packages": package_versions(),
             "device": job.device,
         }
+        if job.processes > 1:  # their dropout, and what a checkpoint keeps of it, is their own
+            decisive["processes"] = job.processes
         return cls(run, output, digest(decisive))
 
     @property

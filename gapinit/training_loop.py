@@ -27,6 +27,7 @@ from transformers import (
 
 from gapinit.artifacts import atomic_folder, read_json, write_json
 from gapinit.order import Orders
+from gapinit.processes import from_all_processes, is_main, mean_over_processes, process, shares
 from gapinit.staging import seal, sealed
 from gapinit.step_log import StepLog, require_one_left
 from gapinit.tail import Tail
@@ -84,6 +85,14 @@ class RunsTrainer(Trainer):
         """Return the batches in the runs' own order, which is drawn already."""
         return DataLoader(self._orders, batch_size=1, collate_fn=self._orders.collate)
 
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Move a batch to the device, with what its runs' parts count where processes divide it."""
+        counts = inputs.pop("counts", None)
+        prepared: dict[str, Any] = super()._prepare_inputs(inputs)
+        if counts is not None:
+            prepared["share"] = shares(prepared, len(self.logs), counts)
+        return prepared
+
     def training_step(self, *arguments: Any, **named: Any) -> Tensor:
         """Run a batch forward and backward, and keep each run's share of the loss."""
         loss: Tensor = super().training_step(*arguments, **named)
@@ -106,17 +115,23 @@ class RunsTrainer(Trainer):
         return {name: value for name, value in self.tail.named_parameters() if value.requires_grad}
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write what the next step depends on; only the newest checkpoint is kept."""
+        """Write what the next step depends on; only the newest checkpoint is kept.
+
+        All processes have the same weights; what is their own is the state of their dropout.
+        """
         step = self.state.global_step
         if step >= self.state.max_steps:
+            return
+        generators = [from_all_processes(one.get_state()) for one in self._generators]
+        if not is_main():
             return
         optimiser, scheduler = self.optimizer, self.lr_scheduler
         assert optimiser is not None and scheduler is not None, "there has been a step"
         tensors = {f"weight.{name}": value for name, value in self._learned().items()}
         for index, state in optimiser.state_dict()["state"].items():
             tensors |= {f"adamw.{index}.{name}": value for name, value in state.items()}
-        for run, generator in enumerate(self._generators):
-            tensors[f"generator.{run}"] = generator.get_state()
+        for run, states in enumerate(generators):
+            tensors |= {_generator(run, rank): state for rank, state in enumerate(states)}
         record = {
             "scheduler": scheduler.state_dict(),
             "rates": [group["lr"] for group in optimiser.param_groups],
@@ -141,7 +156,7 @@ class RunsTrainer(Trainer):
             for name, value in self._learned().items():
                 value.copy_(tensors[f"weight.{name}"])
         for run, generator in enumerate(self._generators):
-            generator.set_state(tensors[f"generator.{run}"])
+            generator.set_state(tensors[_generator(run, process()[0])])
         for log, rows, failed in zip(self.logs, record["rows"], record["failed"], strict=True):
             log.rows, log.failed = rows, failed
 
@@ -195,10 +210,16 @@ class _Watch(TrainerCallback):
     ) -> None:
         """Keep the step's rows: the learning rate is still the one of this step."""
         rate = float(more["optimizer"].param_groups[0]["lr"])
-        losses, norms = self._trainer.losses.tolist(), self._trainer.norms.tolist()
+        losses = mean_over_processes(self._trainer.losses).tolist()
+        norms = self._trainer.norms.tolist()
         for log, loss, norm in zip(self._trainer.logs, losses, norms, strict=True):
             log.add(state.global_step + 1, loss, norm, rate)
         require_one_left(self._trainer.logs)
+
+
+def _generator(run: int, rank: int) -> str:
+    """Return the name of a run's generator of dropout masks on one of its processes."""
+    return f"generator.{run}.{rank}" if rank else f"generator.{run}"
 
 
 def newest_checkpoint(folder: Path, identity: str) -> Path | None:

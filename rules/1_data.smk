@@ -7,6 +7,9 @@
 #       results/1_backbones/<backbone>/             a save_pretrained folder
 #
 # Datasets and backbones do not depend on the configuration: every configuration shares them.
+#
+# Snakemake's cache (`--cache`) tells jobs apart by the shell text with its wildcards unfilled and by
+# `params`: what a wildcard says to a command stands in `params`, in every rule up to a cached one.
 
 DATA = f"{RESULTS}/1_data"
 BACKBONES = f"{RESULTS}/1_backbones"
@@ -54,13 +57,14 @@ rule unpack:
         runtime=240,
     params:
         table=DOWNLOADS_TABLE,
+        name=lambda wildcards: wildcards.download,
         folder=subpath(output[0], ancestor=2),
         archive=lambda wildcards, input: [f"--archive={path}" for path in input],
     message:
         "Unpack {wildcards.download}"
     shell:
         "python -m gapinit --log-file {log:q} data unpack --downloads {params.table:q}"
-        " --name {wildcards.download} {params.archive:q} --root {params.folder:q}"
+        " --name {params.name} {params.archive:q} --root {params.folder:q}"
         " --output {output:q}"
 
 
@@ -123,16 +127,16 @@ rule pretraining_data:
         " --output {params.folder:q}"
 
 
+# Weights depend on the number of threads: it is the asked one, however few cores are given.
 rule backbone:
     input:
         settings=FOLDER / "config/backbones/{backbone}.yaml",
         data=pretraining_manifest,
     output:
-        config=f"{BACKBONES}/{{backbone}}/config.json",
+        directory(f"{BACKBONES}/{{backbone}}"),
     log:
         f"{BACKBONES}/logs/{{backbone}}.log",
-    benchmark:
-        f"{BACKBONES}/benchmarks/{{backbone}}.tsv"
+    cache: "omit-software"
     conda:
         "../envs/gapinit.yaml"
     threads: resource("threads", 2)
@@ -143,10 +147,10 @@ rule backbone:
         gpu=0,
     params:
         data=lambda wildcards, input: [f"--data={Path(path).parent}" for path in input.data],
-        folder=subpath(output.config, parent=True),
+        threads=resource("threads", 2),
         version=PLAN.version("backbone"),
     message:
         "Backbone {wildcards.backbone}: pretrain it, or retrieve its weights"
     shell:
         "env HF_HUB_OFFLINE=0 python -m gapinit --log-file {log:q} backbone --settings {input.settings:q}"
-        " {params.data:q} --output {params.folder:q} --threads {threads}"
+        " {params.data:q} --output {output:q} --threads {params.threads}"

@@ -10,14 +10,13 @@ STATES = f"{OUT}/2_states"
 
 rule states:
     input:
-        backbone=rules.backbone.output.config,
+        backbone=rules.backbone.output,
         manifest=rules.dataset.output.manifest,
     output:
         f"{STATES}/{{backbone}}/{{dataset}}{part_of('states')}.h5",
     log:
         f"{LOGS}/2_states/{{backbone}}/{{dataset}}{part_of('states')}.log",
-    benchmark:
-        f"{OUT}/benchmarks/2_states/{{backbone}}/{{dataset}}{part_of('states')}.tsv"
+    cache: "omit-software"
     conda:
         "../envs/gapinit.yaml"
     resources:
@@ -27,7 +26,6 @@ rule states:
         runtime=resource("runtime", 60),
         gpu=1,
     params:
-        backbone=subpath(input.backbone, parent=True),
         pairs=CONFIG.calibration.pairs(),
         seed=CONFIG.calibration.seed,
         max_caption_tokens=training_setting("max_caption_tokens"),
@@ -36,6 +34,6 @@ rule states:
     message:
         "States of {wildcards.backbone} on {wildcards.dataset}"
     shell:
-        "python -m gapinit --log-file {log:q} states --backbone {params.backbone:q}"
+        "python -m gapinit --log-file {log:q} states --backbone {input.backbone:q}"
         " --manifest {input.manifest:q} --output {output:q} --pairs {params.pairs}"
         " --seed {params.seed} --max-caption-tokens {params.max_caption_tokens} {params.shard}"

@@ -24,6 +24,7 @@ rule gap:
         runtime=30,
     params:
         states=lambda wildcards, input: [f"--states={path}" for path in input],
+        size=lambda wildcards: wildcards.size,
         heldout=CONFIG.calibration.heldout,
         neighbours=CONFIG.gap.neighbours,
         alpha_semantic=CONFIG.gap.alpha_semantic,
@@ -34,7 +35,7 @@ rule gap:
         "Gap of {wildcards.backbone} from {wildcards.size} pairs, {wildcards.calibration}"
     shell:
         "python -m gapinit --log-file {log:q} gap {params.states:q} --output {output:q}"
-        " --size {wildcards.size} --heldout {params.heldout} --neighbours {params.neighbours}"
+        " --size {params.size} --heldout {params.heldout} --neighbours {params.neighbours}"
         " --alpha-semantic {params.alpha_semantic} --alpha-geometric {params.alpha_geometric}"
         " --smoothing {params.smoothing}"
 

@@ -15,15 +15,14 @@ RUNS = f"{OUT}/4_train/runs"
 
 rule trunk:
     input:
-        backbone=rules.backbone.output.config,
+        backbone=rules.backbone.output,
         manifest=rules.dataset.output.manifest,
         layers=rules.layers.output,
     output:
         f"{TRUNKS}/{{backbone}}/{{dataset}}/{{layers}}{part_of('trunk')}.h5",
     log:
         f"{LOGS}/4_train/trunk/{{backbone}}/{{dataset}}/{{layers}}{part_of('trunk')}.log",
-    benchmark:
-        f"{OUT}/benchmarks/4_train/trunk/{{backbone}}/{{dataset}}/{{layers}}{part_of('trunk')}.tsv"
+    cache: "omit-software"
     conda:
         "../envs/gapinit.yaml"
     resources:
@@ -33,7 +32,7 @@ rule trunk:
         runtime=resource("runtime", 240),
         gpu=1,
     params:
-        backbone=subpath(input.backbone, parent=True),
+        strategy=lambda wildcards: wildcards.layers,
         max_tokens=max_tokens,
         mode=training_setting("trunk"),
         dtype=training_setting("trunk_dtype"),
@@ -42,9 +41,9 @@ rule trunk:
     message:
         "Trunk of {wildcards.backbone} on {wildcards.dataset} below the {wildcards.layers} layers"
     shell:
-        "python -m gapinit --log-file {log:q} trunk --backbone {params.backbone:q}"
+        "python -m gapinit --log-file {log:q} trunk --backbone {input.backbone:q}"
         " --manifest {input.manifest:q} --layers {input.layers:q}"
-        " --strategy {wildcards.layers} --output {output:q}"
+        " --strategy {params.strategy} --output {output:q}"
         " --max-tokens {params.max_tokens} --mode {params.mode} --dtype {params.dtype} {params.shard}"
 
 
@@ -72,14 +71,14 @@ for SEEDS, ROWS in PLAN.chunks().items():
             row="|".join(map(re.escape, ROWS)),
         conda:
             "../envs/gapinit.yaml"
+        threads: training_setting("num_processes")
         resources:
             expected_s=5 + 13 * len(SEEDS),
             mem_mb=backbone_memory(3000),
             gpu_mem_mb=resource("gpu_mem_mb"),
-            runtime=resource("runtime", 480),
-            gpu=1,
+            runtime=runtime_of(480, len(SEEDS)),
+            gpu=training_setting("num_processes"),
         params:
-            backbone=subpath(input.backbone, parent=True),
             trunk=lambda wildcards, input: [f"--trunk={path}" for path in trunk_of(wildcards)],
             runs=train_options,
             alpha_per_rank=CONFIG.lora.alpha_per_rank,
@@ -97,7 +96,7 @@ for SEEDS, ROWS in PLAN.chunks().items():
             f"Train {{wildcards.row}}/{', '.join(f'seed{it}' for it in SEEDS)}"
         shell:
             "python -m gapinit --log-file {log:q} train {params.runs:q}"
-            " --backbone {params.backbone:q} {params.trunk:q} --layers {input.layers:q}"
+            " --backbone {input.backbone:q} {params.trunk:q} --layers {input.layers:q}"
             " --gap {input.gap:q}"
             " --alpha-per-rank {params.alpha_per_rank} --dropout {params.dropout}"
             " --learning-rate {params.learning_rate} --scheduler {params.scheduler}"

@@ -12,7 +12,7 @@ EVALUATIONS = f"{OUT}/5_evaluate/runs"
 
 rule features:
     input:
-        backbone=rules.backbone.output.config,
+        backbone=rules.backbone.output,
         manifest=rules.dataset.output.manifest,
     output:
         f"{FEATURES}/{{backbone}}/{{dataset}}{part_of('features')}.h5",
@@ -29,14 +29,17 @@ rule features:
         runtime=resource("runtime", 60),
         gpu=1,
     params:
-        backbone=subpath(input.backbone, parent=True),
         shard=shard_option,
         version=PLAN.version("predict"),
     message:
         "Image features of {wildcards.dataset}, once for all runs"
     shell:
-        "python -m gapinit --log-file {log:q} features --backbone {params.backbone:q}"
+        "python -m gapinit --log-file {log:q} features --backbone {input.backbone:q}"
         " --manifest {input.manifest:q} --output {output:q} --split test {params.shard}"
+
+
+# Where `shards.predict` says so, several jobs answer a part each, and another puts them together.
+ANSWERS = ".predictions.json" if CONFIG.shards.predict == 1 else ".{shard}.answers.json"
 
 
 # One rule for each form of a job: which seeds, on which datasets. `row` is a run's path less its seed.
@@ -51,11 +54,11 @@ for jobs in EVALUATION_JOBS:
             features=features_of(jobs),
             adapter=adapters_of(jobs),
         output:
-            [f"{EVALUATIONS}/{{row}}/{path}.predictions.json" for path in jobs.paths()],
+            [f"{EVALUATIONS}/{{row}}/{path}{ANSWERS}" for path in jobs.paths()],
         log:
-            f"{LOGS}/5_evaluate/{{row}}/predict_{jobs.name}.log",
+            f"{LOGS}/5_evaluate/{{row}}/predict_{jobs.name}{part_of('predict')}.log",
         benchmark:
-            f"{OUT}/benchmarks/5_evaluate/{{row}}/predict_{jobs.name}.tsv"
+            f"{OUT}/benchmarks/5_evaluate/{{row}}/predict_{jobs.name}{part_of('predict')}.tsv"
         wildcard_constraints:
             row="|".join(map(re.escape, jobs.rows)),
         conda:
@@ -64,10 +67,9 @@ for jobs in EVALUATION_JOBS:
             expected_s=6 + 3 * len(jobs.paths()),
             mem_mb=backbone_memory(3000),
             gpu_mem_mb=resource("gpu_mem_mb"),
-            runtime=resource("runtime", 240),
+            runtime=runtime_of(240, len(jobs.paths()), CONFIG.shards.predict),
             gpu=1,
         params:
-            backbone=subpath(input.backbone, parent=True),
             manifest=lambda wildcards, input: [f"--manifest={path}" for path in input.manifest],
             features=lambda wildcards, input: [f"--features={path}" for path in input.features],
             adapter=lambda wildcards, input: [
@@ -77,16 +79,54 @@ for jobs in EVALUATION_JOBS:
             num_beams=decoding_setting("num_beams"),
             max_new_tokens=max_new_tokens(jobs),
             batch_size=decoding_setting("batch_size"),
+            shard=shard_option,
             version=PLAN.version("predict"),
         message:
             f"Predictions for {', '.join(jobs.datasets)} by {{wildcards.row}}"
         shell:
-            "python -m gapinit --log-file {log:q} predict --backbone {params.backbone:q}"
+            "python -m gapinit --log-file {log:q} predict --backbone {input.backbone:q}"
             " {params.manifest:q} {params.features:q} {params.adapter:q} {params.output:q}"
             " --num-beams {params.num_beams} {params.max_new_tokens}"
-            " --batch-size {params.batch_size}"
+            " --batch-size {params.batch_size} {params.shard}"
+
+    if CONFIG.shards.predict > 1:
+
+        rule:
+            name:
+                f"gather_{jobs.name}"
+            input:
+                manifest=expand(rules.dataset.output.manifest, dataset=jobs.datasets),
+                parts=[
+                    f"{EVALUATIONS}/{{row}}/{path}.{index}-of-{CONFIG.shards.predict}.answers.json"
+                    for path in jobs.paths()
+                    for index in range(1, CONFIG.shards.predict + 1)
+                ],
+            output:
+                [f"{EVALUATIONS}/{{row}}/{path}.predictions.json" for path in jobs.paths()],
+            log:
+                f"{LOGS}/5_evaluate/{{row}}/gather_{jobs.name}.log",
+            wildcard_constraints:
+                row="|".join(map(re.escape, jobs.rows)),
+            group:
+                "scores"
+            conda:
+                "../envs/gapinit.yaml"
+            resources:
+                expected_s=6,
+            params:
+                manifest=lambda wildcards, input: [f"--manifest={path}" for path in input.manifest],
+                parts=lambda wildcards, input: [f"--part={path}" for path in input.parts],
+                output=lambda wildcards, output: [f"--output={path}" for path in output],
+                version=PLAN.version("predict"),
+            message:
+                f"Predictions for {', '.join(jobs.datasets)} by {{wildcards.row}}, put together"
+            shell:
+                "python -m gapinit --log-file {log:q} gather {params.manifest:q} {params.parts:q}"
+                " {params.output:q}"
 
 
+# The name of the group stands here since the rule's own depends on the plan: on a cluster several
+# share a submission; on one machine a group means nothing.
 for seeds, rows in SCORED_TOGETHER.items():
 
     rule:
@@ -105,12 +145,14 @@ for seeds, rows in SCORED_TOGETHER.items():
             f"{OUT}/benchmarks/5_evaluate/{{row}}/score_{scoring_name(seeds)}_on_{{dataset}}.tsv"
         wildcard_constraints:
             row="|".join(map(re.escape, rows)),
+        group:
+            "scores"
         conda:
             "../envs/gapinit.yaml"
         resources:
             expected_s=2 + len(seeds),
             mem_mb=memory(2500),
-            runtime=60,
+            runtime=30 + 30 * len(seeds),
         params:
             benchmark=lambda wildcards: PLAN.kind(wildcards.dataset),
             references=score_options(seeds),

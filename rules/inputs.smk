@@ -125,6 +125,16 @@ def resource(name, default=None):
     return lambda wildcards: PLAN.resource(backbone_name(wildcards), name, default)
 
 
+def runtime_of(minutes, runs, shards=1):
+    """What a job takes that does the same for several runs one after another, in minutes.
+
+    ASSUME: as long as they would take in jobs of their own, though they load the backbone once.
+    """
+    return lambda wildcards: -(
+        -runs * PLAN.resource(backbone_name(wildcards), "runtime", minutes) // shards
+    )
+
+
 def memory(megabytes):
     """What a job asks for, and as much again on each retry."""
     return lambda wildcards, attempt: attempt * megabytes
@@ -157,17 +167,19 @@ def grouping_option(wildcards):
 
 
 def train_options(wildcards, output):
-    """The runs of a job and their folders, as options of the command, and how often it is saved.
+    """The runs of a job and their folders, how often it is saved, and by how many processes.
 
-    Worked out from the outputs: params of that kind are no reason to train again, and neither
-    what else a job trains nor its checkpoints change a number.
+    As options of the command, worked out from the outputs: params of that kind are no reason to
+    train again, and neither what else a job trains nor its checkpoints or processes change a number.
     """
     folders = [Path(record).parent for record in output.run]
-    steps = PLAN.training_of(backbone_name(wildcards)).checkpoint_steps
+    training = PLAN.training_of(backbone_name(wildcards))
+    processes = training.num_processes
+    shared = [f"--num-processes={processes}"] if processes > 1 else []
     options = [
         ["--run", str(folder.relative_to(RUNS)), "--output", str(folder)] for folder in folders
     ]
-    return [*sum(options, []), f"--checkpoint-steps={steps}"]
+    return [*sum(options, []), f"--checkpoint-steps={training.checkpoint_steps}", *shared]
 
 
 def layers_of(wildcards):
@@ -176,8 +188,8 @@ def layers_of(wildcards):
 
 
 def backbone_of(wildcards):
-    """The backbone folder's marker file."""
-    return f"{BACKBONES}/{backbone_name(wildcards)}/config.json"
+    """The backbone's folder."""
+    return f"{BACKBONES}/{backbone_name(wildcards)}"
 
 
 def features_of(jobs):

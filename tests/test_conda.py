@@ -76,7 +76,7 @@ def test_rules_import_from_the_conda_environment(which: str, tmp_path: Path) -> 
 
     targets = [
         "results/1_data/scenes-test/manifest.json",
-        "results/1_backbones/mini-blip2-test/config.json",
+        "results/1_backbones/mini-blip2-test",
         "results/test/configuration.json",
     ]
     snakemake("--conda-create-envs-only", "--", *targets)

@@ -27,7 +27,8 @@ from gapinit.features import read_features
 from gapinit.figures import figure1c
 from gapinit.gap_file import estimate_gap_file, read_gap
 from gapinit.partial import Filled, Layout, blocks_of, resumable_hdf5
-from gapinit.predict import extract_features, predict
+from gapinit.predict import Questions, extract_features, predict, predict_several
+from gapinit.prediction_parts import gather_predictions
 from gapinit.shards import Shard, shard_set
 from gapinit.states import extract_states
 from gapinit.train import train_run
@@ -398,6 +399,31 @@ def test_predictions_from_shards_are_the_wholes(world: SmallWorld, tmp_path: Pat
     said = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("whole", "shards")]
     assert said[0] == said[1] and len(said[0]) == 7
     assert len(read_features(paths).counts) == 7
+
+
+def test_predictions_in_parts_are_the_wholes(world: SmallWorld, tmp_path: Path) -> None:
+    stages(world)[1].run(tmp_path / "features.h5")
+    asked = [Questions(world.manifest, tmp_path / "features.h5", 6)]
+    parts = [tmp_path / f"{index}.json" for index in (1, 2, 3)]
+    for place, path in enumerate([tmp_path / "whole.json", *parts]):
+        predict_several(
+            world.backbone, asked, [None], [[path]], num_beams=1, batch_size=3,
+            shard=f"{place}/3" if place else None,
+        )  # fmt: skip
+    gather_predictions(world.manifest, parts, tmp_path / "gathered.json")
+    assert (tmp_path / "gathered.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+    with pytest.raises(GapinitError, match="expected each of 3 parts once, found 1/3, 3/3"):
+        gather_predictions(world.manifest, [parts[0], parts[2]], tmp_path / "none.json")
+    with pytest.raises(GapinitError, match="not a part of predictions, expected what"):
+        gather_predictions(world.manifest, [tmp_path / "whole.json"], tmp_path / "none.json")
+    predict_several(
+        world.backbone, asked, [None], [[parts[2]]], num_beams=2, batch_size=3, shard="3/3"
+    )
+    with pytest.raises(GapinitError, match="not parts of the same predictions"):
+        gather_predictions(world.manifest, parts, tmp_path / "none.json")
+    with pytest.raises(GapinitError, match="answers to another dataset than"):
+        gather_predictions(world.layers, parts, tmp_path / "none.json")
+    assert not (tmp_path / "none.json").exists()
 
 
 def test_a_set_of_shards_has_to_be_whole(world: SmallWorld, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ alt-text style: fine-tuning has a style to change.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -78,14 +79,30 @@ def make(
     backbone = build(settings, train_tokenizer(corpus, settings.vocabulary))
     model = backbone.model.train().requires_grad_(True)
     sight, seed = sight_of(backbone), settings.seed
-    pretrain_language(backbone, corpus, settings.language, seed)
-    examples = load_alt_texts(backbone, pairs)
-    pretrain_vision(backbone, sight, examples, settings.vision, seed + 1)
-    examples = examples.seen_by(sight)
-    pretrain_query(backbone, sight, examples, query, seed + 2)
-    pretrain_alignment(backbone, sight, examples, corpus, settings.alignment, seed + 3)
+    with _same_again():
+        pretrain_language(backbone, corpus, settings.language, seed)
+        examples = load_alt_texts(backbone, pairs)
+        pretrain_vision(backbone, sight, examples, settings.vision, seed + 1)
+        examples = examples.seen_by(sight)
+        pretrain_query(backbone, sight, examples, query, seed + 2)
+        pretrain_alignment(backbone, sight, examples, corpus, settings.alignment, seed + 3)
     with atomic_folder(output) as folder, no_progress_bars():
         model.eval().save_pretrained(folder)
         backbone.processor.save_pretrained(folder)
         if settings.prompts.model_dump(exclude_none=True):
             write_source(folder, Source(prompts=settings.prompts))
+
+
+@contextmanager
+def _same_again() -> Iterator[None]:
+    """Add in one order on any number of threads.
+
+    Some gradients on CPUs, of indexing among them, otherwise add as threads come: pretraining the
+    small Qwen2-VL twice on two threads gave two models.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

@@ -67,6 +67,7 @@ def predict_command(
         typer.Option(help="Of all datasets, or one for each; none: 32.", min=1),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    shard: Shard = None,
     device: Device = "auto",
 ) -> None:
     """Caption or answer one split or several, each in its benchmark's own format.
@@ -95,8 +96,32 @@ def predict_command(
         [output[start : start + wide] for start in range(0, len(output), wide)],
         num_beams=num_beams,
         batch_size=batch_size,
+        shard=shard,
         device=device,
     )
+
+
+@app.command()
+def gather(
+    manifest: Annotated[
+        list[Path], typer.Option(help="manifest.json of a dataset; may be repeated.")
+    ],
+    part: Annotated[
+        list[Path], typer.Option(help="Parts of `gapinit predict --shard`, output by output.")
+    ],
+    output: Annotated[
+        list[Path],
+        typer.Option(help="Predictions for each dataset, of the first adapter, then of the next."),
+    ],
+) -> None:
+    """Put predictions together that several jobs made."""
+    from gapinit.prediction_parts import gather_predictions
+
+    shards = max(1, len(part) // len(output))
+    same_number("part", part, len(output) * shards, "of --output, or as many for each")
+    for place, path in enumerate(output):
+        own = part[place * shards : (place + 1) * shards]
+        gather_predictions(manifest[place % len(manifest)], own, path)
 
 
 @score_app.command("captions")

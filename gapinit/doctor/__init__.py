@@ -22,7 +22,7 @@ from gapinit.settings import read_yaml
 if TYPE_CHECKING:
     from gapinit.backbones.facts import Facts
     from gapinit.doctor.disk import Need
-    from gapinit.doctor.gpu import Work
+    from gapinit.doctor.gpu import Estimate, Work
     from gapinit.doctor.jobs import Jobs
     from gapinit.doctor.sources import File, Weights
 
@@ -55,6 +55,7 @@ class Diagnosis:
     weights: list[Weights]
     needs: list[Need]
     disks: list[Disk]
+    estimate: Estimate
     work: list[Work]
     gpus: list[Gpu]
     missing: list[str] = field(default_factory=list)
@@ -109,6 +110,7 @@ def examine(plan: Plan, tflops: float | None = None) -> Diagnosis:
     files = dataset_files(plan, jobs, folder, known)
     published = [weights(plan, name, folder) for name in jobs.backbones]
     rate = TFLOPS if tflops is None else tflops
+    estimate = Estimate(plan, jobs, facts, sizes, rate)
     diagnosis = Diagnosis(
         plan=plan,
         jobs=jobs,
@@ -117,7 +119,8 @@ def examine(plan: Plan, tflops: float | None = None) -> Diagnosis:
         weights=published,
         needs=needs,
         disks=_disks(plan, files, published, needs),
-        work=Estimate(plan, jobs, facts, sizes, rate).work(),
+        estimate=estimate,
+        work=estimate.work(),
         gpus=_gpus(),
     )
     diagnosis.notes += [

@@ -83,6 +83,12 @@ class Estimate:
             for (stage, backbone), found in self._found.items()
         ]
 
+    def seconds_of(self, stage: str, backbone: str) -> list[float]:
+        """Return the seconds of each job of a stage and backbone, in the order of the plan."""
+        if not self._found:
+            self.work()
+        return [seconds for seconds, _ in self._found.get((stage, backbone), [])]
+
     def _add(
         self, stage: str, backbone: str, dataset: str, estimate: Estimator, *given: object
     ) -> None:

@@ -1,0 +1,73 @@
+"""Predictions that several jobs make: each answers part of the batches, and one puts them together.
+
+The batches are those of one job, so the answers are, too. A part is JSON: which one it is, what was
+asked, and the answers by the place of their sample in the split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gapinit.artifacts import read_json, sha256, write_json
+from gapinit.errors import GapinitError
+
+if TYPE_CHECKING:
+    from gapinit.shards import Shard
+
+KIND = "part of predictions"
+
+
+def write_part(
+    output: Path, part: Shard, asked: Mapping[str, Any], samples: int, answers: Mapping[int, str]
+) -> None:
+    """Write a part: some answers of so many samples, by place."""
+    content = {
+        "kind": KIND,
+        "shard": [part.index, part.count],
+        "asked": dict(asked),
+        "samples": samples,
+        "answers": {str(index): answers[index] for index in sorted(answers)},
+    }
+    write_json(output, content)
+
+
+def gather_predictions(manifest: Path, parts: Sequence[Path], output: Path) -> None:
+    """Write the predictions whose parts are given, as one job would have written them.
+
+    Raises GapinitError for a file that is no part, or a set that is not complete or not of one.
+    """
+    from gapinit.data.manifest import read_manifest
+    from gapinit.predict import write_predictions
+
+    read = [(path, _read(path)) for path in parts]
+    first_path, first = read[0]
+    if first["asked"].get("manifest") != sha256(manifest):
+        raise GapinitError(
+            f"{first_path}: answers to another dataset than {manifest}. Delete it and run `gapinit "
+            "predict` again."
+        )
+    answers: dict[int, str] = {}
+    for path, part in read:
+        if part["asked"] != first["asked"] or part["shard"][1] != first["shard"][1]:
+            raise GapinitError(
+                f"{path} and {first_path}: not parts of the same predictions (other inputs, or "
+                "another number of parts). Delete them and run `gapinit predict` again."
+            )
+        answers |= {int(index): said for index, said in part["answers"].items()}
+    count = first["shard"][1]
+    indices = sorted(part["shard"][0] for _, part in read)
+    if indices != list(range(1, count + 1)) or len(answers) != first["samples"]:
+        found = ", ".join(f"{index}/{count}" for index in indices)
+        raise GapinitError(f"{first_path}: expected each of {count} parts once, found {found}")
+    data = read_manifest(manifest)
+    samples = data.split(first["asked"]["split"])
+    write_predictions(output, data, samples, [answers[index] for index in range(len(samples))])
+
+
+def _read(path: Path) -> Any:
+    content = read_json(path)
+    if not isinstance(content, dict) or content.get("kind") != KIND:
+        raise GapinitError(f"{path}: not a {KIND}, expected what `gapinit predict --shard` writes")
+    return content

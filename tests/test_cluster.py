@@ -1,0 +1,171 @@
+"""What a cluster needs beside the workflow; on a real Slurm: `make test-cluster`."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gapinit.cluster import cancel_leftover_jobs, run_ids
+from gapinit.doctor.scaling import longest_chain
+from gapinit.errors import GapinitError
+from gapinit.workflow_progress import Job
+
+ROOT = Path(__file__).parent.parent
+OURS = "gapinit_11111111-2222-3333-4444-555555555555"
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a killed run's records, and doubles of two of Slurm's programs."""
+    folder = tmp_path / "a workflow"
+    (folder / ".snakemake/log").mkdir(parents=True)
+    (folder / ".snakemake/locks").mkdir()
+    (folder / ".snakemake/locks/0.input.lock").touch()
+    (folder / ".snakemake/log/1.snakemake.log").write_text(f"...\nSLURM run ID: {OURS}\n")
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    queue = tmp_path / "queue"
+    queue.write_text(f"7 {OURS}\n8 gapinit_another-run\n9 {OURS}\n10 {OURS}-not\n")
+    for name, text in {
+        "squeue": f"cat '{queue}'",
+        "scancel": f'for one in "$@"; do sed -i "/^$one /d" \'{queue}\'; done',
+    }.items():
+        (programs / name).write_text(f"#!/bin/bash\n{text}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    return folder
+
+
+def test_only_this_folders_jobs_are_cancelled_and_the_folder_is_unlocked(slurm: Path) -> None:
+    assert run_ids(slurm) == [OURS]
+    assert cancel_leftover_jobs(slurm) == ["7", "9"]
+    assert (slurm.parent / "queue").read_text() == f"8 gapinit_another-run\n10 {OURS}-not\n"
+    assert not (slurm / ".snakemake/locks").exists()
+    assert cancel_leftover_jobs(slurm) == []
+
+
+def test_a_job_that_does_not_end_keeps_the_lock(slurm: Path) -> None:
+    (slurm.parent / "bin/scancel").write_text("#!/bin/sh\n")
+    with pytest.raises(GapinitError, match=r"have not ended: 7 9\. Nothing is unlocked"):
+        cancel_leftover_jobs(slurm, wait=0.1)
+    assert (slurm / ".snakemake/locks").exists()
+
+
+def test_a_living_snakemake_is_not_disturbed(slurm: Path) -> None:
+    program = slurm / "snakemake"
+    program.write_text("import time; time.sleep(60)")
+    alive = subprocess.Popen([sys.executable, str(program)], cwd=slurm)
+    try:
+        with pytest.raises(GapinitError, match=rf"Snakemake still runs in .*process {alive.pid}\)"):
+            cancel_leftover_jobs(slurm)
+    finally:
+        alive.kill()
+        alive.wait()
+    assert len((slurm.parent / "queue").read_text().splitlines()) == 4
+
+
+def test_a_folder_without_a_cluster_run_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(GapinitError, match="no call of Snakemake with the Slurm profile"):
+        cancel_leftover_jobs(tmp_path)
+
+
+def test_the_profile_speaks_of_rules_that_there_are() -> None:
+    profile = yaml.safe_load((ROOT / "workflow/profiles/slurm/config.yaml").read_text())
+    text = "".join(path.read_text() for path in (ROOT / "rules").glob("*.smk"))
+    rules = set(re.findall(r"^rule (\w+):", text, flags=re.M))
+    assert set(profile["groups"]) <= rules and set(profile["set-threads"]) <= rules
+    # Rules whose names depend on the plan say their group themselves.
+    own = re.findall(r'^ +group:\n +"(\w+)"', text, flags=re.M)
+    assert set(profile["group-components"]) <= {*profile["groups"].values(), *own}
+    assert profile["retries"] > 0 and "attempt" in profile["default-resources"]["mem_mb"]
+    assert profile["slurm-no-requeue"] is True
+    # A job with a GPU says how much memory and time it needs; a small one shares a submission.
+    alone = {"retrieve", "unpack", "dataset", "pretraining_data", "backbone"}
+    for part in re.split(r"^ *rule(?: |(?=:))", text, flags=re.M)[1:]:
+        name = part.partition(":")[0]
+        if "gpu=1" in part or "gpu=training_setting" in part:
+            assert "mem_mb=backbone_memory(" in part and "runtime=" in part, part[:80]
+        else:
+            assert name in alone or name in profile["groups"] or "group:" in part, part[:80]
+
+
+PLANNED = """
+import json, sys
+from pathlib import Path
+from snakemake.api import SnakemakeApi
+from snakemake.settings.types import ConfigSettings, OutputSettings, Quietness, ResourceSettings
+
+root = Path(sys.argv[1])
+with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
+    workflow = api.workflow(
+        resource_settings=ResourceSettings(cores=4),
+        config_settings=ConfigSettings(
+            configfiles=[root / "config/test.yaml"], config=json.loads(sys.argv[2])
+        ),
+        snakefile=root / "Snakefile",
+    )
+    workflow.dag().execute_workflow(executor="dryrun")
+    jobs = [
+        [job.rule.name, job.threads, dict(job.resources.items()), list(map(str, job.output))]
+        for job in workflow._workflow.dag.jobs
+    ]
+print("JOBS" + json.dumps(jobs, default=str))
+"""
+
+
+@pytest.mark.slow
+def test_what_a_job_asks_for_grows_with_what_it_does(tmp_path: Path) -> None:
+    """Runtime with seeds and datasets; GPUs with the processes of a training; shards divide."""
+    configuration = {
+        "seeds": [1, 2],
+        "shards": {"predict": 3},
+        "training": {"seeds_per_job": 2, "num_processes": 2},
+    }
+    command = [sys.executable, "-c", PLANNED, str(ROOT), json.dumps(configuration)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    jobs = json.loads(done.stdout.rpartition("JOBS")[2])
+    train = [job for job in jobs if job[0] == "train_1_2"]
+    assert train
+    for _, threads, resources, _ in train:
+        assert (threads, resources["gpu"], resources["runtime"]) == (2, 2, 960)
+    predict = [job for job in jobs if job[0].startswith("predict_")]
+    assert {len(output) for *_, output in predict} >= {2, 6}, "two seeds on one dataset and three"
+    for _, _, resources, output in predict:
+        assert resources["runtime"] == -(-240 * len(output) // 3)
+        assert all(re.search(r"\.[123]-of-3\.answers\.json$", path) for path in output)
+    gather = [job for job in jobs if job[0].startswith("gather_")]
+    assert len(predict) == 3 * len(gather)
+
+
+def test_the_longest_chain_is_what_no_number_of_gpus_shortens() -> None:
+    jobs = {
+        0: Job("states", 5),
+        1: Job("trunk", 2, needs=frozenset({0})),
+        2: Job("train", 9),
+        3: Job("predict", 4, needs=frozenset({1, 2})),
+        4: Job("predict", 1, needs=frozenset({2})),
+    }
+    assert longest_chain(jobs) == [2, 3]
+    jobs[1] = Job("trunk", 7, needs=frozenset({0}))
+    assert longest_chain(jobs) == [0, 1, 3]
+
+
+@pytest.mark.slow
+def test_the_scale_of_a_grid_is_written_as_a_page(tmp_path: Path) -> None:
+    page = tmp_path / "scaling.md"
+    command = [sys.executable, "-m", "gapinit", "cluster", "scaling", "--output", str(page)]
+    command += ["--configfile", str(ROOT / "config/paper.yaml")]
+    subprocess.run(command, check=True, cwd=ROOT)
+    rows = [line.strip("| ").split(" | ") for line in page.read_text().splitlines()]
+    hours = {row[0]: float(row[1]) for row in rows if row[0] in ("1", "8", "64")}
+    assert hours["1"] > hours["8"] > hours["64"]
+    total = float(re.findall(r"In all (\d+) GPU-hours", page.read_text())[0])
+    assert hours["1"] == pytest.approx(total, rel=0.01), "on one GPU the wall time is the sum"
+    assert "**reckoned**" in page.read_text()
