@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gapinit.artifacts import write_header
+from gapinit.digests import record
 from gapinit.errors import GapinitError
 from gapinit.shards import WHOLE, Shard
 
@@ -189,6 +190,7 @@ class Partial:
             file.attrs.modify("complete", True)
         with open(self.path, "rb") as handle:
             os.fsync(handle.fileno())
+        record(self._output, self.path)
         os.replace(self.path, self._output)
         _journal(self.path).unlink(missing_ok=True)
 

@@ -31,6 +31,7 @@ from gapinit.artifacts import (
     sha256,
     write_json,
 )
+from gapinit.digests import is_record
 from gapinit.errors import GapinitError
 
 WRITERS = {
@@ -60,7 +61,7 @@ class Interruption(BaseException):
 
 
 def entries(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
+    return {path.name for path in folder.iterdir() if not is_record(path)}
 
 
 def write_gap(path: Path, **inputs: object) -> None:
