@@ -21,7 +21,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gapinit.digests import record, record_folder, recorded, require_unaltered
+from gapinit import digests
+from gapinit.digests import mark_checked, record, record_folder, require_unaltered
 from gapinit.digests import sha256 as sha256  # other modules take it from here
 from gapinit.errors import GapinitError
 from gapinit.storage_errors import naming
@@ -36,8 +37,11 @@ RECORDED_PACKAGES = ("gapinit", "torch", "transformers", "peft", "numpy", "h5py"
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` if the block succeeds."""
+def atomic_file(path: Path, *, recorded: bool = True) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` if the block succeeds.
+
+    `recorded`: keep its digest; not of a file that people edit.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with naming(path):
@@ -47,8 +51,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
             yield temporary
             with open(temporary, "rb") as handle:
                 os.fsync(handle.fileno())
-            record(path, temporary)
+            if recorded:
+                record(path, temporary)
             os.replace(temporary, path)
+            if recorded:
+                mark_checked(path)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -136,7 +143,7 @@ def read_json(path: Path) -> Any:
     else:
         require_unaltered(path, content)
         return value
-    advice = ". Delete it and run the stage that makes it again." if recorded(path) else ""
+    advice = ". Delete it and run the stage that makes it again." if digests.recorded(path) else ""
     raise GapinitError(f"{path}: {problem}{advice}")
 
 
@@ -205,7 +212,7 @@ def open_hdf5(path: Path, kind: str) -> Iterator[h5py.File]:
     path = Path(path)
     if not path.is_file():
         raise GapinitError(f"{path}: no such file (expected an HDF5 file of kind '{kind}')")
-    ours = bool(recorded(path))
+    ours = bool(digests.recorded(path))
     if ours:
         # First of all: HDF5's library may crash or loop without end on a flipped bit.
         require_unaltered(path)

@@ -4,6 +4,12 @@ A file `name` has `.name.sha256` beside it; a folder that is written as a whole 
 one line a file. Both are in the format of `sha256sum`, so that `sha256sum --check` reads them, too.
 They stand against accidents (a bad disk, a torn copy, a file of another run), not against someone
 who changes a file and its digest. No torch.
+
+What it costs: a file is read once more when it is written, which the page cache answers, and once
+by each process that reads it, unless it has `SEEN_ONCE` bytes or more. Such a file (a trunk, a
+backbone) is not hashed by its readers as long as its inode, size and times are those at which it
+was hashed last, kept in `.name.sha256-read`; `gapinit verify` hashes it always. A file without a
+record is another's and passes; a record that is left of an earlier file is replaced with the file.
 """
 
 from __future__ import annotations
@@ -19,7 +25,7 @@ from gapinit.errors import GapinitError
 
 LISTING = ".sha256"
 """The list of a whole folder, in that folder."""
-SEEN_ONCE = 1 << 30
+SEEN_ONCE = 1 << 28
 """Larger files are read for their digest once, and again only when their inode has changed."""
 LEVELS = 8
 """How far above a file a list that names it is looked for."""
@@ -115,7 +121,7 @@ def require_unaltered(path: Path, content: bytes | None = None) -> None:
             f"delete {wrong.name}, too."
         )
     if content is None:
-        _mark_seen(path)
+        mark_checked(path)
 
 
 def _being_replaced(path: Path) -> bool:
@@ -207,7 +213,8 @@ def _seen(path: Path) -> bool:
         return False
 
 
-def _mark_seen(path: Path) -> None:
+def mark_checked(path: Path) -> None:
+    """Keep that a large file is as recorded, with its inode and times: it was just read for it."""
     if path.stat().st_size < SEEN_ONCE:
         return
     try:

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from .chaos import faults, inputs
+from .chaos import disks, faults, inputs
+from .chaos.goods import make_goods
 from .chaos.isolated import isolated
-from .chaos.targets import make_goods
+from .chaos.stages import stages
 from .small_backbone import small_world
 
 
@@ -43,9 +44,9 @@ def test_bad_input_is_told_or_right(goods: dict[str, Path], tmp_path: Path) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gap", "layers", "score"])
 def test_a_full_disk_and_a_read_only_one(goods: dict[str, Path], tmp_path: Path, name: str) -> None:
-    (stage,) = [stage for stage in faults.stages(goods) if stage.name == name]
-    assert faults.full_disk(stage, tmp_path / "full", 0.5) is None
-    assert faults.read_only(stage, tmp_path / "read-only") is None
+    (stage,) = [stage for stage in stages(goods) if stage.name == name]
+    assert disks.full_disk(stage, tmp_path / "full", 0.5) is None
+    assert disks.read_only(stage, tmp_path / "read-only") is None
 
 
 @pytest.mark.slow
@@ -63,9 +64,9 @@ def test_what_hangs_and_what_dies_is_seen() -> None:
 KILLED = """
 import sys
 from pathlib import Path
-from tests.chaos import faults
+from tests.chaos.stages import stages
 goods = {path.name: path for path in Path(sys.argv[1]).iterdir()}
-stage = {one.name: one for one in faults.stages(goods)}[sys.argv[3]]
+stage = {one.name: one for one in stages(goods)}[sys.argv[3]]
 print("begins", flush=True)
 stage.call(Path(sys.argv[2]))
 """
@@ -89,7 +90,7 @@ def test_a_killed_stage_ends_in_the_same_bytes(goods: dict[str, Path], tmp_path:
             process.wait()
         done = subprocess.run(command, cwd=root, check=False, capture_output=True)
         assert done.returncode == 0, done.stderr[-2000:]
-        (stage,) = [stage for stage in faults.stages(goods) if stage.name == name]
+        (stage,) = [stage for stage in stages(goods) if stage.name == name]
         usual = tmp_path / f"usual-{name}"
         usual.mkdir()
         assert isolated(lambda s=stage, u=usual: s.call(u)).kind == "result"

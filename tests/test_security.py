@@ -28,7 +28,7 @@ from gapinit.data.images import load_image
 from gapinit.errors import GapinitError
 from gapinit.settings import check_settings, read_yaml
 
-from .chaos.mutate import remove_records
+from .plain_json import forget_digests
 from .small_backbone import SmallWorld, small_world
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -106,7 +106,7 @@ def test_an_index_that_names_a_pickle_is_refused(
 def test_a_pickled_adapter_is_refused(world: SmallWorld, tmp_path: Path) -> None:
     run = world.train(tmp_path / "run")
     folder = run / "adapter"
-    remove_records(folder / "adapter_model.safetensors")
+    forget_digests(folder / "adapter_model.safetensors")
     plant(folder, tmp_path / "mark")
     load_adapter(load_backbone(world.backbone), folder)
     (folder / "adapter_model.safetensors").unlink()
@@ -120,7 +120,7 @@ def test_an_adapter_cannot_have_modules_imported(
     world: SmallWorld, tmp_path: Path, key: str
 ) -> None:
     folder = world.train(tmp_path / "run") / "adapter"
-    remove_records(folder / "adapter_config.json")
+    forget_digests(folder / "adapter_config.json")
     config = read_json(folder / "adapter_config.json")
     config |= {key: {"parent_library": "evil"}, "megatron_core": "evil"}
     (folder / "adapter_config.json").write_text(json.dumps(config))

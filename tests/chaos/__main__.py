@@ -12,9 +12,9 @@ import torch
 
 from ..small_backbone import small_world
 from . import faults, inputs
+from .goods import make_goods
 from .grid import finish
 from .kills import QUOTAS, SEED, kill_test
-from .targets import make_goods
 
 
 def main() -> int:

@@ -46,11 +46,17 @@ NOT_COMPARED = re.compile(
 RESUMED = re.compile(r"resum|taken up|goes on (from|at)|go on (from|at)", re.IGNORECASE)
 
 
-def command(*arguments: str, cores: int = 2, snakefile: Path = ROOT / "Snakefile") -> list[str]:
+OFTEN = "training:\n  checkpoint_steps: 4\n"
+"""On top of the small grid, whose runs are too short to be kept on the way."""
+
+
+def command(folder: Path, *arguments: str, cores: int = 2) -> list[str]:
     """Return the command of the README, on the small grid."""
+    often = folder / "often.yaml"
+    often.write_text(OFTEN, encoding="utf-8")
     return [
-        str(SNAKEMAKE), *arguments, "--snakefile", str(snakefile), "--cores", str(cores),
-        "--configfile", str(snakefile.parent / "config/test.yaml"),
+        str(SNAKEMAKE), *arguments, "--snakefile", str(ROOT / "Snakefile"), "--cores", str(cores),
+        "--configfile", str(ROOT / "config/test.yaml"), str(often),
     ]  # fmt: skip
 
 
@@ -59,7 +65,8 @@ def start(folder: Path, log: Path, *arguments: str, cores: int = 2) -> subproces
     folder.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
         return subprocess.Popen(
-            command(*arguments, cores=cores), cwd=folder, stdout=file, stderr=subprocess.STDOUT,
+            command(folder, *arguments, cores=cores),
+            cwd=folder, stdout=file, stderr=subprocess.STDOUT,
             env={**os.environ, "NO_COLOR": "1"}, start_new_session=True,
         )  # fmt: skip
 

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..plain_json import forget_digests
 from . import mutate
 from .isolated import SECONDS, Outcome, isolated
+from .mutate_arrays import of_hdf5, of_safetensors
 from .targets import Target, content_of, targets
 
 SEED = 8
@@ -52,9 +54,9 @@ def _damages(target: Target, path: Path, draw: random.Random) -> Iterator[mutate
     yield from mutate.of_any_file(draw)
     yield from mutate.flips(draw, 8)
     if target.kind == "hdf5":
-        yield from mutate.of_hdf5(path)
+        yield from of_hdf5(path)
     elif target.kind == "safetensors":
-        yield from mutate.of_safetensors(draw)
+        yield from of_safetensors(draw)
     elif target.kind != "image":
         yield from mutate.of_text(draw)
     if target.kind in ("json", "lines"):
@@ -73,7 +75,7 @@ def tried(case: Case, goods: Mapping[str, Path], scratch: Path, good: Any) -> st
     before = path.read_bytes()
     case.damage[1](path)
     if not case.recorded:
-        mutate.remove_records(path)
+        forget_digests(path)
     present = _names(root)
     outcome = isolated(lambda: case.target.call(root), memory=4 << 30)
     problem = judged(outcome, case, path, before, good)

@@ -37,6 +37,8 @@ LASTS = {
 }  # fmt: skip
 """About how many seconds a job of a stage lasts, imports included."""
 POLL = 0.05
+UNLOCKED = 3
+"""How often `--unlock` is called for itself; later starts take the lock with `--nolock`."""
 
 
 @dataclass
@@ -81,8 +83,10 @@ def kill_test(
         arguments = [*targets, *(["--rerun-incomplete"] if found.starts else [])]
         if found.starts == 1:
             _lock_is_told(folder, found, "after a kill")
-        if found.starts:
+        if 0 < found.starts <= UNLOCKED:
             finish(folder, log, "--unlock", cores=cores)
+        elif found.starts:
+            arguments.append("--nolock")
         written = log.stat().st_size if log.exists() else 0
         process = start(folder, log, *arguments, cores=cores)
         found.starts += 1
