@@ -22,6 +22,7 @@ from gapinit.states import extract_states
 
 from ..small_backbone import LAYERS, SmallWorld
 from . import targets as made
+from . import workflow
 from .disks import full_disk, read_only, same
 from .goods import make_gap, make_trunk
 from .isolated import isolated
@@ -209,4 +210,5 @@ def run(
         found.append((f"{stage.name} into a read-only folder", read_only(stage, place)))
     for part in (between, java, memory, clock, odd_paths):
         found += part(goods, scratch / part.__name__)
+    found += workflow.faults(scratch / "workflow")
     return found
