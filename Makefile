@@ -20,7 +20,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES) --workflow-profile workflow/profiles/default
 CODE := gapinit tests docs/examples $(wildcard benchmarks)
 
-.PHONY: help demo all test test-cluster lint bench reference readme browser clean
+.PHONY: help demo all test test-cluster lint chaos bench reference readme browser clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s  %s\n", $$1, $$2 }' Makefile
@@ -53,6 +53,9 @@ lint: $(DEV) ## style, types and the workflow's own rules
 	$(BIN)/snakefmt --check Snakefile rules
 	$(BIN)/mypy
 	$(BIN)/snakemake --lint
+
+chaos: $(DEV) ## kill it, starve it, feed it garbage (tests/chaos): about half an hour
+	$(BIN)/python -m tests.chaos
 
 bench: $(DEV) ## every program in benchmarks/, one after the other, then its table and figure
 	$(BIN)/python -m benchmarks

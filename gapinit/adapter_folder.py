@@ -16,11 +16,13 @@ from safetensors.torch import load_file, save_file
 
 from gapinit.adapters import ADAPTER, in_base, lora_layers, no_idle_warnings
 from gapinit.artifacts import atomic_folder, read_json
+from gapinit.digests import require_folder_unaltered, require_unaltered
 from gapinit.errors import GapinitError
 
 if TYPE_CHECKING:
     from gapinit.backbones.base import Backbone
 
+WEIGHTS = "adapter_model.safetensors"
 BASE_WEIGHTS = "base_weights.safetensors"
 
 
@@ -76,7 +78,9 @@ def load_adapter(backbone: Backbone, folder: Path) -> PeftModel:
     try:
         with no_idle_warnings():
             return PeftModel.from_pretrained(backbone.model, folder)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (
+        OSError, ValueError, RuntimeError, SafetensorError, TypeError, LookupError, AttributeError,
+    ) as error:  # fmt: skip
         reason = " ".join(str(error).split())
         raise GapinitError(f"{folder}: this adapter cannot be loaded ({reason})") from None
 
@@ -134,10 +138,17 @@ def _put_base_weights(backbone: Backbone, folder: Path) -> None:
 def require_fit(backbone: Backbone, folder: Path) -> None:
     """Compare the names and the shapes of the saved matrices with the backbone's modules.
 
-    Raises GapinitError for a folder without an adapter, or with another backbone's.
+    Raises GapinitError for a folder without an adapter, with an altered one, or with another
+    backbone's.
     """
     shapes = _adapter_shapes(folder)
+    require_folder_unaltered(folder)
+    # The list of the run's folder names the adapter, too: it may not be that of another run.
+    require_unaltered(folder / WEIGHTS)
     config = read_json(folder / "adapter_config.json")
+    if not isinstance(config, dict) or not isinstance(config.get("rank_pattern") or {}, dict):
+        raise GapinitError(f"{folder}/adapter_config.json: not a configuration of PEFT's adapters")
+    _require_no_imports(config, folder)
     # EVA gives modules ranks of their own.
     ranks = config.get("rank_pattern") or {}
     modules = dict(backbone.model.named_modules())
@@ -160,10 +171,27 @@ def require_fit(backbone: Backbone, folder: Path) -> None:
 
 
 def _adapter_shapes(folder: Path) -> dict[str, list[int]]:
-    path = folder / "adapter_model.safetensors"
+    path = folder / WEIGHTS
     if not path.is_file():
         raise GapinitError(f"{path}: no such file (expected a PEFT adapter folder)")
     return _saved_shapes(path)
+
+
+def _require_no_imports(config: dict[str, Any], folder: Path) -> None:
+    """Refuse keys by which PEFT would import a module that a file of others names."""
+    mapping = config.get("auto_mapping")
+    library = str(mapping.get("parent_library")) if isinstance(mapping, dict) else ""
+    # PEFT writes the library of the base model's class itself.
+    foreign = mapping and library.partition(".")[0] not in ("transformers", "gapinit")
+    for key, named in (
+        ("auto_mapping", foreign),
+        ("megatron_config", config.get("megatron_config")),
+    ):
+        if named:
+            raise GapinitError(
+                f"{folder}/adapter_config.json: the key '{key}' makes PEFT import what it names, "
+                "which no adapter of gapinit needs. Remove the key, or train the run again."
+            )
 
 
 def _saved_shapes(path: Path) -> dict[str, list[int]]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from gapinit.backbone_settings import BackboneRecipe, overridden, read_recipe
 from gapinit.errors import GapinitError
@@ -161,6 +161,18 @@ class Config(Settings):
     def decoding_of(self, backbone: str) -> Decoding:
         """Return how a backbone is decoded."""
         return overridden(self.decoding, self.recipe_of(backbone).decoding)
+
+    @field_validator("results", "data", "data_root", "annotations", "downloads")
+    @classmethod
+    def _paths_can_be_rules(cls, value: str | None) -> str | None:
+        """Refuse what no rule can have in a path: Snakemake reads braces as wildcards."""
+        odd = next((one for one in value or "" if one in "{}" or not one.isprintable()), None)
+        if odd is not None:
+            raise ValueError(
+                f"a path with {odd!a} in it cannot be that of a workflow; choose a folder without, "
+                "or make a link to it and give the link"
+            )
+        return value
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Config:

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gapinit.artifacts import atomic_file, package_versions
+from gapinit.digests import require_unaltered
 from gapinit.errors import GapinitError
 from gapinit.geometry import Spectrum, explained_share
 from gapinit.layers import select_layers
@@ -152,6 +153,7 @@ class GapVectors:
         path = Path(path)
         if not path.is_file():
             raise GapinitError(f"{path}: no such file (expected one that GapVectors.save wrote)")
+        require_unaltered(path)
         try:
             with safe_open(path, "pt") as file:
                 metadata = _metadata(path, file.metadata() or {})

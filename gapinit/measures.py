@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gapinit.digests import require_unaltered
 from gapinit.errors import GapinitError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ Steps = Mapping[str, "NDArray[np.float64]"]
 def read_steps(path: Path) -> Steps:
     """Read a step log: one array of (steps,) per column; a damaged one is an error."""
     try:
+        require_unaltered(path)
         with Path(path).open(encoding="utf-8", newline="") as file:
             lines = list(csv.DictReader(file))
         if not lines:

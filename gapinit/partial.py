@@ -19,6 +19,7 @@ import json
 import math
 import os
 import shutil
+import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -29,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gapinit.artifacts import write_header
+from gapinit.digests import mark_checked, record
 from gapinit.errors import GapinitError
 from gapinit.shards import WHOLE, Shard
 
@@ -189,7 +191,9 @@ class Partial:
             file.attrs.modify("complete", True)
         with open(self.path, "rb") as handle:
             os.fsync(handle.fileno())
+        record(self._output, self.path)
         os.replace(self.path, self._output)
+        mark_checked(self._output)
         _journal(self.path).unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -281,6 +285,8 @@ def _open(path: Path, layout: Layout, advice: str) -> Partial:
             _journal(partial).unlink(missing_ok=True)
             os.replace(new, partial)
             done = 0
+        if done:
+            print(f"{path}: goes on from block {done}", file=sys.stderr, flush=True)
     except OSError as error:
         raise GapinitError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:

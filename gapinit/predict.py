@@ -20,7 +20,7 @@ from gapinit.artifacts import sha256, write_json
 from gapinit.backbones import load_backbone
 from gapinit.backbones.prompts import sample_prompt
 from gapinit.data.images import image_size
-from gapinit.data.manifest import Manifest, read_manifest
+from gapinit.data.manifest import Manifest, read_manifest, require_images
 from gapinit.data.references import write_lines
 from gapinit.errors import GapinitError
 from gapinit.features import Features, LookedAt, Seen, read_features
@@ -57,6 +57,10 @@ def extract_features(
     """
     data = read_manifest(manifest)
     images = data.images(split)
+    part = Shard.parse(shard)
+    blocks = blocks_of(len(images), batch_size, part)
+    own = images[blocks[0].start : blocks[-1].stop] if blocks else []
+    require_images(manifest, own, data.root)
     model = load_backbone(backbone, device)
     inputs = {
         "backbone": backbone_digest(backbone),
@@ -65,9 +69,6 @@ def extract_features(
         "batch_size": batch_size,
         "version": VERSIONS["predict"],
     }
-    part = Shard.parse(shard)
-    blocks = blocks_of(len(images), batch_size, part)
-    own = images[blocks[0].start : blocks[-1].stop] if blocks else []
     counts = np.array([model.image_tokens(*image_size(path)) for path in own], dtype=np.int64)
     kind = stored_type(model.model.dtype)
     names = np.array([data.file(path) for path in own], dtype=h5py.string_dtype())
@@ -200,6 +201,12 @@ def _read(backbone: Path, questions: Questions) -> _Asked:
             )
     samples = data.split(features.inputs["split"])
     names = [data.file(sample.path) for sample in samples]
+    lacking = next((name for name in names if name not in features.row_of), None)
+    if lacking is not None:
+        raise GapinitError(
+            f"{features.path}: has no features of {lacking}. Delete it and run `gapinit features` "
+            "again."
+        )
     return _Asked(data, samples, features, names, questions.max_new_tokens)
 
 

@@ -22,7 +22,7 @@ END = "<!-- end of headline -->"
 def write_readme(readme: Path, reference: Path) -> None:
     """Write the headline between its two markers; everything else of the file stays as it is."""
     text = updated(Path(readme), reference)
-    with atomic_file(Path(readme)) as temporary:
+    with atomic_file(Path(readme), recorded=False) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 

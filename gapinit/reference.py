@@ -14,6 +14,7 @@ from typing import Any
 
 from gapinit.artifacts import atomic_folder, digest, read_json, sha256, write_json
 from gapinit.config import Config
+from gapinit.digests import is_record
 from gapinit.errors import GapinitError
 from gapinit.plan import VERSIONS
 from gapinit.published import published_files
@@ -65,6 +66,7 @@ def make_reference(results: Path, output: Path, project: Path) -> None:
         shutil.copyfile(TEMPLATES / "citation.bib", folder / "citation.bib")
         _report(config, results, project, tables, figures, folder / "report.html")
         files = sorted(path for path in folder.rglob("*") if path.is_file())
+        files = [path for path in files if not is_record(path)]
         size = sum(path.stat().st_size for path in files)
         if size > LARGEST:
             largest = max(files, key=lambda path: path.stat().st_size)

@@ -17,6 +17,7 @@ from typing import Any
 from gapinit.artifacts import atomic_file, digest
 from gapinit.config import Config
 from gapinit.data.manifest import read_manifest
+from gapinit.digests import require_unaltered
 from gapinit.errors import GapinitError
 from gapinit.report_predictions import browse_predictions, data_uri
 from gapinit.report_runs import arrange_runs
@@ -199,6 +200,7 @@ def _figure(path: Path) -> Figure:
     svg = path if path.suffix == ".svg" else path.with_name(f"{path.name}.svg")
     if not svg.is_file():
         raise GapinitError(f"{svg}: no such figure. Draw figure '{svg.stem}' first.")
+    require_unaltered(svg)
     content, media_type = svg.read_bytes(), "image/svg+xml"
     png = svg.with_suffix(".png")
     if len(content) > LARGEST_SVG and png.is_file():

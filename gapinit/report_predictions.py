@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gapinit.artifacts import read_json
-from gapinit.data.manifest import CaptionedImage, read_manifest
+from gapinit.data.images import FORMATS
+from gapinit.data.manifest import CaptionedImage, read_manifest, require_images
 from gapinit.errors import GapinitError
 from gapinit.results import Measurement
 from gapinit.runs import Run
@@ -100,7 +101,9 @@ def browse_predictions(
     else:
         only = scores[trained[0]]
         chosen = _spaced(sorted(common, key=lambda image: (-only[image][1], image)), count)
-    images = {image.image_id: image for image in read_manifest(manifest).captions("test")}
+    data = read_manifest(manifest)
+    images = {image.image_id: image for image in data.captions("test")}
+    require_images(manifest, [images[one].path for one in chosen if one in images], data.root)
     predictions = tuple(
         _prediction(_known(images, image, manifest), shown, scores, spread[image])
         for image in chosen
@@ -131,7 +134,7 @@ def thumbnail(path: Path) -> tuple[str, int, int]:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=FORMATS) as opened:
             image = ImageOps.exif_transpose(opened).convert("RGB")
     except FileNotFoundError:
         raise GapinitError(f"{path}: no such image") from None

@@ -13,6 +13,7 @@ from math import isfinite
 from pathlib import Path
 from typing import TypeVar
 
+from gapinit.digests import require_unaltered
 from gapinit.errors import GapinitError
 from gapinit.runs import Run
 
@@ -284,6 +285,7 @@ def _read(path: Path, columns: Sequence[str], parse: Callable[[Line], Record]) -
     """Parse each line of a CSV file whose header must hold `columns`; others are ignored."""
     path = Path(path)
     try:
+        require_unaltered(path)
         with open(path, encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
             missing = [name for name in columns if name not in (reader.fieldnames or ())]

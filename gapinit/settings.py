@@ -55,7 +55,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
         raise GapinitError(f"{path}: no such file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise GapinitError(f"{path}: not valid YAML (nested too deeply)") from None
+    # ValueError: a number of more digits than Python reads, a date that is none.
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
         raise GapinitError(f"{path}: not valid YAML ({_one_line(str(error))})") from None
     except OSError as error:
         raise GapinitError(f"{path}: cannot be read ({error.strerror})") from None

@@ -13,6 +13,7 @@ from glob import escape
 from pathlib import Path
 
 from gapinit.artifacts import atomic_folder, read_json, sha256, write_json
+from gapinit.digests import is_record
 from gapinit.errors import GapinitError
 
 _SEAL = "seal.json"
@@ -73,4 +74,4 @@ def clear(output: Path) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file()]
+    return [path for path in folder.rglob("*") if path.is_file() and not is_record(path)]

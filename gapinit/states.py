@@ -20,7 +20,7 @@ from torch import Tensor
 from gapinit.artifacts import digest, sha256
 from gapinit.backbones import load_backbone
 from gapinit.data.images import load_image
-from gapinit.data.manifest import read_manifest
+from gapinit.data.manifest import read_manifest, require_images
 from gapinit.errors import GapinitError
 from gapinit.partial import Filled, Layout, blocks_of, resumable_hdf5
 from gapinit.plan import VERSIONS
@@ -63,6 +63,7 @@ def extract_states(
     chosen = calibration_pairs(
         data.captions(split), pairs, seed, origin=f"{manifest}: split '{split}'"
     )
+    require_images(manifest, [image.path for image, _ in chosen], data.root)
     model = load_backbone(backbone, device)
     inputs = {
         "backbone": backbone_digest(backbone),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from gapinit.digests import require_unaltered
 from gapinit.errors import GapinitError
 
 
@@ -19,6 +20,7 @@ def print_summary(results: Path) -> None:
     # A terminal's width where there is one; a log's lines must not be cut at 80 characters.
     console = Console(width=None if Console().is_terminal else 120)
     console.print(_table(tables[0]))
+    require_unaltered(tables[0])
     verdicts = folder / "claims.csv"
     if verdicts.is_file():
         with verdicts.open(encoding="utf-8", newline="") as file:

@@ -8,6 +8,7 @@ can run code, as a pickle could.
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,9 @@ class RunsTrainer(Trainer):
     def run(self) -> None:
         """Train to the end, from the last checkpoint of the same training if there is one."""
         found = newest_checkpoint(self._checkpoints, self._identity)
+        if found is not None:
+            step = found.name.removeprefix(_PREFIX)
+            print(f"{found.parent}: goes on from step {step}", file=sys.stderr, flush=True)
         self.train(resume_from_checkpoint=None if found is None else str(found))
 
     def get_train_dataloader(self) -> DataLoader[Any]:

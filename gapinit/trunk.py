@@ -27,7 +27,7 @@ from gapinit.artifacts import sha256
 from gapinit.backbones import load_backbone
 from gapinit.backbones.prompts import Segment, training_texts
 from gapinit.data.images import image_size
-from gapinit.data.manifest import Manifest, read_manifest
+from gapinit.data.manifest import Manifest, read_manifest, require_images
 from gapinit.errors import GapinitError
 from gapinit.layers import adapts_vision, read_layers
 from gapinit.partial import Filled, Layout, blocks_of, resumable_hdf5
@@ -121,6 +121,9 @@ def extract_trunk(
     own = trunk_mode(mode, first, vision=adapts_vision(strategy))
     part = Shard.parse(shard)
     data = read_manifest(manifest)
+    named = data.images(split)
+    for block in blocks_of(len(named), images_per_batch, part):
+        require_images(manifest, named[block], data.root)
     model = load_backbone(backbone, device)
     images, texts = encoded_texts(model, data, split, max_tokens, origin=str(manifest))
     inputs = {

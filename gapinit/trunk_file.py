@@ -14,11 +14,13 @@ import torch
 
 from gapinit.artifacts import hdf5_inputs, open_hdf5
 from gapinit.errors import GapinitError
+from gapinit.ragged import require_offsets, require_places, require_rows
 from gapinit.shards import shard_set
 from gapinit.stored import Rows, as_tensor, joined_rows, memory_map, widened
 from gapinit.trunk_modes import Mode
 
 if TYPE_CHECKING:
+    import h5py
     from numpy.typing import NDArray
 
     from gapinit.backbones.base import Backbone
@@ -253,6 +255,8 @@ def _read_file(path: Path) -> Trunk:
         if mode not in get_args(Mode):
             raise GapinitError(f"{path}: unknown mode '{mode}'. Delete it and run the stage again.")
 
+        _require_consistent(file)
+
         def ragged(name: str) -> Ragged | None:
             if name not in file:
                 return None
@@ -278,3 +282,23 @@ def _read_file(path: Path) -> Trunk:
             inputs=hdf5_inputs(file),
             files=files,
         )
+
+
+def _require_consistent(file: h5py.File) -> None:
+    """Raise ValueError for numbers that point beyond what they number."""
+    offset, ids = file["offset"][:], file["input_ids"]
+    require_offsets("offset", offset, len(ids))
+    if file["labels"].shape != ids.shape or file["image_row"].shape != (len(offset) - 1,):
+        raise ValueError("'labels', 'input_ids', 'image_row' and 'offset' do not belong together")
+    for name in ("prefix", "memory"):
+        if name in file:
+            require_rows(name, file[name])
+            require_offsets(f"{name}_offset", file[f"{name}_offset"][:], len(file[name]))
+    images = len(file["prefix_offset"]) - 1
+    require_places("image_row", file["image_row"][:], images)
+    if len(file["grid"]) != images or file["grid"].dtype.kind not in "iu":
+        raise ValueError(f"'grid' has no row for each of {images} images")
+    if "text" in file:
+        require_rows("text", file["text"], file["prefix"].shape[-1])
+        if len(file["text"]) != len(ids):
+            raise ValueError(f"'text' has {len(file['text'])} rows for {len(ids)} tokens")

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from gapinit.artifacts import write_json
+from .plain_json import write_json
 
 TRAIN, RESTVAL, VAL, TEST = (1, 2, 3), (4,), (5,), (6, 7)
 VQA_TRAIN = "v2_OpenEnded_mscoco_train2014_questions.json"

@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gapinit.artifacts import write_json
 from gapinit.data.captions import load_coco_captions, load_karpathy
 from gapinit.data.check import check_images, size_problem
 from gapinit.data.dataset import prepare_dataset
@@ -27,6 +26,12 @@ from gapinit.errors import GapinitError
 
 LOCAL = Path(__file__).resolve().parents[1] / "config" / "datasets" / "local.yaml"
 Edit = Callable[[dict[str, Any]], Any]
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON as others do: without a digest beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
 
 
 def coco(ids: range) -> dict[str, Any]:
@@ -322,7 +327,7 @@ def test_wrong_places_are_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(GapinitError, match="is generated and takes no data_root"):
         prepare_dataset(scenes, tmp_path / "out", data_root=folder, progress=False)
     (tmp_path / "file").write_text("")
-    with pytest.raises(GapinitError, match="cannot make this folder"):
+    with pytest.raises(GapinitError, match="cannot be written"):
         prepare_dataset(LOCAL, tmp_path / "file" / "out", data_root=folder, progress=False)
 
 

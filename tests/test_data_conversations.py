@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from gapinit.artifacts import write_json
 from gapinit.data.conversations import Conversation, load_llava
 from gapinit.data.locate import find_image
 from gapinit.errors import GapinitError
+
+from .plain_json import write_json
 
 NAME = "000000033471"
 

@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from gapinit.artifacts import write_json
 from gapinit.data.defects import Defects
 from gapinit.data.locate import (
     find_images_by_id,
@@ -24,6 +23,8 @@ from gapinit.data.locate import (
 )
 from gapinit.data.questions import Question, load_pope, load_vqa
 from gapinit.errors import GapinitError
+
+from .plain_json import write_json
 
 Edit = Callable[[dict[str, Any]], object]
 

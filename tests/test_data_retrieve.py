@@ -817,7 +817,7 @@ def test_no_damage_is_a_traceback(write_table: Callable[..., Path], results: Pat
         except GapinitError as error:
             assert str(results) in str(error)
         assert {path.name for path in results.iterdir()} <= {
-            *("data", "archive.zip", "s.json", "s.json.lock")
+            *("data", "archive.zip", "s.json", ".s.json.sha256", "s.json.lock")
         }
 
 

@@ -15,6 +15,8 @@ from gapinit.figures import figure2, figure3, figure4, figure5
 from gapinit.gap_file import estimate_gap_file, read_gap
 from gapinit.toy import mean_alignment
 
+from .plain_json import names
+
 LAYERS, PAIRS, WIDTH = 5, 60, 24
 SUFFIXES = ("pdf", "png", "svg", "csv")
 
@@ -58,9 +60,7 @@ def check_files(stem: Path) -> None:
     for suffix, start in starts.items():
         content = stem.with_name(f"{stem.name}.{suffix}").read_bytes()
         assert content.startswith(start) and len(content) > 3000
-    assert sorted(path.name for path in stem.parent.iterdir()) == sorted(
-        f"{stem.name}.{suffix}" for suffix in SUFFIXES
-    )
+    assert names(stem.parent) == sorted(f"{stem.name}.{suffix}" for suffix in SUFFIXES)
 
 
 def write_run(path: Path, method: str, alignment: object) -> Path:

@@ -36,6 +36,7 @@ from .method_cases import (
     matrices,
     setup,
 )
+from .plain_json import names
 from .small_backbone import (
     SmallWorld,
     make_backbone,
@@ -290,7 +291,7 @@ def test_stock_peft_loads_what_was_trained(
     config = read_json(tmp_path / "adapter" / "adapter_config.json")
     assert config["init_lora_weights"] is True
     assert config["r"] == (2 * rank if method == "pissa" else rank)
-    assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == [
+    assert names(tmp_path / "adapter") == [
         "adapter_config.json",
         "adapter_model.safetensors",
     ]

@@ -39,6 +39,7 @@ from .method_cases import (
     ranks,
     setup,
 )
+from .plain_json import names
 from .small_backbone import SmallWorld, make_backbone, reference_batch, small_world
 
 # The tests call plain PEFT, which asks transformers for a property under its old name.
@@ -115,9 +116,7 @@ def test_a_saved_adapter_gives_the_trained_outputs_on_the_untouched_base(
     assert config["eva_config"] is config["corda_config"] is config["lora_ga_config"] is None
     assert config["r"] == (2 * rank if method in CONVERTED else rank)
     files = ["adapter_config.json", "adapter_model.safetensors"]
-    assert sorted(path.name for path in folder.iterdir()) == sorted(
-        [*files, BASE_WEIGHTS] if method in QUANTISED else files
-    )
+    assert names(folder) == sorted([*files, BASE_WEIGHTS] if method in QUANTISED else files)
 
 
 @pytest.mark.parametrize("method", BASELINES)

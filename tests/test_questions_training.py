@@ -14,7 +14,6 @@ from torch import Tensor
 from transformers import Blip2ForConditionalGeneration, Blip2Processor
 
 from gapinit.adapters import add_lora
-from gapinit.artifacts import write_json
 from gapinit.backbones import load_backbone
 from gapinit.backbones.prompts import most_common, training_texts
 from gapinit.data.conversations import Conversation
@@ -27,6 +26,7 @@ from gapinit.predict import extract_features, predict
 from gapinit.tail import Tail
 from gapinit.trunk import extract_trunk, read_trunk
 
+from .plain_json import write_json
 from .small_backbone import make_backbone
 
 MAX_TOKENS = 180

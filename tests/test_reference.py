@@ -63,7 +63,9 @@ def test_a_complete_run_is_kept_with_a_report_that_stands_alone(
     output = tmp_path / "kept" / "reference"
     make_reference(results, output, project)
     record = read_json(output / "reference.json")
-    files = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
+    files = {
+        path.relative_to(output).as_posix() for path in output.rglob("[!.]*") if path.is_file()
+    }
     assert files - {"reference.json"} == set(record["files"])
     assert {"6_tables/table2.tex", "7_figures/figure1a.svg", "claims.csv", "citation.bib"} <= files
     assert (output / "6_tables/table2.csv").read_bytes() == (

@@ -23,6 +23,7 @@ from gapinit.runs import Run
 from gapinit.staging import seal
 from gapinit.training_loop import RunsTrainer
 
+from .plain_json import forget_digests
 from .small_backbone import SmallWorld, small_world
 
 COMPARED = (
@@ -274,6 +275,7 @@ def test_a_diverged_run_stays_diverged(world: SmallWorld, stepped: Any, tmp_path
     runs, checkpoint = interrupted(world, tmp_path, stepped)
     record = read_json(checkpoint / "state.json")
     record["failed"][1] = "it failed at step 6"
+    forget_digests(checkpoint / "state.json")
     (checkpoint / "state.json").write_text(json.dumps(record))
     identity = read_json(checkpoint / "seal.json")["identity"]
     (checkpoint / "seal.json").unlink()

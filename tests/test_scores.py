@@ -67,7 +67,7 @@ def damage_finite(content: dict[str, Any]) -> None:
         (damage_mean, "but the mean over 'per_sample' is"),
         (damage_metric, "metric 'Bleu_4' is missing, found: CIDEr"),
         (damage_shape, "not a score file"),
-        (damage_finite, "expected a finite number"),
+        (damage_finite, "NaN is no JSON number"),
     ],
 )
 def test_a_damaged_score_file_is_an_error_that_names_it(

@@ -33,6 +33,7 @@ from gapinit.tail import Tail
 from gapinit.trunk import Trunk, extract_trunk, read_trunk
 
 from .method_cases import CHANGE_BASE
+from .plain_json import names
 from .small_backbone import (
     LAYERS,
     SmallWorld,
@@ -318,8 +319,7 @@ def test_a_loss_that_is_not_finite_names_the_step(world: SmallWorld, tmp_path: P
 def test_the_record_of_a_run(run: Path, world: SmallWorld) -> None:
     record = read_json(run / "run.json")
     rows = steps(run)
-    names = ["adapter", "process.json", "run.json", "steps.csv"]
-    assert sorted(path.name for path in run.iterdir()) == names
+    assert names(run) == ["adapter", "process.json", "run.json", "steps.csv"]
     assert [path.name for path in run.parent.iterdir()] == [run.name], "nothing is left to wait"
     assert record["factors"]["method"] == "gap-init" and record["factors"]["seed"] == 42
     assert record["recipe"]["alpha"] == 2.0 and record["recipe"]["batch_size"] == 24

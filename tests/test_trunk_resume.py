@@ -35,6 +35,7 @@ from gapinit.train import train_run
 from gapinit.trunk import extract_trunk, read_trunk
 from gapinit.trunk_modes import TrunkSize
 
+from .plain_json import names
 from .small_backbone import TOKENS, SmallWorld, small_world
 
 # Data that is written at random moments, by processes that are killed: a block, then some time.
@@ -140,7 +141,7 @@ def test_a_killed_extraction_ends_in_the_same_bytes(
             assert not (tmp_path / "resumed.h5").exists()
     assert computed <= stage.blocks + 2, "at most the blocks that were not flushed, again"
     assert (tmp_path / "resumed.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["resumed.h5", "whole.h5"]
+    assert names(tmp_path) == ["resumed.h5", "whole.h5"]
 
 
 def test_processes_killed_at_random_moments_leave_the_same_bytes(tmp_path: Path) -> None:
@@ -253,7 +254,7 @@ def test_two_writers_never_share_a_file(tmp_path: Path) -> None:
             fill(tmp_path / "a.h5")
         file.write("rows", np.zeros((12, 3), F4))
         file.end_block()
-    assert [path.name for path in tmp_path.iterdir()] == ["a.h5"]
+    assert names(tmp_path) == ["a.h5"]
 
 
 def test_an_error_of_the_inputs_drops_what_was_made_of_them(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gapinit.artifacts import read_json
+from gapinit.digests import require_folder_unaltered
 from gapinit.errors import GapinitError
 from gapinit.settings import read_settings, read_yaml
 
@@ -87,7 +88,11 @@ def import_family(where: str) -> type[Backbone]:
 
 def load_backbone(folder: Path, device: str = "cpu") -> Backbone:
     """Load the backbone in a `save_pretrained` folder, frozen and in evaluation mode."""
-    model_type = read_json(Path(folder) / "config.json").get("model_type")
+    config = read_json(Path(folder) / "config.json")
+    if not isinstance(config, dict):
+        raise GapinitError(f"{folder}/config.json: expected an object at the top level")
+    require_folder_unaltered(folder)
+    model_type = config.get("model_type")
     family = find_family(model_type)
     if family is None:
         raise GapinitError(

@@ -138,8 +138,14 @@ class Backbone(ABC):
         model = load_weights(cls.model_class, folder, source.dtype)
         try:
             processor = cls.load_processor(folder)
-        except (OSError, ValueError, RuntimeError) as error:
+        except Exception as error:  # a tokenizer file of others may break anything inside
             raise cannot_be_loaded(folder, error) from None
+        tokens, rows = len(processor.tokenizer), model.get_input_embeddings().num_embeddings
+        if tokens > rows:
+            raise GapinitError(
+                f"{folder}: the tokenizer has {tokens} tokens and the model embeddings for {rows}: "
+                "they are of two models. Get both from the same place."
+            )
         # ASSUME: frozen layers run without dropout, in training too (design, Section 4).
         model.eval().requires_grad_(False).to(device)
         prompts = source.prompts.applied_to(cls.default_prompts)

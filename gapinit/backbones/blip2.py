@@ -68,7 +68,9 @@ class Blip2Backbone(Backbone):
     @classmethod
     def load_processor(cls, folder: Path) -> Any:
         """Return the real processor: its tokenizer gets the image token that older ones lack."""
-        return Blip2Processor.from_pretrained(folder, local_files_only=True)
+        return Blip2Processor.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
 
     def narrow_last_layer(self, rows: Rows, eager: bool) -> AbstractContextManager[None]:
         """Return a block in which the last layer gives keys and values of all, and `rows`."""

@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 from gapinit.artifacts import read_json
 from gapinit.backbones.source import read_source
+from gapinit.digests import require_folder_unaltered
 from gapinit.errors import GapinitError
 
 READ_WHOLE = 1 << 28
@@ -27,6 +28,7 @@ def fingerprint(folder: Path) -> str:
     training changes all of a tensor, and many gigabytes are told apart in a moment.
     """
     folder = Path(folder)
+    require_folder_unaltered(folder)
     state = hashlib.sha256()
     weights = sorted(folder.glob("*.safetensors"))
     if not (folder / "config.json").is_file() or not weights:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -36,6 +35,8 @@ def load_processor(name: str | Path, **options: Any) -> Processor:
     which is not needed here. Without torchvision an image processor is its PIL variant. `options`
     go to both `from_pretrained` (`revision`, `local_files_only`, ...).
     """
+    # Unset, transformers would ask on the terminal whether to run code that came with the files.
+    options["trust_remote_code"] = False
     return Processor(
         AutoTokenizer.from_pretrained(name, **options),
         AutoImageProcessor.from_pretrained(name, **options),
@@ -53,11 +54,12 @@ def load_weights(model_class: Any, folder: Path, dtype: str | None) -> Any:
             model, report = model_class.from_pretrained(
                 folder,
                 use_safetensors=True,
+                trust_remote_code=False,
                 local_files_only=True,
                 output_loading_info=True,
                 **options,
             )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # a configuration of others may break anything inside
         raise cannot_be_loaded(folder, error) from None
     if report["missing_keys"]:
         # Hugging Face would fill them with random numbers and go on.

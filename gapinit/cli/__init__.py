@@ -7,6 +7,7 @@ runs, so that `gapinit --help` and scoring never pay for torch.
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
@@ -14,6 +15,7 @@ import typer
 
 from gapinit.cli import cluster, data, evaluate, methods, rehearse, results, stages
 from gapinit.errors import GapinitError
+from gapinit.storage_errors import environment_problem, naming
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,8 +40,10 @@ def _options(
     ] = None,
 ) -> None:
     if log_file is not None:
-        log_file.parent.mkdir(parents=True, exist_ok=True)
-        sys.stderr = _Tee(sys.stderr, log_file.open("w", encoding="utf-8", buffering=1))
+        with naming(log_file):
+            log_file.parent.mkdir(parents=True, exist_ok=True)
+            file = log_file.open("w", encoding="utf-8", buffering=1)
+        sys.stderr = _Tee(sys.stderr, file)
 
 
 class _Tee:
@@ -49,7 +53,9 @@ class _Tee:
         self._terminal, self._file = terminal, file
 
     def write(self, text: str) -> int:
-        self._file.write(text)
+        # A full disk must not keep anyone from reading why.
+        with suppress(OSError):
+            self._file.write(text)
         return self._terminal.write(text)
 
     def isatty(self) -> bool:
@@ -66,6 +72,12 @@ def main() -> None:
         app()
     except GapinitError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except (OSError, MemoryError, RuntimeError) as error:
+        message = environment_problem(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

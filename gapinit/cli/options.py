@@ -39,6 +39,11 @@ def same_number(name: str, given: Sequence[object], wanted: int, of: str) -> Non
         )
 
 
+def one_line(path: Path) -> str:
+    """Return a path as one line that any terminal can show, whatever its name holds."""
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in str(path))
+
+
 def device_name(name: str) -> str:
     """Return the device to use; `auto` claims a free GPU if there is one (`gapinit.gpu_pool`).
 

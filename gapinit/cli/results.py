@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gapinit.cli.options import Manifest, Output, choice
+from gapinit.cli.options import Manifest, Output, choice, one_line
 
 app = typer.Typer()
 FIGURES = (
@@ -146,6 +146,31 @@ def report(
         published=published,
         rule_graph=rule_graph,
     )
+
+
+@app.command()
+def verify(
+    results: Annotated[Path, typer.Argument(help="Folder of one configuration's results.")],
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+) -> None:
+    """Say which files of some results are altered, missing or unknown; exit status 1 if any is."""
+    import json
+
+    from gapinit.verify import verify_results
+
+    verdict = verify_results(results)
+    if as_json:
+        print(json.dumps(verdict.as_json(), indent=1, ensure_ascii=True))
+    else:
+        for kind in ("altered", "missing", "unknown"):
+            for path, why in sorted(getattr(verdict, kind).items()):
+                print(f"{kind} {one_line(path)}: {why}")
+        print(
+            f"{verdict.intact} files as written, {len(verdict.altered)} altered, "
+            f"{len(verdict.missing)} missing, {len(verdict.unknown)} unknown"
+        )
+    if not verdict.clean:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gapinit.data.defects import Defects
+from gapinit.data.images import FORMATS
 from gapinit.data.manifest import Manifest
 from gapinit.errors import GapinitError
 from gapinit.progress import track
 
-# EPS, PDF and the like are left out: Pillow hands them to other programs.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MIN_SIDE = 8  # ASSUME: below this no vision tower sees anything; such a file is a mistake
 MAX_ASPECT = 200  # Qwen2-VL's processor refuses more
 MAX_THREADS = 8

@@ -14,6 +14,7 @@ from gapinit.data.references import write_references
 from gapinit.data.scenes.settings import ScenesSettings
 from gapinit.errors import GapinitError
 from gapinit.settings import check_settings, read_yaml
+from gapinit.storage_errors import naming
 
 
 def read_dataset_settings(dataset_yaml: Path) -> ScenesSettings | FolderSettings:
@@ -72,10 +73,8 @@ def prepare_dataset(
 
 
 def _make_folder(folder: Path) -> None:
-    try:
+    with naming(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise GapinitError(f"{folder}: cannot make this folder ({error.strerror})") from None
 
 
 def _write(manifest: Manifest, output: Path) -> None:

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from gapinit.artifacts import read_json
+from gapinit.artifacts import MAX_JSON, read_json
 from gapinit.data.defects import Defects, NamedImage
 from gapinit.data.locate import find_image, leaves_root
+from gapinit.digests import require_unaltered
 from gapinit.errors import GapinitError
 
 KINDS = {dict: "an object", list: "a list", str: "a string", int: "a whole number"}
@@ -24,7 +25,15 @@ def read_text(path: Path, *, encoding: str = "utf-8", expected: str = "") -> str
     `expected` says, with a space in front, where a missing file should have been.
     """
     try:
-        return path.read_text(encoding=encoding)
+        if path.stat().st_size > MAX_JSON:
+            raise GapinitError(
+                f"{path}: {path.stat().st_size} bytes, more than the {MAX_JSON} that a text file "
+                "may have here: reading it would take all memory. Split it."
+            )
+        content = path.read_bytes()
+        require_unaltered(path, content)
+        # As open() in text mode: CRLF and CR end lines, too.
+        return content.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError:
         raise GapinitError(f"{path}: no such file{expected}") from None
     except UnicodeDecodeError as error:

@@ -80,7 +80,11 @@ def load_folder(
     paths = [sample.path for samples in manifest.splits.values() for sample in samples]
     checked = check_images(paths, defects, progress=progress)
     defects.raise_if_any()
-    return replace(manifest, images_digest=images_digest(checked, manifest.root))
+    return replace(
+        manifest,
+        images_digest=images_digest(checked, manifest.root),
+        image_digests={manifest.file(path): value for path, value in checked.items()},
+    )
 
 
 def read_folder(

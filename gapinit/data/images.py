@@ -10,6 +10,9 @@ from gapinit.errors import GapinitError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+# EPS, PDF and the like are left out: Pillow hands them to other programs.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+
 
 def load_image(path: Path, content: BinaryIO | None = None) -> Image:
     """Return the image in RGB; a missing or damaged file is an error that names it.
@@ -19,7 +22,7 @@ def load_image(path: Path, content: BinaryIO | None = None) -> Image:
     from PIL import Image as pillow
 
     try:
-        with pillow.open(path if content is None else content) as image:
+        with pillow.open(path if content is None else content, formats=FORMATS) as image:
             return image.convert("RGB")
     except FileNotFoundError:
         raise GapinitError(f"{path}: no such image") from None
@@ -32,7 +35,7 @@ def image_size(path: Path) -> tuple[int, int]:
     from PIL import Image as pillow
 
     try:
-        with pillow.open(path) as image:
+        with pillow.open(path, formats=FORMATS) as image:
             return image.size
     except FileNotFoundError:
         raise GapinitError(f"{path}: no such image") from None

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from gapinit.artifacts import digest, read_json, write_json
 from gapinit.data.captions import CaptionedImage
 from gapinit.data.locate import leaves_root
+from gapinit.digests import require_listed, write_listing
 from gapinit.errors import GapinitError
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 Kind = Literal["captions", "vqa", "pope", "conversations"]
 KINDS: tuple[Kind, ...] = ("captions", "vqa", "pope", "conversations")
 MANIFEST_VERSION = 2
+IMAGES = "images.sha256"
+"""Beside a manifest: the SHA-256 of each image, as `sha256sum` writes it."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class Manifest:
     splits: Mapping[str, Sequence[Sample]]
     images_digest: str = ""
     kind: Kind = "captions"
+    image_digests: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of each image by its name below the root, where the images were checked just now."""
 
     def split(self, name: str) -> Sequence[Sample]:
         """Return the samples of a split, or say which splits there are."""
@@ -85,7 +90,17 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
             for split, samples in manifest.splits.items()
         },
     }
+    if manifest.image_digests:
+        write_listing(Path(path).with_name(IMAGES), manifest.image_digests)
     write_json(path, content)
+
+
+def require_images(path: Path, images: Sequence[Path], root: Path) -> None:
+    """Raise GapinitError for an image that is not the one that the manifest at `path` was made of.
+
+    A JPEG with a wrong byte decodes without complaint, into another picture.
+    """
+    require_listed(Path(path).with_name(IMAGES), root, images)
 
 
 def _to_json(kind: Kind, sample: Any, root: Path) -> dict[str, Any]:

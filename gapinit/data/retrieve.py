@@ -6,6 +6,7 @@ the file on the server, `.sha256` with the digest of a file that the table has n
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -20,7 +21,7 @@ from pathlib import Path
 import requests
 from filelock import FileLock, Timeout
 
-from gapinit.artifacts import read_json, sha256, write_json
+from gapinit.artifacts import read_json, sha256
 from gapinit.data.downloads import Download, find_download, instructions
 from gapinit.errors import GapinitError
 from gapinit.progress import show_bytes, track_bytes
@@ -337,7 +338,9 @@ def _write(
             print(f"{job.name}: the server gives no rest; from the start", file=sys.stderr)
         job.discard()
         marks = {mark: response.headers[mark] for mark in MARKS if mark in response.headers}
-        write_json(job.beside(".partial.json"), {"url": job.url, **marks})
+        # Bookkeeping without a digest: damaged, it is as good as none.
+        note = json.dumps({"url": job.url, **marks})
+        job.beside(".partial.json").write_text(note, encoding="utf-8")
     whole = total or job.download.bytes
     free = shutil.disk_usage(job.output.parent).free
     if whole is not None and whole - start > free:

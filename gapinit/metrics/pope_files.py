@@ -12,6 +12,7 @@ from typing import Any
 
 from gapinit.data.entries import shown
 from gapinit.data.locate import POPE_CATEGORIES as CATEGORIES
+from gapinit.digests import require_unaltered
 from gapinit.errors import GapinitError
 from gapinit.metrics.entries import EntryId, entry_id, entry_text, examples
 
@@ -74,7 +75,9 @@ def read_entries(path: Path) -> list[tuple[str, dict[str, Any]]]:
     A byte-order mark, CRLF line ends and empty lines are legal: copies of POPE have them.
     """
     try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
+        content = Path(path).read_bytes()
+        require_unaltered(path, content)
+        text = content.decode("utf-8-sig")
     except FileNotFoundError:
         raise GapinitError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
