@@ -1,6 +1,7 @@
 """Processor time of a whole grid as run, against every row of every table run alone.
 
-Nothing is guessed of a job: Snakemake's own `benchmark:` files say what each one took (`cpu_time`).
+Nothing is guessed of a job: Snakemake's own `benchmark:` files say what each one took (`cpu_time`),
+and the last line of its log does where Snakemake allows no such file (rules with `cache:`).
 With results at hand (`--results results/scenes`) it is their configuration's grid; from a fresh
 clone the small grid of `config/test.yaml` is run first, in a folder of its own.
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -69,30 +71,35 @@ def read_times(results: Path, plan: Plan) -> Times:
     times = Times()
     for kind, folder in {
         "data": results / "1_data" / "benchmarks",
-        "backbone": results / "1_backbones" / "benchmarks",
-        "states": results / name / "benchmarks" / "2_states",
         "gap": results / name / "benchmarks" / "3_gap",
+        "features": results / name / "benchmarks" / "5_evaluate" / "features",
         "train": results / name / "benchmarks" / "4_train",
         "evaluate": results / name / "benchmarks" / "5_evaluate",
     }.items():
         for path in sorted(folder.rglob("*.tsv")):
             place = path.relative_to(folder).with_suffix("").as_posix()
-            own = kind
-            for part in ("trunk", "features"):
-                if place.startswith(f"{part}/"):
-                    own, place = part, place.removeprefix(f"{part}/")
             row, _, job = place.rpartition("/")
-            parts = [place]
-            if own == "train":
+            own, parts = kind, [place]
+            if kind == "train":
                 parts = [f"{row}/seed{seed}" for seed in job.removeprefix("seed").split("-")]
             elif place in made:
                 own, parts = "predict", [f"{row}/{it}" for it in made[place].paths()]
-            elif own == "evaluate":
+            elif kind == "evaluate":
+                if not job.startswith("score_"):
+                    continue  # features, which have a folder of their own
                 own, (names, _, dataset) = "score", job.removeprefix("score_").partition("_on_")
                 seeds = ["no-adapter"] if names == "no_adapter" else names.split("_")
                 parts = [f"{row}/{_seed(seed)}/{dataset}" for seed in seeds]
             for part in parts:
                 times.jobs[own][part] = _cpu_time(path) / len(parts)
+    for kind, folder in {
+        "backbone": results / "1_backbones" / "logs",
+        "states": results / name / "logs" / "2_states",
+        "trunk": results / name / "logs" / "4_train" / "trunk",
+    }.items():
+        for path in sorted(folder.rglob("*.log")):
+            place = path.relative_to(folder).with_suffix("").as_posix()
+            times.jobs[kind][place] = _logged_cpu_time(path)
     if not times.jobs:
         raise GapinitError(f"{results}/{name}: no benchmark files here, expected a finished grid")
     return times
@@ -110,6 +117,14 @@ def _cpu_time(path: Path) -> float:
     except (KeyError, ValueError):
         # A job too short to be sampled: its wall-clock time.
         return sum(float(row["s"]) for row in rows)
+
+
+def _logged_cpu_time(path: Path) -> float:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    found = re.fullmatch(r"took .* s, (.*) s of CPU time", lines[-1] if lines else "")
+    if found is None:
+        raise GapinitError(f"{path}: no line at its end says what the job took: run it again")
+    return float(found[1])
 
 
 def run_alone(plan: Plan, run: Run, table: str, times: Times) -> float:

@@ -156,15 +156,22 @@ def test_rows_alone_add_up_their_jobs(tmp_path: Path) -> None:
             jobs[folder / f"predict_{it.name}.tsv"] = 2.0 * len(it.paths())
             for dataset in it.datasets:
                 jobs[folder / f"score_{names}_on_{dataset}.tsv"] = 1.0 * len(it.seeds)
-    jobs[out / "2_states" / backbone / f"{data}.tsv"] = 7.0
     jobs[out / "3_gap" / backbone / "in-domain-24.tsv"] = 0.5
-    jobs[out / "4_train" / "trunk" / backbone / data / "naive.tsv"] = 11.0
     jobs[out / "5_evaluate" / "features" / backbone / f"{data}.tsv"] = 3.0
     jobs[tmp_path / "1_data" / "benchmarks" / f"{data}.tsv"] = 100.0
-    jobs[tmp_path / "1_backbones" / "benchmarks" / f"{backbone}.tsv"] = 1000.0
+    logs = tmp_path / "test" / "logs"
+    cached = {
+        logs / "2_states" / backbone / f"{data}.log": 7.0,
+        logs / "4_train" / "trunk" / backbone / data / "naive.log": 11.0,
+        tmp_path / "1_backbones" / "logs" / f"{backbone}.log": 1000.0,
+    }
     for path, value in jobs.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"s\tcpu_time\n9\t{value}\n", encoding="utf-8")
+    for path, value in cached.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"10 of 10\ntook 3.00 s, {value:.2f} s of CPU time\n", encoding="utf-8")
+    jobs |= cached
     times = read_times(tmp_path, plan)
     assert times.total == pytest.approx(sum(jobs.values()))
     gap_init = next(run for run in runs if run.method == "gap-init" and not run.noise)
@@ -176,3 +183,6 @@ def test_rows_alone_add_up_their_jobs(tmp_path: Path) -> None:
         assert made == pytest.approx(given + 1100)
     with pytest.raises(GapinitError, match="no benchmark files"):
         read_times(tmp_path / "elsewhere", plan)
+    next(iter(cached)).write_text("interrupted\n", encoding="utf-8")
+    with pytest.raises(GapinitError, match=r"naive|\.log: no line at its end"):
+        read_times(tmp_path, plan)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,17 @@ def test_help_lists_every_stage_in_order() -> None:
     stages = ["states", "gap", "layers", "trunk", "train", "features", "predict", "report"]
     places = [text.index(f"│ {stage} ") for stage in stages]
     assert places == sorted(places)
+
+
+def test_a_log_ends_with_what_the_command_took(tmp_path: Path) -> None:
+    log = tmp_path / "a" / "version.log"
+    done = gapinit(f"--log-file={log}", "methods")
+    assert done.returncode == 0, done.stderr
+    last = log.read_text(encoding="utf-8").splitlines()[-1]
+    assert re.fullmatch(r"took \d+\.\d\d s, \d+\.\d\d s of CPU time", last)
+    assert "of CPU time" not in done.stderr
+    assert gapinit(f"--log-file={log}", "score", "captions", "--references=no").returncode != 0
+    assert "of CPU time" not in log.read_text(encoding="utf-8"), "what failed took nothing"
 
 
 def test_captions_are_scored(tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ runs, so that `gapinit --help` and scoring never pay for torch.
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, TextIO
@@ -17,7 +19,19 @@ from gapinit.cli import cluster, data, evaluate, methods, rehearse, results, sta
 from gapinit.errors import GapinitError
 from gapinit.storage_errors import environment_problem, naming
 
+_STARTED = time.monotonic()
+
+
+def _finished(*_: Any, **__: Any) -> None:
+    """End the log file with what the command took; the benchmarks read it."""
+    if isinstance(sys.stderr, _Tee):
+        used = os.times()
+        processor = used.user + used.system + used.children_user + used.children_system
+        sys.stderr.note(f"took {time.monotonic() - _STARTED:.2f} s, {processor:.2f} s of CPU time")
+
+
 app = typer.Typer(
+    result_callback=_finished,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -57,6 +71,11 @@ class _Tee:
         with suppress(OSError):
             self._file.write(text)
         return self._terminal.write(text)
+
+    def note(self, line: str) -> None:
+        """Write a line to the file alone."""
+        with suppress(OSError):
+            self._file.write(f"{line}\n")
 
     def isatty(self) -> bool:
         """No terminal: a bar's control codes would fill the file, and jobs run side by side."""
