@@ -82,7 +82,7 @@ def test_resources_are_the_backbones_or_the_rules(folder: Path) -> None:
     assert made.resource(OTHER, "runtime", 60) == 60
     assert made.resource(OTHER, "gpu_mem_mb", None) == 70000
     assert made.resource(MAIN, "mem_mb", 3000) == 3000
-    assert made.resource(MAIN, "threads", 2) == 2
+    assert made.resource(MAIN, "runtime", 240) == 240
     assert made.resource(MAIN, "gpu_mem_mb", None) is None
 
 
