@@ -54,7 +54,7 @@ lint: $(DEV) ## style, types and the workflow's own rules
 	$(BIN)/mypy
 	$(BIN)/snakemake --lint
 
-chaos: $(DEV) ## kill it, starve it, feed it garbage (tests/chaos): about half an hour
+chaos: $(DEV) ## kill it, starve it, feed it garbage (tests/chaos): three quarters of an hour
 	$(BIN)/python -m tests.chaos
 
 bench: $(DEV) ## every program in benchmarks/, one after the other, then its table and figure

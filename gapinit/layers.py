@@ -71,6 +71,12 @@ def write_layers(gap: Path, output: Path, num_layers: int, exclude_bottom: int) 
     with open_hdf5(gap, "gap") as file:
         if "score" not in file:
             raise GapinitError(f"{gap}: dataset 'score' is missing. Run the gap stage again.")
+        # Readable files of others may still hold the scores of another decoder.
+        if "gap" in file and file["score"].shape != file["gap"].shape[:1]:
+            raise GapinitError(
+                f"{gap}: 'score' has shape {file['score'].shape} and 'gap' {file['gap'].shape}: "
+                "expected one score a layer. Delete it and run the gap stage again."
+            )
         score = [float(value) for value in file["score"][:]]
     content: dict[str, object] = {
         strategy: select_layers(score, strategy, num_layers, exclude_bottom)

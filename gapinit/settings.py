@@ -64,7 +64,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise GapinitError(f"{path}: cannot be read ({error.strerror})") from None
     if not isinstance(content, dict):
         raise GapinitError(f"{path}: expected a mapping of keys to values at the top level")
+    if _holds_itself(content, set(), set()):
+        raise GapinitError(f"{path}: not valid YAML here (an alias stands within its own anchor)")
     return content
+
+
+def _holds_itself(value: Any, around: set[int], seen: set[int]) -> bool:
+    """Return whether a mapping or list is one of its own parts, as aliases can make it."""
+    if not isinstance(value, dict | list) or id(value) in seen:
+        return id(value) in around
+    around.add(id(value))
+    seen.add(id(value))
+    inner = value.values() if isinstance(value, dict) else value
+    found = any(_holds_itself(one, around, seen) for one in inner)
+    around.discard(id(value))
+    return found
 
 
 def check_settings(

@@ -18,6 +18,7 @@ from gapinit.backbones import load_backbone
 from gapinit.errors import GapinitError
 from gapinit.gap import gap_vector
 from gapinit.gap_file import estimate_gap_file, read_gap
+from gapinit.settings import read_yaml
 from gapinit.spot import spot_gap
 
 from .small_backbone import SmallWorld, small_world
@@ -122,6 +123,15 @@ def test_json_that_could_be_read_wrongly_is_refused(tmp_path: Path, text: str, w
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(GapinitError, match=rf"a\.json: .*{words}"):
         read_json(tmp_path / "a.json")
+
+
+def test_yaml_that_holds_itself_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("a: &a\n  b: [1, *a]\n")
+    with pytest.raises(GapinitError, match=r"a\.yaml: .*within its own anchor"):
+        read_yaml(path)
+    path.write_text("a: &a {b: 1}\nc: *a\nd: [*a, *a]\n")
+    assert read_yaml(path)["d"] == [{"b": 1}, {"b": 1}]
 
 
 @pytest.fixture(scope="module")

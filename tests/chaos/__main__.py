@@ -22,7 +22,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--inputs", type=int, default=800, help="damaged files; 0: every one")
-    parser.add_argument("--minutes", type=float, default=20, help="after which nothing is killed")
+    parser.add_argument("--minutes", type=float, default=25, help="after which nothing is killed")
     parser.add_argument("--only", choices=("kills", "faults", "inputs"), help="one part")
     given = parser.parse_args()
     torch.set_num_threads(1)

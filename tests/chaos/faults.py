@@ -10,7 +10,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,9 @@ def made_adapter(root: Path, _output: Path) -> None:
     SmallWorld(root).train(root / "run")
 
 
-def java(goods: dict[str, Path], folder: Path) -> Iterator[tuple[str, str | None]]:
+def java(
+    goods: dict[str, Path], folder: Path, metrics: Sequence[str] = ("cider", "meteor")
+) -> Iterator[tuple[str, str | None]]:
     """Score captions without a Java, and with one that dies in the middle."""
     folder.mkdir(parents=True, exist_ok=True)
     real, scores = find_java(), goods["scores"]
@@ -109,7 +111,7 @@ def java(goods: dict[str, Path], folder: Path) -> Iterator[tuple[str, str | None
 
     def call(program: str | None) -> Any:
         names = (scores / "captions.json", scores / "said.json")
-        return score_captions(*names, output, ["cider", "meteor"], java=program)
+        return score_captions(*names, output, list(metrics), java=program)
 
     good = isolated(lambda: call(str(real)))
     output.unlink()
