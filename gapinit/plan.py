@@ -33,9 +33,9 @@ VERSIONS = {
     "train": 3,
     "predict": 4,
     "score": 2,
-    "tables": 3,
+    "tables": 4,
     "figures": 2,
-    "report": 3,
+    "report": 4,
 }
 DRAWN = {
     "figure1b": "VQAv2_accuracy",

@@ -55,6 +55,8 @@ class RunLine:
     layers: tuple[int, ...]
     factors: Mapping[str, str]
     command: str
+    seconds: float | None
+    peak_memory_mb: float | None
     loss: Curve | None
     log: Place | None
     adapter: Place | None
@@ -155,6 +157,8 @@ def _run_line(
             if value is not None
         },
         command=shlex.join(["gapinit", *command]) if command else "",
+        seconds=record.get("seconds"),
+        peak_memory_mb=record.get("peak_memory_mb"),
         loss=read_curve(folder / run.path / "steps.csv") if run.trained else None,
         log=_place(Path(log), beside) if log else None,
         adapter=_place(folder / run.path / "adapter", beside) if run.trained else None,

@@ -91,8 +91,6 @@ class RunResult:
     first_grad_norm: float | None
     final_loss: float | None
     noise_cosine: float | None
-    seconds: float | None
-    peak_memory_mb: float | None
 
 
 class Line:
@@ -199,8 +197,6 @@ RUN_COLUMNS = [
     "first_grad_norm",
     "final_loss",
     "noise_cosine",
-    "seconds",
-    "peak_memory_mb",
 ]
 
 
@@ -276,8 +272,6 @@ def _run(line: Line) -> RunResult:
         first_grad_norm=line.number("first_grad_norm"),
         final_loss=line.number("final_loss"),
         noise_cosine=line.number("noise_cosine"),
-        seconds=line.number("seconds"),
-        peak_memory_mb=line.number("peak_memory_mb"),
     )
 
 

@@ -53,10 +53,10 @@ RUN_MEASURES = (
     "first_grad_norm",
     "final_loss",
     "noise_cosine",
-    "seconds",
-    "peak_memory_mb",
 )
-"""What the tidy table takes from `run.json` and `process.json`."""
+"""What the tidy table takes from `run.json`."""
+COSTS = ("seconds", "peak_memory_mb", "threads")
+"""What `process.json` says: other numbers each time, so they have a table of their own."""
 TRAINING = "training"
 """In the tidy table, stands for a dataset where a run is scored on none."""
 
@@ -163,8 +163,8 @@ def tidy_runs(
 
     Beside the factors of the run stand the tables that it belongs to (joined by semicolons) and
     what its `run.json` measured: trainable parameters, gradient norm of the first step, final
-    loss, cosine of the noisy direction to the gap, seconds, peak memory in MB. These are empty for
-    the untrained backbone.
+    loss, cosine of the noisy direction to the gap. These are empty for the untrained backbone.
+    `costs.csv` beside it says what training each run took: seconds, peak memory in MB, threads.
     """
     wanted: dict[tuple[Run, str], list[str]] = {}
     for path in experiments:
@@ -178,6 +178,7 @@ def tidy_runs(
                     tables.append(Path(path).stem)
     folder = ScoreFolder(evaluations, runs)
     lines: list[dict[str, Any]] = []
+    costs: dict[str, dict[str, Any]] = {}
     for (run, dataset), tables in wanted.items():
         wanted_by = f"table '{tables[0]}'"
         record = read_run_record(runs, run, wanted_by)
@@ -186,6 +187,8 @@ def tidy_runs(
         else:
             found = folder.scores(run, dataset, wanted_by).metrics
         measures = {name: record.get(name) for name in RUN_MEASURES}
+        if run.trained:
+            costs[run.path] = {"run": run.path} | {name: record.get(name) for name in COSTS}
         head = {"run": run.path, **run.factors, "evaluated": dataset, "tables": ";".join(tables)}
         for metric, value in found.items():
             lines.append({**head, "metric": metric, "value": value, **measures})
@@ -193,6 +196,7 @@ def tidy_runs(
     columns = ("run", *factors, "evaluated", "metric", "value", "tables", *RUN_MEASURES)
     write_csv(output, columns, lines)
     _write_parquet(Path(output).with_suffix(".parquet"), columns, lines)
+    write_csv(Path(output).with_name("costs.csv"), ("run", *COSTS), list(costs.values()))
 
 
 def _write_parquet(path: Path, columns: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> None:

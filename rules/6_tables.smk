@@ -90,6 +90,7 @@ rule runs:
             labels={"table": "runs", "format": "CSV"},
         ),
         parquet=f"{TABLES}/runs.parquet",
+        costs=f"{TABLES}/costs.csv",
     log:
         f"{LOGS}/6_tables/runs.log",
     conda:

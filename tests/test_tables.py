@@ -287,9 +287,14 @@ def test_the_tidy_table_has_a_line_for_each_run_and_metric(world: World) -> None
     assert by_method["random-b"]["tables"] == "mine"
     gap = by_method["gap-init"]
     assert (gap["rank"], gap["seed"], gap["calibration_size"]) == ("1", "2024", "256")
-    assert (gap["seconds"], gap["peak_memory_mb"], gap["noise_cosine"]) == ("12.5", "800", "")
+    assert (gap["first_grad_norm"], gap["noise_cosine"]) == ("0.5", "")
     assert gap["evaluated"] == "scenes" and float(gap["value"]) == pytest.approx(131)
-    assert by_method["zero-shot"]["seconds"] == by_method["zero-shot"]["seed"] == ""
+    assert by_method["zero-shot"]["final_loss"] == by_method["zero-shot"]["seed"] == ""
+    costs = read(output.with_name("costs.csv"))
+    assert [line["run"] for line in costs] == list(
+        dict.fromkeys(line["run"] for line in lines if line["method"] != "zero-shot")
+    )
+    assert {(line["seconds"], line["peak_memory_mb"]) for line in costs} == {("12.5", "800")}
 
 
 def test_the_tidy_table_is_the_same_in_parquet_with_types(world: World) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 import re
 import signal
@@ -14,7 +12,6 @@ from base64 import b64decode
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 SNAKEMAKE = Path(sys.executable).parent / "snakemake"
@@ -37,10 +34,8 @@ STAGES = {
     "report": "figures",
 }
 """Command of `gapinit` -> stage."""
-PER_PROCESS = ("seconds", "peak_memory_mb", "command", "threads", "process")
-"""Fields of a record that say how long and where a run was, and are another's each time."""
 NOT_COMPARED = re.compile(
-    r"(^|/)(logs|benchmarks)/|process\.json$|\.(pdf|png|svg|html)$|\.sha256(-read)?$|"
+    r"(^|/)(logs|benchmarks)/|process\.json$|costs\.csv$|\.(pdf|png|svg|html)$|\.sha256(-read)?$|"
     r"\.snakemake_timestamp$"
 )
 RESUMED = re.compile(r"resum|taken up|goes on (from|at)|go on (from|at)", re.IGNORECASE)
@@ -157,7 +152,7 @@ def differences(one: Path, other: Path, *, part: bool = False) -> tuple[int, lis
 
     `part`: the second run was asked for a part only.
 
-    Of records and the tidy table the fields of `PER_PROCESS` are left out.
+    What a run took stands in `process.json` and `costs.csv`, and they are left out.
     """
     names = [
         {
@@ -170,21 +165,8 @@ def differences(one: Path, other: Path, *, part: bool = False) -> tuple[int, lis
     alone = names[1] - names[0] if part else names[0] ^ names[1]
     found = [f"only one run has {name}" for name in sorted(alone)]
     both = sorted(names[0] & names[1])
-    found += [name for name in both if _content(one / name) != _content(other / name)]
+    found += [name for name in both if (one / name).read_bytes() != (other / name).read_bytes()]
     return len(both), found
-
-
-def _content(path: Path) -> Any:
-    if path.name == "run.json":
-        record = json.loads(path.read_text())
-        return {key: value for key, value in record.items() if key not in PER_PROCESS}
-    if path.name == "runs.csv":
-        with path.open(newline="") as file:
-            return [
-                {key: value for key, value in row.items() if key not in PER_PROCESS}
-                for row in csv.DictReader(file)
-            ]
-    return path.read_bytes()
 
 
 def resumptions(lines: Sequence[str]) -> int:
