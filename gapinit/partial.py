@@ -33,6 +33,7 @@ from gapinit.artifacts import write_header
 from gapinit.digests import mark_checked, record
 from gapinit.errors import GapinitError
 from gapinit.shards import WHOLE, Shard
+from gapinit.storage_errors import storage_problem
 
 if TYPE_CHECKING:
     import h5py
@@ -116,8 +117,9 @@ def require_room(path: Path, needed: int, advice: str) -> None:
     free = shutil.disk_usage(path.parent).free
     if needed > free:
         raise GapinitError(
-            f"{path}: needs {needed:,} bytes ({needed / 1e9:.1f} GB), but its disk has {free:,} "
-            f"({free / 1e9:.1f} GB) free. {advice or 'Make room, or choose another folder.'}"
+            f"{path}: No space left for it: it needs {needed:,} bytes ({needed / 1e9:.1f} GB), but "
+            f"its disk has {free:,} ({free / 1e9:.1f} GB) free. "
+            f"{advice or 'Make room, or choose another folder.'} Then run the same command again."
         )
 
 
@@ -288,7 +290,8 @@ def _open(path: Path, layout: Layout, advice: str) -> Partial:
         if done:
             print(f"{path}: goes on from block {done}", file=sys.stderr, flush=True)
     except OSError as error:
-        raise GapinitError(f"{path}: cannot be written ({error.strerror or error})") from error
+        said, way_out = storage_problem(error) or (error.strerror or str(error), "")
+        raise GapinitError(f"{path}: cannot be written ({said}). {way_out}".rstrip()) from error
     finally:
         new.unlink(missing_ok=True)
     return Partial(partial, path, places, done)

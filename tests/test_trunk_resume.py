@@ -277,7 +277,11 @@ def test_a_full_disk_is_told_before_anything_is_written(
         with pytest.raises(GapinitError) as error:
             stage.run(tmp_path / "full.h5")
         text = str(error.value)
-        assert "full.h5: needs" in text and "has 100 (" in text and "free" in text
+        assert (
+            "full.h5: No space left for it: it needs" in text
+            and "has 100 (" in text
+            and "free" in text
+        )
         if stage.kind == "trunk":
             assert "bfloat16" in text and "another folder" in text and "--mode vision" in text
         assert not list(tmp_path.iterdir())

@@ -12,7 +12,7 @@ from .disks import disk
 from .grid import finish
 
 MANIFEST = "results/1_data/scenes-test-pretraining/manifest.json"
-BACKBONE = "results/1_backbones/mini-blip2-test/config.json"
+BACKBONE = "results/1_backbones/mini-blip2-test"
 
 
 def told(folder: Path, target: str, *words: str) -> str | None:
