@@ -401,7 +401,7 @@ class Backbone(ABC):
         valid = position < inputs.length[:, None]
         if attention == "sdpa" and not padded and self._leaves_padding_out(inputs, valid):
             tokens = Layout.of(valid)
-            narrowed = self.narrow_last_layer(FlatRows(rows.position, rows.valid, tokens), False)
+            narrowed = self.narrow_last_layer(FlatRows.among(rows, where, tokens), False)
             if narrowed is not None:
                 with narrowed:
                     return self._decode_flat(inputs, tokens, Layout.of(rows.valid))
