@@ -113,7 +113,7 @@ class Result:
     def write(self, folder: Path = RESULTS) -> Path:
         """Write the JSON file, whole or not at all, and print its rows."""
         path = folder / f"{self.name}.json"
-        write_json(path, self.as_json())
+        write_json(path, self.as_json(), recorded=False)
         for target in self.targets:
             print(told(target))
         for name, value in self.measured.items():

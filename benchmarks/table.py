@@ -66,7 +66,7 @@ def redraw_table(readme: Path, results: Sequence[dict[str, Any]]) -> None:
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise GapinitError(f"{readme}: expected the markers {BEGIN} and {END}")
-    with atomic_file(readme) as temporary:
+    with atomic_file(readme, recorded=False) as temporary:
         content = f"{before}{BEGIN}\n\n{markdown(results)}\n\n{END}{after}"
         temporary.write_text(content, encoding="utf-8")
 
@@ -102,7 +102,7 @@ def draw(path: Path, results: Sequence[dict[str, Any]]) -> None:
         axes.invert_yaxis()
         axes.set_xlabel("measured / target (1: just met; to the right: better)")
         axes.spines[["top", "right"]].set_visible(False)
-        with atomic_file(path) as temporary:
+        with atomic_file(path, recorded=False) as temporary:
             figure.savefig(temporary, format="svg", transparent=True, metadata={"Date": None})
         pyplot.close(figure)
 

@@ -109,9 +109,12 @@ def _runs(process: int) -> bool:
     return True
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write `content` as UTF-8 JSON, whole or not at all. NaN is refused: JSON has none."""
-    with atomic_file(path) as temporary:
+def write_json(path: Path, content: Any, *, recorded: bool = True) -> None:
+    """Write `content` as UTF-8 JSON, whole or not at all. NaN is refused: JSON has none.
+
+    `recorded` as in `atomic_file`.
+    """
+    with atomic_file(path, recorded=recorded) as temporary:
         text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")
 

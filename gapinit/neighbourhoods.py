@@ -18,9 +18,8 @@ from gapinit.neighbours import (
     FloatArray,
     block_rows,
     candidates,
-    centre,
+    centre_all,
     check_neighbours,
-    common_scale,
     exact_squared,
     nearest_of,
     search,
@@ -78,8 +77,7 @@ def _by_products(
     parts: Sequence[FloatArray], space: Sequence[int], count: int, device: torch.device | None
 ) -> Neighbourhoods:
     number = len(parts[0])
-    scale = common_scale(parts)
-    centred = [centre(points, scale, device) for points in parts]
+    centred, scale = centre_all(parts, device)
     dispersion = [np.empty(number) for _ in parts]
     members = np.empty((number, count), np.intp)
     for block in block_rows(number):

@@ -91,8 +91,9 @@ def search(
     """
     number = parts[0].shape[0]
     count = check_neighbours(neighbours, number)
-    scale = common_scale(parts)
-    centred = {part: centre(parts[part], scale) for space in spaces for part in space}
+    used = sorted({part for space in spaces for part in space})
+    found_centred, scale = centre_all([parts[part] for part in used])
+    centred = dict(zip(used, found_centred, strict=True))
     found = [
         Neighbours(np.empty((number, count), np.intp), np.empty((number, count))) for _ in spaces
     ]
@@ -142,15 +143,20 @@ def row_blocks(number: int, width: int) -> Iterator[slice]:
         yield slice(start, min(start + rows, number))
 
 
-def _means(points: FloatArray) -> npt.NDArray[np.float64]:
-    return np.asarray(points.mean(axis=0, dtype=np.float64))
+def centre_all(
+    parts: Sequence[FloatArray], device: torch.device | None = None
+) -> tuple[list[Centred], float]:
+    """Return each part with its mean taken off and divided by one scale, and that scale."""
+    means = [np.asarray(points.mean(axis=0, dtype=np.float64)) for points in parts]
+    scale = _common_scale(parts, means)
+    pairs = zip(parts, means, strict=True)
+    return [_centre(points, mean, scale, device) for points, mean in pairs], scale
 
 
-def common_scale(parts: Sequence[FloatArray]) -> float:
+def _common_scale(parts: Sequence[FloatArray], means: Sequence[npt.NDArray[np.float64]]) -> float:
     """Return a power of two above every centred coordinate, so that squares cannot overflow."""
     largest = 0.0
-    for points in parts:
-        mean = _means(points)
+    for points, mean in zip(parts, means, strict=True):
         # Rounding keeps the order, so the extremes of a column are those of its differences.
         for extreme in (points.min(axis=0), points.max(axis=0)):
             largest = max(largest, float(np.abs(extreme - mean).max()))
@@ -158,22 +164,29 @@ def common_scale(parts: Sequence[FloatArray]) -> float:
     return float(2.0 ** np.frexp(largest)[1]) if largest > 0 else 1.0
 
 
-def centre(points: FloatArray, scale: float, device: torch.device | None = None) -> Centred:
+def _centre(
+    points: FloatArray,
+    mean: npt.NDArray[np.float64],
+    scale: float,
+    device: torch.device | None,
+) -> Centred:
     """Take off the mean and divide by `scale`; the products are then made on `device`, if any."""
     number, width = points.shape
     # Input of at most single precision needs no better products: the bound stays valid, and the
     # products take half the time. Very wide parts would make that bound useless.
     single = points.dtype.itemsize <= 4 and width <= 1 << 16
     dtype: type[np.floating[Any]] = np.float32 if single else np.float64
-    mean = _means(points)
+    # Any middle that is the same for all points will do, and one rounding is one rounding.
+    working: type[np.floating[Any]] = dtype if 1e-30 < scale < 1e30 else np.float64
+    middle = mean.astype(working)
     centred: FloatArray = np.empty((number, width), dtype)
     squares: FloatArray = np.empty(number, dtype)
     for block in row_blocks(number, width):
-        differences = points[block] - mean
+        differences = np.subtract(points[block], middle, dtype=working)
         differences *= 1 / scale  # a power of two: exact
         centred[block] = differences
-        differences[...] = centred[block]
-        squares[block] = np.einsum("ij,ij->i", differences, differences)
+        wide = centred[block].astype(np.float64)
+        squares[block] = np.einsum("ij,ij->i", wide, wide)
     # With unit roundoff u: rounding the points moves |a-b|^2 by at most about 4u(|a|^2+|b|^2), a
     # product of length d is off by at most about d*u*|a||b| <= d*u*(|a|^2+|b|^2)/2 and counts
     # twice, and the few additions here and in `candidates` cost some u each. Half of it belongs

@@ -37,5 +37,5 @@ def scaling(
     from gapinit.doctor.scaling import scaling_page
 
     page = scaling_page(planned(config_folder(None), configfile), configfile, gpus or (1, 8, 64))
-    with atomic_file(output) as temporary:
+    with atomic_file(output, recorded=False) as temporary:
         temporary.write_text(page, encoding="utf-8")
