@@ -111,7 +111,7 @@ def rehearse(
         "python": sys.version.split()[0],
     }
     if output is not None:
-        write_json(output, record)
+        write_json(output, record, recorded=False)
     return record
 
 

@@ -75,7 +75,7 @@ def rehearse_command(
         found = shapes(facts, name, adapted, pairs, rank)
         print_shapes(found)
         if output is not None:
-            write_json(output, found)
+            write_json(output, found, recorded=False)
         return
     if architecture is None:
         chosen = find_architecture(name, folder)
