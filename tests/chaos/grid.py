@@ -41,8 +41,8 @@ NOT_COMPARED = re.compile(
 RESUMED = re.compile(r"resum|taken up|goes on (from|at)|go on (from|at)", re.IGNORECASE)
 
 
-OFTEN = "training:\n  checkpoint_steps: 4\n"
-"""On top of the small grid, whose runs are too short to be kept on the way."""
+OFTEN = "training:\n  checkpoint_steps: 4\n  epochs: 5\n"
+"""On top of the small grid, whose runs are too short to be killed on the way."""
 
 
 def command(folder: Path, *arguments: str, cores: int = 2) -> list[str]:

@@ -108,6 +108,8 @@ def kill_test(
                 )
             break
         found.kills += 1
+        if found.kills % 10 == 0:
+            print(f"kills so far: {found.kills}, gone on from: {found.resumed}", flush=True)
         found.hit.update(dict.fromkeys(struck, 1))
         before |= committed(folder)
         if time.monotonic() - began > 120 * minutes:
