@@ -5,10 +5,11 @@ each run's slice gets its own (alpha / r) B_k A_k. The loss is the sum of the ru
 so no run's gradient holds anything of another's.
 
 What is saved is reading W0, the calls into the model and the optimiser's. That counts where a step
-is made of calls: three runs on one CPU thread were 1.26 times as fast at a width of 32 and 1.13
-times at 64 (`benchmarks/stacked_runs.py`). At a width of 128 a step is matrix products, K times as
-many for K runs: 1.04 times, for K times the memory of activations. Runs are then trained one after
-another and share the process: imports, trunk and, on a GPU at full width, the one model in memory.
+is made of calls: three runs on one CPU thread were 1.14 times as fast at a width of 32
+(`benchmarks/stacked_runs.py`; 1.26 on an earlier day). At a width of 128 a step is matrix products,
+K times as many for K runs: 0.99 times, for K times the memory of activations. Runs are then trained
+one after another and share the process: imports, trunk and, on a GPU at full width, the one model
+in memory.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ class RunsTrainer(Trainer):
     def run(self) -> None:
         """Train to the end, from the last checkpoint of the same training if there is one."""
         found = newest_checkpoint(self._checkpoints, self._identity)
-        if found is not None:
+        if found is not None and is_main():
             step = found.name.removeprefix(_PREFIX)
             print(f"{found.parent}: goes on from step {step}", file=sys.stderr, flush=True)
         self.train(resume_from_checkpoint=None if found is None else str(found))

@@ -5,7 +5,6 @@ one sequence without gaps. Attention alone has to know whose token is whose: aro
 and values are spread to padded sequences, and what comes out is taken back.
 
 Texts differ in length: of captions as COCO's an eighth to a sixth of a padded batch is padding.
-What is spread is copied, which is a hundredth of what the matrices of a layer cost.
 """
 
 from __future__ import annotations
