@@ -21,6 +21,7 @@ from gapinit.neighbours import (
     centre_all,
     check_neighbours,
     exact_squared,
+    near_squared,
     nearest_of,
     search,
     squared_distances,
@@ -135,13 +136,29 @@ def _members(
         row, column = row[unclear], column[unclear]
         value = squared[row, column].astype(np.float64)
         error = slack[row + start].astype(np.float64) + slack[column]
-        lower = _smallest(row, value - error, count + 1)[:, -1]
-        # Fewer than `count` others can be nearer than such a point, wherever they are.
-        sure = value + error < lower[np.cumsum(np.diff(row, prepend=row[0]) > 0)]
-        value[sure] = -1.0
-        value[~sure] = exact_squared(parts, row[~sure] + start, column[~sure], scale)
+        if scale == 1:  # single precision holds squares of such coordinates
+            near, _, again = _sides(row, value, error, count)
+            value[again], error[again] = near_squared(parts, row[again] + start, column[again])
+        near, far, again = _sides(row, value, error, count)
+        value[near], value[far] = -1.0, np.inf
+        value[again] = exact_squared(parts, row[again] + start, column[again], scale)
         members[open_rows] = column[nearest_of(row, column, value, count)]
     return members
+
+
+def _sides(
+    row: npt.NDArray[np.intp], value: Float64Array, error: Float64Array, count: int
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Return which points are among the `count` nearest, which are not, and which may be either.
+
+    The list is sorted by row, with more than `count` points of each; each value is right to
+    within its error.
+    """
+    line = np.cumsum(np.diff(row, prepend=row[0]) > 0)
+    # Fewer than `count` others can be nearer than such a point, or at least `count` must be.
+    near = value + error < _smallest(row, value - error, count + 1)[line, -1]
+    far = value - error > _smallest(row, value + error, count)[line, -1]
+    return near, far, ~(near | far)
 
 
 def _smallest(row: npt.NDArray[np.intp], values: FloatArray, count: int) -> FloatArray:

@@ -8,6 +8,7 @@ differences of their coordinates. The neighbours are therefore those of the exac
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -146,30 +147,22 @@ def row_blocks(number: int, width: int) -> Iterator[slice]:
 def centre_all(
     parts: Sequence[FloatArray], device: torch.device | None = None
 ) -> tuple[list[Centred], float]:
-    """Return each part with its mean taken off and divided by one scale, and that scale."""
-    means = [np.asarray(points.mean(axis=0, dtype=np.float64)) for points in parts]
-    scale = _common_scale(parts, means)
-    pairs = zip(parts, means, strict=True)
-    return [_centre(points, mean, scale, device) for points, mean in pairs], scale
+    """Return each part with a middle taken off and divided by one scale, and that scale."""
+    scale = _common_scale(parts)
+    return [_centre(points, scale, device) for points in parts], scale
 
 
-def _common_scale(parts: Sequence[FloatArray], means: Sequence[npt.NDArray[np.float64]]) -> float:
+def _common_scale(parts: Sequence[FloatArray]) -> float:
     """Return a power of two above every centred coordinate, so that squares cannot overflow."""
-    largest = 0.0
-    for points, mean in zip(parts, means, strict=True):
-        # Rounding keeps the order, so the extremes of a column are those of its differences.
-        for extreme in (points.min(axis=0), points.max(axis=0)):
-            largest = max(largest, float(np.abs(extreme - mean).max()))
-    # frexp: largest < 2**exponent, and dividing by a power of two is exact.
-    return float(2.0 ** np.frexp(largest)[1]) if largest > 0 else 1.0
+    largest = max(abs(float(extreme)) for part in parts for extreme in (part.min(), part.max()))
+    if largest == 0 or 1e-6 < largest < 1e6:
+        return 1.0  # squares of such coordinates are far from both ends of single precision
+    # frexp: largest < 2**exponent. A coordinate and its mean are at most twice that apart, and
+    # dividing by a power of two is exact.
+    return math.ldexp(1.0, min(math.frexp(largest)[1] + 1, 1023))
 
 
-def _centre(
-    points: FloatArray,
-    mean: npt.NDArray[np.float64],
-    scale: float,
-    device: torch.device | None,
-) -> Centred:
+def _centre(points: FloatArray, scale: float, device: torch.device | None) -> Centred:
     """Take off the mean and divide by `scale`; the products are then made on `device`, if any."""
     number, width = points.shape
     # Input of at most single precision needs no better products: the bound stays valid, and the
@@ -178,15 +171,22 @@ def _centre(
     dtype: type[np.floating[Any]] = np.float32 if single else np.float64
     # Any middle that is the same for all points will do, and one rounding is one rounding.
     working: type[np.floating[Any]] = dtype if 1e-30 < scale < 1e30 else np.float64
-    middle = mean.astype(working)
+    # Short sums in the working precision, their sum in double: fast, and no digit of use is lost.
+    sums = [
+        points[start : start + 128].sum(axis=0, dtype=working) for start in range(0, number, 128)
+    ]
+    middle = (np.sum(sums, axis=0, dtype=np.float64) / number).astype(working)
     centred: FloatArray = np.empty((number, width), dtype)
     squares: FloatArray = np.empty(number, dtype)
     for block in row_blocks(number, width):
-        differences = np.subtract(points[block], middle, dtype=working)
-        differences *= 1 / scale  # a power of two: exact
-        centred[block] = differences
+        place = centred[block] if working is dtype else None
+        differences = np.subtract(points[block], middle, out=place, dtype=working)
+        if scale != 1:
+            differences *= 1 / scale  # a power of two: exact
+        if place is None:
+            centred[block] = differences
         wide = centred[block].astype(np.float64)
-        squares[block] = np.einsum("ij,ij->i", wide, wide)
+        squares[block] = np.vecdot(wide, wide)
     # With unit roundoff u: rounding the points moves |a-b|^2 by at most about 4u(|a|^2+|b|^2), a
     # product of length d is off by at most about d*u*|a||b| <= d*u*(|a|^2+|b|^2)/2 and counts
     # twice, and the few additions here and in `candidates` cost some u each. Half of it belongs
@@ -275,6 +275,32 @@ def exact_squared(
         for block in row_blocks(len(row), points.shape[1]):
             difference = points[row[block]].astype(np.float64)
             difference -= points[column[block]]
-            difference /= scale
+            if scale != 1:
+                difference /= scale
             total[block] += np.square(difference, out=difference).sum(axis=1)
     return total
+
+
+def near_squared(
+    parts: Sequence[FloatArray], row: npt.NDArray[np.intp], column: npt.NDArray[np.intp]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return the squared distances of pairs of float32 points, and how far off each may be.
+
+    In single precision, but from differences and in short sums: the error is a few dozen
+    roundings of the distance itself, where that of a product is thousands of |a|^2 + |b|^2.
+    """
+    total, unsure = np.zeros(len(row)), np.zeros(len(row))
+    unit, tiny = float(np.finfo(np.float32).eps) / 2, float(np.finfo(np.float32).tiny)
+    for points in parts:
+        width = points.shape[1]
+        pieces = math.gcd(width, 64)
+        for block in row_blocks(len(row), width):
+            difference = points[row[block]]
+            difference -= points[column[block]]
+            difference = difference.reshape(-1, pieces, width // pieces)
+            squared = np.vecdot(difference, difference).sum(axis=1, dtype=np.float64)
+            total[block] += squared
+            # A difference is rounded once, which counts twice in its square; the sum as often as
+            # it is long.
+            unsure[block] += (width // pieces + 4) * unit * 1.02 * squared + 4 * width * tiny
+    return total, unsure

@@ -29,6 +29,9 @@ _PARTS: dict[Space, tuple[int, ...]] = {"vision": (0,), "text": (1,), "joint": (
 DEFAULT_NEIGHBOURS = 10
 """ASSUME: the paper names no neighbourhood size (Appendix C)."""
 
+TOO_LARGE = 1e150
+"""Entries from here on have no squared length in double precision."""
+
 
 @dataclass(frozen=True, eq=False)
 class SpotGap:
@@ -130,13 +133,17 @@ def paired_states(h_text: States, h_vision: States) -> tuple[FloatArray, FloatAr
             f"h_text and h_vision have shape {text.shape}: expected at least 2 pairs of width 1"
         )
     for name, states in (("h_text", text), ("h_vision", vision)):
+        limit = TOO_LARGE if states.dtype.itemsize > 4 else math.inf
         for block in row_blocks(*states.shape):
-            finite = np.isfinite(states[block]).all(axis=1)
-            if not finite.all():
-                sample = block.start + int(np.argmin(finite))
+            usable = np.abs(states[block]) < limit  # false for NaN, too
+            if not usable.all():
+                sample = block.start + int(np.argmin(usable.all(axis=1)))
+                what = "an entry that is too large to be squared"
+                if not np.isfinite(states[sample]).all():
+                    what = "a non-finite entry (NaN or infinity)"
                 raise GapinitError(
-                    f"{name}: sample {sample} of {len(states)} has a non-finite entry (NaN or "
-                    "infinity). Leave it out, or extract its state in higher precision."
+                    f"{name}: sample {sample} of {len(states)} has {what}. Leave it out, or "
+                    "extract its state in higher precision."
                 )
     return text, vision
 
@@ -147,8 +154,8 @@ def gap_lengths(text: FloatArray, vision: FloatArray) -> Float64Array:
     for block in row_blocks(*text.shape):
         gaps = text[block].astype(np.float64)
         gaps -= vision[block]
-        lengths[block] = np.linalg.norm(gaps, axis=1)
-    return lengths
+        lengths[block] = np.square(gaps, out=gaps).sum(axis=1)
+    return np.sqrt(lengths, out=lengths)
 
 
 def _accelerator(states: States) -> torch.device | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gapinit.neighbourhoods as module
-from gapinit.neighbourhoods import neighbourhoods
-from gapinit.neighbours import search
+from gapinit.neighbourhoods import _sides, neighbourhoods
+from gapinit.neighbours import exact_squared, near_squared, search
 
 SPACES = [(0,), (1,), (0, 1)]
 
@@ -73,9 +75,53 @@ def test_products_decide_most(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(module, "exact_squared", counting)
     generator = np.random.default_rng(0)
-    parts = [generator.standard_normal((400, 500)).astype(np.float32) for _ in range(2)]
+    parts = [generator.standard_normal((400, 512)).astype(np.float32) for _ in range(2)]
     neighbourhoods(parts, (0, 1), 8)
-    assert sum(measured) < 0.5 * 400
+    assert sum(measured) < 0.02 * 400
+
+
+@pytest.mark.parametrize("width", [1, 63, 64, 2560])
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_error_of_a_near_distance_is_bounded(width: int, offset: float) -> None:
+    generator = np.random.default_rng(width)
+    points = (generator.standard_normal((60, width)) + offset).astype(np.float32)
+    points[1] = points[0]
+    row, column = (index.ravel() for index in np.indices((60, 60)))
+    value, error = near_squared([points, points], row, column)
+    true = exact_squared([points, points], row, column, 1.0)
+    assert np.all(np.abs(value - true) <= error)
+    assert np.all(error <= (width // math.gcd(width, 64) + 6) * 2**-24 * true + 1e-30)
+
+
+@settings(deadline=None, max_examples=60)
+@given(seed=st.integers(0, 10_000), count=st.integers(1, 5), spread=st.floats(0, 0.5))
+def test_sides_are_right_wherever_the_true_values_lie(seed: int, count: int, spread: float) -> None:
+    generator = np.random.default_rng(seed)
+    row = np.sort(
+        np.concatenate([np.repeat(np.arange(6), count + 1), generator.integers(0, 6, 20)])
+    )
+    true = generator.integers(1, 6, len(row)).astype(np.float64)  # with ties
+    error = generator.uniform(0, 2 * spread, len(row))
+    value = true + error * generator.uniform(-1, 1, len(row))
+    near, far, either = _sides(row, value, error, count)
+    assert np.all(near.astype(int) + far + either == 1)
+    for line in range(6):
+        mine = np.flatnonzero(row == line)
+        ranked = mine[np.argsort(true[mine], kind="stable")]
+        assert set(mine[near[mine]]) <= set(ranked[:count])
+        assert not set(mine[far[mine]]) & set(ranked[:count])
+
+
+def test_offset_and_extreme_sizes_keep_the_members() -> None:
+    """A common offset or a common factor changes no neighbour, up to what float32 still holds."""
+    generator = np.random.default_rng(1)
+    for offset, factor in [(1e5, 1.0), (0.0, 1e37), (0.0, 1e-30), (1e9, 1e5)]:
+        parts = [
+            (generator.standard_normal((150, 40)) * factor + offset).astype(np.float32)
+            for _ in range(2)
+        ]
+        found = neighbourhoods(parts, (0, 1), 5)
+        np.testing.assert_array_equal(np.sort(found.members), exact(parts, (0, 1), 5)[1])
 
 
 def test_double_precision_is_measured_one_by_one() -> None:

@@ -307,6 +307,7 @@ def with_bad_entry(value: float) -> np.ndarray:
         (pairs(0)[0], {"space": "audio"}, "space: expected one of joint, vision, text"),
         (with_bad_entry(math.nan), {}, "h_text: sample 13 of 40 has a non-finite entry"),
         (with_bad_entry(-math.inf), {}, "h_text: sample 13 of 40 has a non-finite entry"),
+        (with_bad_entry(-1e200), {}, "h_text: sample 13 of 40 has an entry that is too large"),
     ],
 )
 def test_errors(text: np.ndarray, options: dict, message: str) -> None:
