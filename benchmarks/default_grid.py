@@ -2,8 +2,10 @@
 
 Nothing is guessed of a job: Snakemake's own `benchmark:` files say what each one took (`cpu_time`),
 and the last line of its log does where Snakemake allows no such file (rules with `cache:`).
-With results at hand (`--results results/scenes`) it is their configuration's grid; from a fresh
-clone the small grid of `config/test.yaml` is run first, in a folder of its own.
+With results at hand (`--results results/scenes`) it is their configuration's grid, and what its
+jobs took is kept (`results/default_grid_jobs.csv`). From a fresh clone the default grid, most of an
+hour, is worked out from the jobs kept of its last complete run, and the small grid of
+`config/test.yaml` is run in a folder of its own, so that something is measured here and now.
 
 A row that is run alone, without caches, needs for each of its runs: states and gap (where the
 method has one, and the step log's), training on the whole model, and for each dataset that the
@@ -25,10 +27,12 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import Result, Spread, Target, cpu_seconds
+from benchmarks.measure import RESULTS, Result, Spread, Target, cpu_seconds, environment
+from gapinit.artifacts import atomic_file
 from gapinit.errors import GapinitError
 from gapinit.evaluation_jobs import evaluation_jobs
 from gapinit.plan import Plan, make_plan
@@ -37,6 +41,8 @@ from gapinit.settings import read_yaml
 
 REPOSITORY = Path(__file__).parent.parent
 CONFIG = REPOSITORY / "config"
+KEPT = RESULTS / "default_grid_jobs.csv"
+COLUMNS = ("kind", "job", "cpu_seconds")
 
 
 @dataclass
@@ -125,6 +131,30 @@ def _logged_cpu_time(path: Path) -> float:
     if found is None:
         raise GapinitError(f"{path}: no line at its end says what the job took: run it again")
     return float(found[1])
+
+
+def keep_times(times: Times, path: Path = KEPT) -> None:
+    """Write what each job took, a row each; the first line says where and when."""
+    where = environment()
+    with (
+        atomic_file(path, recorded=False) as partial,
+        open(partial, "w", encoding="utf-8", newline="") as file,
+    ):
+        file.write(f"# {date.today()}, {where['processor']}, {where['cores']} cores\n")
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for kind, jobs in sorted(times.jobs.items()):
+            writer.writerows((kind, job, f"{taken:.3f}") for job, taken in sorted(jobs.items()))
+
+
+def kept_times(path: Path = KEPT) -> tuple[Times, str]:
+    """Read what `keep_times` wrote, and where and when that was."""
+    times = Times()
+    with open(path, encoding="utf-8", newline="") as file:
+        where = file.readline().removeprefix("# ").strip()
+        for row in csv.DictReader(file):
+            times.jobs[row["kind"]][row["job"]] = float(row["cpu_seconds"])
+    return times, where
 
 
 def run_alone(plan: Plan, run: Run, table: str, times: Times) -> float:
@@ -221,7 +251,7 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
 
 
 def main() -> None:
-    """Compare on results at hand, or on the small grid."""
+    """Compare on results at hand, or on the jobs kept of such, and run the small grid."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--results", type=Path, help="results of a finished grid: results/scenes")
     given: Path | None = parser.parse_args().results
@@ -231,13 +261,22 @@ def main() -> None:
     if given is not None:
         plan = plan_of(given.name)
         times = read_times(given.parent, plan)
+        if plan.config.name == "scenes":
+            keep_times(times)
         compare(plan, times, times.total).write()
         return
+    times, where = kept_times()
+    result = compare(plan_of("scenes"), times, times.total)
+    result.notes.append(f"Its jobs are those of the last complete run: {where}, {KEPT.name}.")
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "results"
         whole = run_small_grid(results)
         plan = plan_of("test")
-        compare(plan, read_times(results, plan), whole).write()
+        small = compare(plan, read_times(results, plan), whole)
+    result.measured["the small grid (config/test.yaml), run now: ratio"] = small.targets[0].measured
+    for name, value in small.measured.items():
+        result.measured[f"the small grid, run now: {name}"] = value
+    result.write()
 
 
 if __name__ == "__main__":

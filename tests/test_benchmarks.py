@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,14 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.default_grid import read_times, rows_alone, run_alone
+from benchmarks.default_grid import (
+    keep_times,
+    kept_times,
+    plan_of,
+    read_times,
+    rows_alone,
+    run_alone,
+)
 from benchmarks.flops import Work, full_flops, products, tail_flops
 from benchmarks.measure import Result, Spread, Target, alternate, ratios
 from benchmarks.scaled import CONFIG
@@ -134,6 +142,13 @@ def test_the_tail_is_a_part_of_the_whole() -> None:
     assert tail_flops(work, shape(), 1) < tail_flops(work, shape(), 2)
 
 
+def test_the_kept_jobs_are_those_of_the_default_grid() -> None:
+    """Each job that the default plan asks for was measured in the run whose times are kept."""
+    times, _ = kept_times()
+    list(rows_alone(plan_of("scenes"), times))
+    assert times.missing == 0
+
+
 def test_rows_alone_add_up_their_jobs(tmp_path: Path) -> None:
     default, small = (read_yaml(CONFIG / f"{name}.yaml") for name in ("default", "test"))
     plan = make_plan(
@@ -181,6 +196,10 @@ def test_rows_alone_add_up_their_jobs(tmp_path: Path) -> None:
     assert run_alone(plan, zero_shot, "test-captioning", times) == pytest.approx(3 + 2 + 1)
     for given, made in rows_alone(plan, times):
         assert made == pytest.approx(given + 1100)
+    keep_times(times, tmp_path / "kept.csv")
+    kept, where = kept_times(tmp_path / "kept.csv")
+    assert "cores" in where
+    assert [*chain(*rows_alone(plan, kept))] == pytest.approx([*chain(*rows_alone(plan, times))])
     with pytest.raises(GapinitError, match="no benchmark files"):
         read_times(tmp_path / "elsewhere", plan)
     next(iter(cached)).write_text("interrupted\n", encoding="utf-8")
