@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from peft import PeftModel
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from gapinit.adapters import ADAPTER, in_base, lora_layers, no_idle_warnings
 from gapinit.artifacts import atomic_folder, read_json
@@ -74,6 +75,7 @@ def load_adapter(backbone: Backbone, folder: Path) -> PeftModel:
     """
     folder = Path(folder)
     require_fit(backbone, folder)
+    _require_finite(folder / WEIGHTS, load_file(folder / WEIGHTS))
     _put_base_weights(backbone, folder)
     try:
         with no_idle_warnings():
@@ -131,8 +133,20 @@ def _put_base_weights(backbone: Backbone, folder: Path) -> None:
                 f"{path}: '{name}' has shape {shape}, but this backbone has {found or 'none'}. It "
                 "was made for another backbone."
             )
-    for name, value in load_file(path).items():
+    values = load_file(path)
+    _require_finite(path, values)
+    for name, value in values.items():
         weights[name].copy_(value)
+
+
+def _require_finite(path: Path, values: Mapping[str, Tensor]) -> None:
+    """Refuse weights of a training that diverged: what they say would look like an answer."""
+    for name, value in values.items():
+        if not torch.isfinite(value).all():
+            raise GapinitError(
+                f"{path}: '{name}' is not finite (NaN or infinity). Train the run again, with a "
+                "lower learning rate if its training diverged."
+            )
 
 
 def require_fit(backbone: Backbone, folder: Path) -> None:

@@ -173,7 +173,7 @@ def predict_several(
                     "decoding": [num_beams, batch_size, one.max_new_tokens],
                 }
                 said = {index: answers[index] for block in own for index in block}
-                write_part(output, part, asked_of, len(answers), said)
+                write_part(output, part, asked_of, said)
 
 
 @dataclass(frozen=True)

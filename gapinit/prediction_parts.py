@@ -20,14 +20,13 @@ KIND = "part of predictions"
 
 
 def write_part(
-    output: Path, part: Shard, asked: Mapping[str, Any], samples: int, answers: Mapping[int, str]
+    output: Path, part: Shard, asked: Mapping[str, Any], answers: Mapping[int, str]
 ) -> None:
-    """Write a part: some answers of so many samples, by place."""
+    """Write a part: some of the answers, by place."""
     content = {
         "kind": KIND,
         "shard": [part.index, part.count],
         "asked": dict(asked),
-        "samples": samples,
         "answers": {str(index): answers[index] for index in sorted(answers)},
     }
     write_json(output, content)
@@ -56,18 +55,37 @@ def gather_predictions(manifest: Path, parts: Sequence[Path], output: Path) -> N
                 "another number of parts). Delete them and run `gapinit predict` again."
             )
         answers |= {int(index): said for index, said in part["answers"].items()}
-    count = first["shard"][1]
-    indices = sorted(part["shard"][0] for _, part in read)
-    if indices != list(range(1, count + 1)) or len(answers) != first["samples"]:
-        found = ", ".join(f"{index}/{count}" for index in indices)
-        raise GapinitError(f"{first_path}: expected each of {count} parts once, found {found}")
     data = read_manifest(manifest)
     samples = data.split(first["asked"]["split"])
+    count = first["shard"][1]
+    indices = sorted(part["shard"][0] for _, part in read)
+    if indices != list(range(1, count + 1)) or set(answers) != set(range(len(samples))):
+        found = ", ".join(f"{index}/{count}" for index in indices)
+        raise GapinitError(
+            f"{first_path}: expected each of {count} parts once, with all answers of "
+            f"{len(samples)} samples; found {found}, with {len(answers)}"
+        )
     write_predictions(output, data, samples, [answers[index] for index in range(len(samples))])
 
 
 def _read(path: Path) -> Any:
     content = read_json(path)
-    if not isinstance(content, dict) or content.get("kind") != KIND:
-        raise GapinitError(f"{path}: not a {KIND}, expected what `gapinit predict --shard` writes")
+    if not isinstance(content, dict) or content.get("kind") != KIND or not _is_whole(content):
+        raise GapinitError(
+            f"{path}: not a whole {KIND}, expected what `gapinit predict --shard` writes. Delete "
+            "it and run that again."
+        )
     return content
+
+
+def _is_whole(content: Mapping[str, Any]) -> bool:
+    """Return whether a part has all that is read of it, each of its type."""
+    asked, shard, answers = (content.get(key) for key in ("asked", "shard", "answers"))
+    return (
+        isinstance(asked, dict)
+        and isinstance(asked.get("split"), str)
+        and isinstance(shard, list)
+        and [type(number) for number in shard] == [int, int]
+        and isinstance(answers, dict)
+        and all(index.isdecimal() and isinstance(it, str) for index, it in answers.items())
+    )

@@ -140,6 +140,20 @@ class Line:
         """Return the entries of a list joined by semicolons."""
         return tuple(part.strip() for part in self.text(column).split(";") if part.strip())
 
+    def run(self, column: str) -> Run:
+        """Return the run whose path an entry is."""
+        return self._run(column, self.text(column))
+
+    def runs(self, column: str) -> tuple[str, ...]:
+        """Return a list of paths of runs, each checked."""
+        return tuple(self._run(column, path).path for path in self.parts(column))
+
+    def _run(self, column: str, path: str) -> Run:
+        try:
+            return Run.parse(path)
+        except GapinitError:
+            raise self._wrong(column, "the path of a run") from None
+
     def _wrong(self, column: str, expected: str) -> GapinitError:
         return GapinitError(
             f"{self._path}: line {self._number}, column '{column}': expected {expected}, "
@@ -236,7 +250,7 @@ def _measurement(line: Line) -> Measurement:
         vs_reference_interval=line.interval("vs_reference_low", "vs_reference_high"),
         p_value=line.number("p_value"),
         p_holm=line.number("p_holm"),
-        runs=line.parts("runs"),
+        runs=line.runs("runs"),
         note=line.text("note"),
     )
 
@@ -263,7 +277,7 @@ def _claim(line: Line) -> ClaimResult:
 
 def _run(line: Line) -> RunResult:
     return RunResult(
-        run=Run.parse(line.text("run")),
+        run=line.run("run"),
         dataset=line.text("evaluated"),
         metric=line.text("metric"),
         value=line.required("value"),

@@ -103,6 +103,15 @@ def test_a_file_without_the_strategys_layers_is_told(tmp_path: Path, content: ob
         read_layers(path, "naive")
 
 
+def test_scores_of_another_decoder_are_told(tmp_path: Path) -> None:
+    gap = tmp_path / "gap.h5"
+    with create_hdf5(gap, "gap", {}) as file:
+        file["gap"], file["score"] = np.ones((3, 4)), np.ones(5)
+    with pytest.raises(GapinitError, match=r"gap.h5: 'score' has shape \(5,\) and 'gap' \(3, 4\)"):
+        write_layers(gap, tmp_path / "layers.json", 1, 0)
+    assert not (tmp_path / "layers.json").exists()
+
+
 def test_the_layers_of_a_strategy_are_read(tmp_path: Path) -> None:
     path = tmp_path / "layers.json"
     path.write_text(json.dumps({"naive": [5, 6], "all": [0], "score": [1.0] * 7}))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gapinit.adapter_folder import load_adapter, save_adapter
@@ -36,7 +37,7 @@ from .method_cases import (
     matrices,
     setup,
 )
-from .plain_json import names
+from .plain_json import forget_digests, names
 from .small_backbone import (
     SmallWorld,
     make_backbone,
@@ -316,6 +317,12 @@ def test_an_adapter_of_another_backbone_is_refused(world: SmallWorld, tmp_path: 
     with pytest.raises(GapinitError, match=r"adapter_model.safetensors: no such file"):
         load_adapter(load_backbone(world.backbone), tmp_path)
     weights = tmp_path / "adapter" / "adapter_model.safetensors"
+    forget_digests(weights)
+    values = load_file(weights)
+    diverged = {name: torch.full_like(value, math.nan) for name, value in values.items()}
+    save_file(diverged, weights, metadata={"format": "pt"})
+    with pytest.raises(GapinitError, match=r"adapter_model.safetensors: '.*' is not finite"):
+        load_adapter(load_backbone(world.backbone), tmp_path / "adapter")
     weights.write_bytes(weights.read_bytes()[:-40])
     with pytest.raises(GapinitError, match="damaged"):
         load_adapter(load_backbone(world.backbone), tmp_path / "adapter")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import subprocess
@@ -20,6 +21,7 @@ from gapinit.errors import GapinitError
 from gapinit.table_formats import latex_escape
 from gapinit.tables import TABLE_COLUMNS, tidy_runs
 
+from .plain_json import forget_digests
 from .score_world import CONTENT, MEANS, NUM_IMAGES, World, make_world, read
 
 
@@ -221,6 +223,26 @@ def test_columns_are_those_that_the_report_reads(world: World) -> None:
     tidy_runs([world.experiment], world.config, world.evaluations, world.runs, output)
     assert set(RUN_COLUMNS) <= set(read(output)[0])
     assert {line.run for line in read_runs(output)} == {r for rs in world.rows.values() for r in rs}
+
+
+@pytest.mark.parametrize("table", [True, False])
+def test_a_path_that_is_no_runs_is_told_with_its_line(world: World, table: bool) -> None:
+    from gapinit.results import read_runs, read_table
+
+    output = world.output if table else world.output.with_name("runs.csv")
+    if table:
+        world.table()
+    else:
+        tidy_runs([world.experiment], world.config, world.evaluations, world.runs, output)
+    forget_digests(output)
+    rows = read(output)
+    rows[1]["runs" if table else "run"] = "some\0where"
+    with open(output, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    with pytest.raises(GapinitError, match=rf"{output.name}: line 3, column 'runs?': expected the"):
+        (read_table if table else read_runs)(output)
 
 
 def test_markdown_has_one_line_a_row_and_says_the_scale(world: World) -> None:

@@ -138,6 +138,7 @@ class Backbone(ABC):
         model = load_weights(cls.model_class, folder, source.dtype)
         try:
             processor = cls.load_processor(folder)
+            processor.tokenizer("a")  # some wrong entries only show when a text is read
         except Exception as error:  # a tokenizer file of others may break anything inside
             raise cannot_be_loaded(folder, error) from None
         tokens, rows = len(processor.tokenizer), model.get_input_embeddings().num_embeddings
@@ -397,10 +398,9 @@ class Backbone(ABC):
         """
         attention = self.text_config._attn_implementation
         rows = Rows.of(where)
-        position = torch.arange(where.shape[1], device=where.device)
-        valid = position < inputs.length[:, None]
-        if attention == "sdpa" and not padded and self._leaves_padding_out(inputs, valid):
-            tokens = Layout.of(valid)
+        if attention == "sdpa" and not padded and self._leaves_padding_out(inputs):
+            position = torch.arange(where.shape[1], device=where.device)
+            tokens = Layout.of(position < inputs.length[:, None])
             narrowed = self.narrow_last_layer(FlatRows.among(rows, where, tokens), False)
             if narrowed is not None:
                 with narrowed:
@@ -412,13 +412,13 @@ class Backbone(ABC):
             states = self.decode(inputs)
         return states[rows.valid]
 
-    def _leaves_padding_out(self, inputs: Inputs, valid: Tensor) -> bool:
+    def _leaves_padding_out(self, inputs: Inputs) -> bool:
         """Whether a batch has padding that costs more than going around it."""
         return (
             not self.cross_attends
             and inputs.segment is None
             and self.hidden_size >= LEAST_WIDTH
-            and not bool(valid.all())
+            and bool((inputs.length < inputs.states.shape[1]).any())
         )
 
     def _decode_flat(self, inputs: Inputs, tokens: Layout, asked: Layout) -> Tensor:

@@ -11,16 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from gapinit.artifacts import atomic_folder
+from gapinit.artifacts import atomic_folder, digest, package_versions, sha256
 from gapinit.backbone_settings import BackboneSettings
 from gapinit.backbones.base import Backbone
 from gapinit.backbones.loading import no_progress_bars
+from gapinit.backbones.phases import run_phases
 from gapinit.backbones.pretraining import (
+    AltTexts,
     Phase,
     Sight,
     load_alt_texts,
@@ -30,7 +33,9 @@ from gapinit.backbones.pretraining import (
     pretrain_vision,
 )
 from gapinit.backbones.source import PromptSettings, Source, write_source
-from gapinit.data.pretraining import read_alt_text, read_corpus
+from gapinit.data.pretraining import ALT_TEXT, CORPUS, read_alt_text, read_corpus
+from gapinit.plan import VERSIONS
+from gapinit.staging import clear
 
 
 class MiniSettings(BackboneSettings):
@@ -79,18 +84,44 @@ def make(
     backbone = build(settings, train_tokenizer(corpus, settings.vocabulary))
     model = backbone.model.train().requires_grad_(True)
     sight, seed = sight_of(backbone), settings.seed
+
+    @cache
+    def examples() -> AltTexts:
+        return load_alt_texts(backbone, pairs)
+
+    @cache
+    def seen() -> AltTexts:
+        return examples().seen_by(sight)
+
+    phases = [
+        lambda: pretrain_language(backbone, corpus, settings.language, seed),
+        lambda: pretrain_vision(backbone, sight, examples(), settings.vision, seed + 1),
+        lambda: pretrain_query(backbone, sight, seen(), query, seed + 2),
+        lambda: pretrain_alignment(backbone, sight, seen(), corpus, settings.alignment, seed + 3),
+    ]
     with _same_again():
-        pretrain_language(backbone, corpus, settings.language, seed)
-        examples = load_alt_texts(backbone, pairs)
-        pretrain_vision(backbone, sight, examples, settings.vision, seed + 1)
-        examples = examples.seen_by(sight)
-        pretrain_query(backbone, sight, examples, query, seed + 2)
-        pretrain_alignment(backbone, sight, examples, corpus, settings.alignment, seed + 3)
+        run_phases(model, phases, output, _identity(settings, data, pairs, threads))
     with atomic_folder(output) as folder, no_progress_bars():
         model.eval().save_pretrained(folder)
         backbone.processor.save_pretrained(folder)
         if settings.prompts.model_dump(exclude_none=True):
             write_source(folder, Source(prompts=settings.prompts))
+    clear(output)
+
+
+def _identity(
+    settings: MiniSettings, data: Path, pairs: Sequence[tuple[Path, str]], threads: int
+) -> str:
+    """Return the digest of all that the weights depend on."""
+    files = [data / CORPUS, data / ALT_TEXT, *dict.fromkeys(path for path, _ in pairs)]
+    content = {
+        "version": VERSIONS["backbone"],
+        "settings": settings.model_dump(mode="json"),
+        "data": [sha256(path) for path in files],
+        "threads": threads,
+        "packages": package_versions(),
+    }
+    return digest(content)
 
 
 @contextmanager
