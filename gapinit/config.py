@@ -52,7 +52,7 @@ class Datasets(Settings):
             return self.calibration or self.in_domain
         name = getattr(self, part.replace("-", "_"))
         if name is None:
-            raise GapinitError(f"datasets.{part}: no dataset is configured for this part")
+            raise GapinitError(f"key 'datasets.{part}': no dataset is configured for this part")
         return str(name)
 
     def named(self) -> dict[str, str]:

@@ -78,6 +78,11 @@ def write_layers(gap: Path, output: Path, num_layers: int, exclude_bottom: int) 
                 "expected one score a layer. Delete it and run the gap stage again."
             )
         score = [float(value) for value in file["score"][:]]
+    if not all(map(math.isfinite, score)):
+        raise GapinitError(
+            f"{gap}: 'score' has an entry that is not finite (NaN or infinity). Delete it and run "
+            "the gap stage again."
+        )
     content: dict[str, object] = {
         strategy: select_layers(score, strategy, num_layers, exclude_bottom)
         for strategy in get_args(LayerStrategy)

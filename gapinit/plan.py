@@ -284,6 +284,7 @@ def make_plan(content: Mapping[str, Any], folder: Path, sources: Sequence[Path] 
     for name in config.experiments:
         path = folder / "experiments" / f"{name}.yaml"
         experiments[name] = load_experiment(path)
+        _require_datasets(experiments[name], config, name, origin)
         rows[name] = table_rows(experiments[name], config, str(path))
     plan = Plan(config, folder, datasets, experiments, rows)
     for name in experiments:
@@ -297,6 +298,19 @@ def make_plan(content: Mapping[str, Any], folder: Path, sources: Sequence[Path] 
     _check_layers(plan, origin)
     _check_datasets(plan)
     return plan
+
+
+def _require_datasets(
+    experiment: Experiment, config: Config, name: str, origin: Callable[[Sequence[Any]], str]
+) -> None:
+    """Refuse an experiment that is trained or scored on what no dataset is configured for."""
+    named = config.datasets.named()
+    for part in (experiment.train, *experiment.parts()):
+        if part not in named:
+            raise GapinitError(
+                f"{origin(('datasets', part))}: key 'datasets.{part}': no dataset is configured "
+                f"for this part, which experiment '{name}' needs. Name one or leave that out."
+            )
 
 
 def _check_layers(plan: Plan, origin: Callable[[Sequence[Any]], str]) -> None:
@@ -322,7 +336,11 @@ def _origin(sources: Sequence[Path], content: Mapping[str, Any]) -> Callable[[Se
         if not key:
             return "configuration"
         used = _value_at(content, key)
-        holding = [name for name, values in files.items() if _value_at(values, key) == used]
+        held = {name: _value_at(values, key) for name, values in files.items()}
+        # Two that are not a number are never equal, but read alike.
+        holding = [
+            name for name, value in held.items() if value == used or repr(value) == repr(used)
+        ]
         return holding[-1] if holding else "--config"
 
     return origin

@@ -83,7 +83,7 @@ def arrange_runs(
     lines: list[RunLine] = []
     versions: dict[str, dict[str, None]] = {}
     for run, group in grouped.items():
-        record = read_run_record(folder, run, "the report")
+        record = read_run_record(folder, run, "the report (its line is in runs.csv)")
         for package, version in record.get("versions", {}).items():
             versions.setdefault(package, {})[str(version)] = None
         label = METHODS[run.method].label

@@ -174,6 +174,14 @@ def paired_differences(first: RowScores, second: RowScores, metric: str) -> NDAr
     )
 
 
+_RECORD_TYPES = {
+    "versions": (dict, "an object"),
+    "inputs": (dict, "an object"),
+    "layers": (list, "a list"),
+    "command": (list, "a list"),
+}
+
+
 def read_run_record(folder: Path, run: Run, wanted_by: str) -> dict[str, Any]:
     """Return a run's `run.json`, checked to be of this very run; empty for an untrained one.
 
@@ -194,6 +202,12 @@ def read_run_record(folder: Path, run: Run, wanted_by: str) -> dict[str, Any]:
             f"{path}: expected the record of the run with the factors {run.factors}, found "
             f"{factors}. Delete the run's folder and train again."
         )
+    for key, (kind, expected) in _RECORD_TYPES.items():
+        if key in record and not isinstance(record[key], kind):
+            raise GapinitError(
+                f"{path}: key '{key}': expected {expected}, found {record[key]!r}. Delete the "
+                "run's folder and train again."
+            )
     return record | dict(read_json(path.with_name("process.json")))
 
 

@@ -117,6 +117,9 @@ def calibration_pairs(
             f"sample together), found {len(images)} images: lower calibration.sizes, "
             "calibration.size or calibration.heldout"
         )
+    silent = next((image.image_id for image in images if not image.captions), None)
+    if silent is not None:
+        raise GapinitError(f"{origin}: image {silent!r} has no caption, expected one at least")
     # ASSUME: one caption an image, so that no image weighs more than another.
     draw = random.Random(f"calibration {seed}")
     order = draw.sample(range(len(images)), len(images))

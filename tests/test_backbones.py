@@ -202,6 +202,28 @@ def test_a_tokenizer_that_cannot_read_is_told(copy: Path) -> None:
         load_backbone(copy)
 
 
+@pytest.mark.parametrize(
+    ("name", "keys", "value"),
+    [
+        ("processor_config.json", ("image_processor", "image_mean"), "grey"),
+        ("processor_config.json", ("image_processor", "size", "height"), 1.5),
+        ("tokenizer.json", ("model", "continuing_subword_prefix"), "##"),  # stops within Rust
+    ],
+)
+def test_a_processor_that_cannot_read_is_told(
+    copy: Path, name: str, keys: tuple[str, ...], value: object
+) -> None:
+    path = copy / name
+    forget_digests(path)
+    content = place = json.loads(path.read_text())
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(GapinitError, match="this backbone cannot be loaded"):
+        load_backbone(copy)
+
+
 def test_loading_prints_nothing(world: SmallWorld) -> None:
     program = f"from gapinit.backbones import load_backbone; load_backbone({str(world.backbone)!r})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

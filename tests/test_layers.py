@@ -112,6 +112,14 @@ def test_scores_of_another_decoder_are_told(tmp_path: Path) -> None:
     assert not (tmp_path / "layers.json").exists()
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_scores_that_are_not_finite_are_told_with_their_file(tmp_path: Path, value: float) -> None:
+    with create_hdf5(tmp_path / "gap.h5", "gap", {}) as file:
+        file["gap"], file["score"] = np.ones((3, 4)), np.array([1.0, value, 2.0])
+    with pytest.raises(GapinitError, match=r"gap.h5: 'score' has an entry that is not finite"):
+        write_layers(tmp_path / "gap.h5", tmp_path / "layers.json", 1, 0)
+
+
 def test_the_layers_of_a_strategy_are_read(tmp_path: Path) -> None:
     path = tmp_path / "layers.json"
     path.write_text(json.dumps({"naive": [5, 6], "all": [0], "score": [1.0] * 7}))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from gapinit.backbones.generation import left_padded, placeholder_ids
@@ -139,7 +140,10 @@ class Backbone(ABC):
         try:
             processor = cls.load_processor(folder)
             processor.tokenizer("a")  # some wrong entries only show when a text is read
-        except Exception as error:  # a tokenizer file of others may break anything inside
+        except BaseException as error:  # a tokenizer file of others may break anything inside
+            # Rust's own, which is no `Exception`: the tokenizer library stopped in the middle.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             raise cannot_be_loaded(folder, error) from None
         tokens, rows = len(processor.tokenizer), model.get_input_embeddings().num_embeddings
         if tokens > rows:
@@ -150,7 +154,12 @@ class Backbone(ABC):
         # ASSUME: frozen layers run without dropout, in training too (design, Section 4).
         model.eval().requires_grad_(False).to(device)
         prompts = source.prompts.applied_to(cls.default_prompts)
-        return cls(model, processor, prompts)
+        backbone = cls(model, processor, prompts)
+        try:
+            backbone.pixels([Image.new("RGB", (32, 32))])  # the same for images
+        except Exception as error:
+            raise cannot_be_loaded(folder, error) from None
+        return backbone
 
     @classmethod
     def check_folder(cls, folder: Path) -> None:

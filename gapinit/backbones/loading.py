@@ -70,7 +70,7 @@ def load_weights(model_class: Any, folder: Path, dtype: str | None) -> Any:
     return model
 
 
-def cannot_be_loaded(folder: Path, error: Exception) -> GapinitError:
+def cannot_be_loaded(folder: Path, error: BaseException) -> GapinitError:
     """Return the error for a folder that a library could not read, with that one's reason."""
     reason = " ".join(str(error).split())
     return GapinitError(f"{folder}: this backbone cannot be loaded ({reason})")
