@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -178,3 +179,12 @@ def test_every_backbone_file_of_the_repository_can_be_read(repository: Path) -> 
         recipe = read_recipe(path)
         assert read_yaml(path)["name"] == path.stem
         assert recipe.decoder_layers, path
+
+
+def test_a_number_that_is_none_is_told_with_its_file(repository: Path, tmp_path: Path) -> None:
+    """NaN equals nothing, itself included: its file is found by how it reads."""
+    config = repository / "config"
+    content = read_yaml(config / "default.yaml") | {"noise": math.nan}
+    (tmp_path / "default.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(GapinitError, match=r"default\.yaml: unknown key 'noise'"):
+        make_plan(content, config, [tmp_path / "default.yaml"])

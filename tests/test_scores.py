@@ -93,6 +93,16 @@ def test_the_record_of_another_run_is_refused(world: World) -> None:
         world.table()
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("versions", 1.5), ("inputs", "x"), ("layers", 3), ("command", None)]
+)
+def test_a_record_of_wrong_types_is_refused(world: World, key: str, value: object) -> None:
+    path = world.runs / world.rows["gap"][0].path / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(GapinitError, match=rf"run\.json: key '{key}': expected an? (object|list)"):
+        world.table()
+
+
 def test_pairs_are_found_by_seed_and_only_shared_seeds_count() -> None:
     def row(seeds: list[int | None], values: list[float]) -> RowScores:
         runs = tuple(Run("b", "d", "lora-kaiming", 1, "naive", 1, seed=seed) for seed in seeds)

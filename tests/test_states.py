@@ -219,6 +219,13 @@ def test_the_same_seed_gives_the_same_bytes(world: SmallWorld, tmp_path: Path) -
         )
 
 
+def test_an_image_without_caption_is_told(world: SmallWorld) -> None:
+    images = world.images("train")
+    images[2] = replace(images[2], captions=())
+    with pytest.raises(GapinitError, match=f"tiny: image {images[2].image_id!r} has no caption"):
+        calibration_pairs(images, 9, seed=0, origin="tiny")
+
+
 def test_pairs_are_drawn_from_the_split(world: SmallWorld) -> None:
     images = world.images("train")
     captions = {image.image_id: image.captions for image in images}
