@@ -188,3 +188,16 @@ def test_a_number_that_is_none_is_told_with_its_file(repository: Path, tmp_path:
     (tmp_path / "default.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(GapinitError, match=r"default\.yaml: unknown key 'noise'"):
         make_plan(content, config, [tmp_path / "default.yaml"])
+
+
+def test_a_dataset_that_is_not_configured_is_told_before_its_rows(
+    repository: Path, tmp_path: Path
+) -> None:
+    config = repository / "config"
+    content = read_yaml(config / "default.yaml")
+    content["datasets"]["vqa"] = None
+    (tmp_path / "default.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(
+        GapinitError, match=r"default\.yaml: key 'datasets\.vqa': no dataset.* which experiment"
+    ):
+        make_plan(content, config, [tmp_path / "default.yaml"])

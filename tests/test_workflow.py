@@ -249,7 +249,6 @@ class TestWholeWorkflow:
         ("calibration={'size': 4}", "4 pairs has fewer than 10 neighbours"),
         ("backbones={'gemma3': 'b'}", "--config: key 'backbones.gemma3': unknown name 'b'"),
         ("layers={'num_layers': 7}", "key 'layers.num_layers': 7 layers, but"),
-        ("datasets={vqa: null}", "key 'datasets.vqa': no dataset is configured"),
         ("experiments=['table2']", "key 'figures': 'figure1b' draws a table with VQAv2_accuracy"),
     ],
 )
