@@ -38,7 +38,7 @@ NOT_COMPARED = re.compile(
     r"(^|/)(logs|benchmarks)/|process\.json$|costs\.csv$|\.(pdf|png|svg|html)$|\.sha256(-read)?$|"
     r"\.snakemake_timestamp$"
 )
-RESUMED = re.compile(r"resum|taken up|goes on (from|at)|go on (from|at)", re.IGNORECASE)
+RESUMED = re.compile(r"resum|taken up|goes on (from|at|behind)|go on (from|at)", re.IGNORECASE)
 
 
 OFTEN = "training:\n  checkpoint_steps: 4\n  epochs: 5\n"

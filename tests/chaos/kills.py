@@ -127,16 +127,22 @@ def _second_is_refused(folder: Path, process: subprocess.Popen[bytes], found: Ki
     end = time.monotonic() + 120
     while not running(process.pid) and process.poll() is None and time.monotonic() < end:
         time.sleep(POLL)
+    log = folder / "second.log"
+    status = finish(folder, log)
+    said = log.read_text(errors="replace")
+    # Where a running job has begun to write, Snakemake asks about that before it meets the lock.
+    if status == 0 or ("--unlock" not in said and "--rerun-incomplete" not in said):
+        found.problems.append(f"two at once: nothing is told ({status})")
     _lock_is_told(folder, found, "two at once")
     if process.poll() not in (None, 0):
         found.problems.append("the first Snakemake ended when a second one came")
 
 
 def _lock_is_told(folder: Path, found: Kills, when: str) -> None:
-    """A start that meets another's lock has to say so, and how it is removed."""
+    """A start that would make everything again meets the lock, and says how that is removed."""
     log = folder / "locked.log"
     log.unlink(missing_ok=True)
-    status = finish(folder, log)
+    status = finish(folder, log, "--rerun-incomplete")
     if status == 0 or "--unlock" not in log.read_text(errors="replace"):
         found.problems.append(f"{when}: the lock is not told ({status})")
 
