@@ -137,6 +137,14 @@ def forward_flops(facts: Facts, batch: Batch, layers: range, passes: int = 1) ->
     return 2.0 * passes * work
 
 
+def packed_flops(facts: Facts, batch: Batch, layers: range) -> float:
+    """Return the work of some layers where all texts of an image stand behind one prefix."""
+    alone = forward_flops(facts, batch, layers)
+    again = batch.sequences - (batch.images or batch.sequences)
+    weights = sum(facts.layer_parameters[layer] for layer in layers)
+    return alone - 2.0 * weights * again * facts.prefix_tokens(batch.size)
+
+
 def output_flops(facts: Facts, positions: float, passes: int = 1) -> float:
     """Return the work of the output matrix."""
     return 2.0 * passes * facts.output_parameters * positions

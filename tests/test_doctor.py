@@ -15,6 +15,7 @@ from gapinit.costs import (
     Batch,
     forward_flops,
     output_flops,
+    packed_flops,
     predict_bytes,
     states_bytes,
     step_seconds,
@@ -219,6 +220,9 @@ def test_estimates_by_hand(repository):
     batch = Batch(10, 6)  # 4 query tokens in front: 100 tokens
     assert forward_flops(facts, batch, range(1, 3)) == 2 * 2 * layer * 100
     assert forward_flops(facts, batch, range(1, 3), passes=2) == 4 * 2 * layer * 100
+    # Ten texts of two images: 60 tokens of texts, and two prefixes of 4.
+    assert packed_flops(facts, Batch(10, 6, images=2), range(1, 3)) == 2 * 2 * layer * 68
+    assert packed_flops(facts, batch, range(1, 3)) == 2 * 2 * layer * 100
     assert output_flops(facts, 7) == 2 * 7 * 32 * facts.vocabulary
     assert tail_parameters(facts, 3) == facts.language_parameters - 3 * layer
     weights = facts.parameters * 4

@@ -119,14 +119,14 @@ class Estimate:
     def _trunk(
         self, facts: Facts, size: Size, backbone: str, dataset: str, layers: str
     ) -> tuple[float, float, int] | None:
-        from gapinit.costs import Batch, forward_flops, trunk_bytes, vision_flops
+        from gapinit.costs import Batch, packed_flops, trunk_bytes, vision_flops
 
         if size.train is None:
             return None
         first = first_layer(self._plan, facts, backbone, layers)
         text = text_tokens(self._plan, facts, backbone, dataset, size)
-        batch = Batch(size.train.texts, text, size=size.image)
-        work = forward_flops(facts, batch, range(first))
+        batch = Batch(size.train.texts, text, size.train.images, size.image)
+        work = packed_flops(facts, batch, range(first))
         work += size.train.images * vision_flops(facts, size.image)
         texts = round(TRUNK_IMAGES * size.train.texts / max(1, size.train.images))
         step = Batch(texts, text, TRUNK_IMAGES, size.image)
