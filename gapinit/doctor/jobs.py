@@ -31,7 +31,7 @@ class Jobs:
 
     @property
     def count(self) -> int:
-        """Return how many jobs these are; a prediction is scored by one more."""
+        """Return how many pieces of work these are, scores included; jobs may share several."""
         made = len(self.datasets) + len(self.backbones) + len(self.states) + len(self.gaps)
         learned = len(self.trunks) + len(self.trained) + len(self.features)
         return made + learned + 2 * len(self.predictions)

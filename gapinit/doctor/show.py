@@ -121,9 +121,9 @@ def _jobs(found: Diagnosis) -> None:
         ("training runs", len(jobs.trained)),
         ("feature files", len(jobs.features)),
         ("predictions, each scored", len(jobs.predictions)),
-        ("jobs in all, without tables and figures", jobs.count),
+        ("in all; seeds and datasets of a row share jobs", jobs.count),
     )
-    print_table("Jobs", ("", ""), [(name, f"{count:,}") for name, count in rows])
+    print_table("Work", ("", ""), [(name, f"{count:,}") for name, count in rows])
 
 
 def _days(hours: float) -> str:
