@@ -142,7 +142,8 @@ def make_report(
     }
     page = render(content)
     with atomic_file(output) as temporary:
-        temporary.write_text(page, encoding="utf-8", newline="\n")
+        # A record of others may hold half of a character pair, which no file can: an escape stays.
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def render(content: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import json
 import re
 import shlex
 import subprocess
@@ -25,6 +26,7 @@ from gapinit.report_runs import read_curve
 from gapinit.report_views import number_text, p_text
 from gapinit.results import CLAIM_COLUMNS, read_claims, read_runs, read_table
 
+from .plain_json import forget_digests
 from .report_tree import HOSTILE, LABELS, Tree, build, write_csv
 
 VOID = {"meta", "img", "br", "link", "input", "line", "circle", "rect"}
@@ -216,6 +218,16 @@ def test_same_inputs_give_the_same_bytes(tree: Tree, tmp_path: Path) -> None:
     for name in ("one.html", "two.html"):
         make_report(**tree.arguments, output=tmp_path / name)
     assert (tmp_path / "one.html").read_bytes() == (tmp_path / "two.html").read_bytes()
+
+
+def test_half_a_character_in_a_record_stays_an_escape(tmp_path: Path) -> None:
+    tree = build(tmp_path / "results", rows=("pissa", "gap-init"), images=6)
+    path = tree.root / "4_train" / tree.runs_of("gap-init")[0].path / "run.json"
+    forget_digests(path)
+    record = json.loads(path.read_text()) | {"inputs": {"trunk": "\ud83d"}}
+    path.write_text(json.dumps(record))
+    make_report(**tree.arguments, output=tmp_path / "report.html")
+    assert r"\ud83d" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_images_on_which_methods_differ_most_are_chosen(tree: Tree) -> None:
