@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -99,15 +100,20 @@ def _shared(results: Path, verdict: Verdict) -> Iterator[Path]:
         folder = results.parent / stage / str(name)
         if folder.is_dir():
             yield folder
-        elif stage == "1_backbones" or _used(results, str(name)):
+        elif name == content["backbone"] or _used(results, stage, str(name)):
             verdict.missing[folder] = "the configuration names it"
 
 
-def _used(results: Path, dataset: str) -> bool:
-    """Return whether a dataset was trained or scored on: a configuration may name more."""
-    return any(results.glob(f"5_evaluate/features/*/{dataset}.h5")) or any(
-        results.glob(f"4_train/trunk/*/{dataset}/*.h5")
-    )
+_TRACES = {
+    "1_data": ("5_evaluate/features/*/{}.h5", "4_train/trunk/*/{}/*.h5"),
+    "1_backbones": ("2_states/{}/*.h5", "5_evaluate/features/{}/*.h5"),
+}
+"""What a dataset or a backbone leaves where it was used."""
+
+
+def _used(results: Path, stage: str, name: str) -> bool:
+    """Return whether a dataset or backbone was used: a configuration may name more."""
+    return any(any(results.glob(trace.format(escape(name)))) for trace in _TRACES[stage])
 
 
 def _verify(folder: Path, verdict: Verdict) -> None:

@@ -188,6 +188,15 @@ def test_verify_finds_one_flipped_bit_in_any_file(tree: Path) -> None:
     assert verify_results(tree).clean
 
 
+def test_verify_wants_those_backbones_that_were_used(tree: Path) -> None:
+    """A configuration may name more than its tables use, as that of `make demo` does."""
+    path = tree / "configuration.json"
+    write_json(path, read_json(path) | {"backbones": {"gemma3": "mini-gemma3"}})
+    assert verify_results(tree).clean
+    write_json(tree / "5_evaluate/features/mini-gemma3/scenes.h5", {})
+    assert list(verify_results(tree).missing) == [tree.parent / "1_backbones/mini-gemma3"]
+
+
 @pytest.mark.parametrize(
     ("damage", "line"),
     [
