@@ -147,10 +147,8 @@ def committed(folder: Path) -> dict[str, tuple[int, int]]:
     return found
 
 
-def differences(one: Path, other: Path, *, part: bool = False) -> tuple[int, list[str]]:
+def differences(one: Path, other: Path) -> tuple[int, list[str]]:
     """Compare what two runs left, byte for byte; return how many files, and what differs.
-
-    `part`: the second run was asked for a part only.
 
     What a run took stands in `process.json` and `costs.csv`, and they are left out.
     """
@@ -162,8 +160,7 @@ def differences(one: Path, other: Path, *, part: bool = False) -> tuple[int, lis
         }
         for folder in (one, other)
     ]
-    alone = names[1] - names[0] if part else names[0] ^ names[1]
-    found = [f"only one run has {name}" for name in sorted(alone)]
+    found = [f"only one run has {name}" for name in sorted(names[0] ^ names[1])]
     both = sorted(names[0] & names[1])
     found += [name for name in both if (one / name).read_bytes() != (other / name).read_bytes()]
     return len(both), found

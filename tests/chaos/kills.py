@@ -61,40 +61,31 @@ class Kills:
         return [*self.recomputed, *self.different, *self.problems]
 
 
-def kill_test(
-    folder: Path,
-    reference: Path,
-    *,
-    quotas: Mapping[str, int] = QUOTAS,
-    seed: int = SEED,
-    cores: int = 2,
-    minutes: float = 40.0,
-    targets: tuple[str, ...] = (),
-) -> Kills:
-    """Kill a run in `folder` until `quotas` are met, let it end, and compare with `reference`.
+def kill_test(folder: Path, reference: Path, *, seed: int, minutes: float) -> Kills:
+    """Kill a run in `folder` until `QUOTAS` are met, let it end, and compare with `reference`.
 
-    `targets`: what is asked of Snakemake, if not everything. After `minutes` it is killed no more.
+    After `minutes` it is killed no more.
     """
     found, draw, log = Kills(), random.Random(seed), folder / "snakemake.log"
     folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     before: dict[str, tuple[int, int]] = {}
     while True:
-        arguments = [*targets, *(["--rerun-incomplete"] if found.starts else [])]
+        arguments = ["--rerun-incomplete"] if found.starts else []
         if found.starts == 1:
             _lock_is_told(folder, found, "after a kill")
         if 0 < found.starts <= UNLOCKED:
-            finish(folder, log, "--unlock", cores=cores)
+            finish(folder, log, "--unlock")
         elif found.starts:
             arguments.append("--nolock")
         written = log.stat().st_size if log.exists() else 0
-        process = start(folder, log, *arguments, cores=cores)
+        process = start(folder, log, *arguments)
         found.starts += 1
         # Not the first start: its data would be done before anything is killed.
         if found.starts == 2:
             _second_is_refused(folder, process, found)
         more = time.monotonic() - began < 60 * minutes
-        struck = _strike(process.pid, quotas if more else {}, found.hit, draw, process)
+        struck = _strike(process.pid, QUOTAS if more else {}, found.hit, draw, process)
         kill(process) if struck else process.wait()
         with log.open(encoding="utf-8", errors="replace") as file:
             file.seek(written)
@@ -116,9 +107,7 @@ def kill_test(
         if time.monotonic() - began > 120 * minutes:
             found.problems.append("not done in twice the time")
             break
-    found.compared, found.different = differences(
-        reference / "results", folder / "results", part=bool(targets)
-    )
+    found.compared, found.different = differences(reference / "results", folder / "results")
     found.seconds = time.monotonic() - began
     return found
 
