@@ -17,9 +17,9 @@ from gapinit.errors import GapinitError
 from gapinit.gap import mean_gap, weighted_gap
 from gapinit.geometry import cone_cosines, gap_cosine, gap_norm, spectrum
 from gapinit.neighbours import FloatArray, check_neighbours, row_blocks
-from gapinit.plan import VERSIONS
 from gapinit.shards import STATES_AXES, open_shards, shard_sets
 from gapinit.spot import spot_gap
+from gapinit.versions import VERSIONS
 
 if TYPE_CHECKING:
     import h5py

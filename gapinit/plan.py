@@ -23,20 +23,8 @@ from gapinit.methods import METHODS
 from gapinit.recipe import Decoding, Layers, Training
 from gapinit.runs import Experiment, Run, TableRow, load_experiment, table_rows
 from gapinit.settings import read_yaml
+from gapinit.versions import VERSIONS
 
-VERSIONS = {
-    "data": 2,
-    "backbone": 2,
-    "states": 2,
-    "gap": 2,
-    "trunk": 4,
-    "train": 3,
-    "predict": 4,
-    "score": 2,
-    "tables": 4,
-    "figures": 2,
-    "report": 4,
-}
 DRAWN = {
     "figure1b": "VQAv2_accuracy",
     "dynamics_loss": "loss_oscillation",

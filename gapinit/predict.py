@@ -25,13 +25,13 @@ from gapinit.data.references import write_lines
 from gapinit.errors import GapinitError
 from gapinit.features import Features, LookedAt, Seen, read_features
 from gapinit.partial import Filled, Layout, blocks_of, resumable_hdf5
-from gapinit.plan import VERSIONS
 from gapinit.prediction_parts import write_part
 from gapinit.prefetch import read_ahead
 from gapinit.progress import track
 from gapinit.shards import Shard
 from gapinit.states import backbone_digest
 from gapinit.stored import stored_type, to_stored
+from gapinit.versions import VERSIONS
 
 if TYPE_CHECKING:
     from gapinit.backbones.base import Backbone

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gapinit.artifacts import sha256
-from gapinit.plan import VERSIONS
 from gapinit.published import (
     Contradiction,
     PublishedSetting,
@@ -19,6 +18,7 @@ from gapinit.published import (
     read_published,
     read_settings,
 )
+from gapinit.versions import VERSIONS
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,11 @@ from gapinit.data.images import load_image
 from gapinit.data.manifest import read_manifest, require_images
 from gapinit.errors import GapinitError
 from gapinit.partial import Filled, Layout, blocks_of, resumable_hdf5
-from gapinit.plan import VERSIONS
 from gapinit.pooling import Pooling, caption_positions, pool, pool_sides
 from gapinit.prefetch import Block, read_ahead
 from gapinit.progress import track
 from gapinit.shards import Shard
+from gapinit.versions import VERSIONS
 
 if TYPE_CHECKING:
     from gapinit.backbones.base import Backbone

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gapinit.artifacts import digest, package_versions
-from gapinit.plan import VERSIONS
 from gapinit.staging import checkpoints_of, place_of, sealed
+from gapinit.versions import VERSIONS
 
 if TYPE_CHECKING:
     from gapinit.config import Lora, Training

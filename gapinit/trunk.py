@@ -31,7 +31,6 @@ from gapinit.data.manifest import Manifest, read_manifest, require_images
 from gapinit.errors import GapinitError
 from gapinit.layers import adapts_vision, read_layers
 from gapinit.partial import Filled, Layout, blocks_of, resumable_hdf5
-from gapinit.plan import VERSIONS
 from gapinit.prefetch import Block, read_ahead
 from gapinit.progress import track
 from gapinit.shards import WHOLE, Shard
@@ -39,6 +38,7 @@ from gapinit.states import backbone_digest
 from gapinit.stored import DTYPES, StoredAs, stored_type, to_stored
 from gapinit.trunk_file import Trunk, read_trunk
 from gapinit.trunk_modes import Mode, TrunkMode, trunk_mode
+from gapinit.versions import VERSIONS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,8 +13,8 @@ from gapinit.errors import GapinitError
 from gapinit.gap import gap_vector
 from gapinit.gap_file import DATASETS, GapFile, estimate_gap_file, read_gap
 from gapinit.geometry import cone_cosines, spectrum
-from gapinit.plan import VERSIONS
 from gapinit.spot import spot_gap
+from gapinit.versions import VERSIONS
 
 LAYERS, PAIRS, WIDTH = 3, 40, 6
 OPTIONS: dict[str, Any] = {

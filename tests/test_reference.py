@@ -11,11 +11,12 @@ import pytest
 from gapinit.artifacts import read_json, write_json
 from gapinit.config import Config
 from gapinit.errors import GapinitError
-from gapinit.plan import VERSIONS, make_plan
+from gapinit.plan import make_plan
 from gapinit.readme import BEGIN, END, headline, updated, write_readme
 from gapinit.reference import LARGEST, make_reference, outdated
 from gapinit.results import read_table
 from gapinit.settings import read_yaml
+from gapinit.versions import VERSIONS
 
 from .report_tree import LABELS, Tree, build
 

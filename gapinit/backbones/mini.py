@@ -34,8 +34,8 @@ from gapinit.backbones.pretraining import (
 )
 from gapinit.backbones.source import PromptSettings, Source, write_source
 from gapinit.data.pretraining import ALT_TEXT, CORPUS, read_alt_text, read_corpus
-from gapinit.plan import VERSIONS
 from gapinit.staging import clear
+from gapinit.versions import VERSIONS
 
 
 class MiniSettings(BackboneSettings):

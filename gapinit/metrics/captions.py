@@ -29,7 +29,7 @@ from gapinit.metrics.meteor import (
 )
 from gapinit.metrics.rouge import rouge_l
 from gapinit.metrics.tokenize import tokenize_captions
-from gapinit.plan import VERSIONS
+from gapinit.versions import VERSIONS
 
 CAPTION_METRICS: Mapping[str, Sequence[str]] = {
     "cider": ("CIDEr",),

@@ -18,7 +18,7 @@ from gapinit.metrics.pope_files import (
     read_answers_of_each,
     read_pope_questions,
 )
-from gapinit.plan import VERSIONS
+from gapinit.versions import VERSIONS
 
 SHARES = ("accuracy", "precision", "recall", "f1", "yes_rate")
 

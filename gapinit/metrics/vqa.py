@@ -14,7 +14,7 @@ from gapinit.data.entries import read_object, shown, top_list
 from gapinit.errors import GapinitError
 from gapinit.metrics.entries import EntryId, IdIndex, entry_id, entry_text, examples
 from gapinit.metrics.vqa_answers import normalise_answer, strip_answer
-from gapinit.plan import VERSIONS
+from gapinit.versions import VERSIONS
 
 ANSWER_FIELDS = ("answer", "raw_answer")
 ANNOTATORS = 10
