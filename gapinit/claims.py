@@ -9,7 +9,7 @@ from typing import Any, Literal
 from gapinit.artifacts import atomic_file
 from gapinit.claim_language import Statement
 from gapinit.config import Config
-from gapinit.runs import Claim, load_experiment, table_rows
+from gapinit.experiments import Claim, load_experiment, table_rows
 from gapinit.scores import RowScores, ScoreFolder, paired_differences
 from gapinit.statistics import (
     ConfidenceInterval,

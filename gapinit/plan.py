@@ -19,9 +19,10 @@ from gapinit.data.manifest import Kind
 from gapinit.data.references import reference_options
 from gapinit.data.scenes.settings import ScenesSettings
 from gapinit.errors import GapinitError
+from gapinit.experiments import Experiment, load_experiment, table_rows
 from gapinit.methods import METHODS
 from gapinit.recipe import Decoding, Layers, Training
-from gapinit.runs import Experiment, Run, TableRow, load_experiment, table_rows
+from gapinit.runs import Run, TableRow
 from gapinit.settings import read_yaml
 from gapinit.versions import VERSIONS
 

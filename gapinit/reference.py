@@ -16,10 +16,10 @@ from gapinit.artifacts import atomic_folder, digest, read_json, sha256, write_js
 from gapinit.config import Config
 from gapinit.digests import is_record
 from gapinit.errors import GapinitError
+from gapinit.experiments import load_experiment
 from gapinit.published import published_files
 from gapinit.report import TEMPLATES, make_report
 from gapinit.report_sources import source_commit
-from gapinit.runs import load_experiment
 from gapinit.settings import check_settings
 from gapinit.versions import VERSIONS
 

@@ -19,6 +19,7 @@ from gapinit.config import Config
 from gapinit.data.manifest import read_manifest
 from gapinit.digests import require_unaltered
 from gapinit.errors import GapinitError
+from gapinit.experiments import Experiment, load_experiment
 from gapinit.report_predictions import browse_predictions, data_uri
 from gapinit.report_runs import arrange_runs
 from gapinit.report_sources import digests, machine, read_papers
@@ -36,7 +37,7 @@ from gapinit.report_views import (
     p_text,
 )
 from gapinit.results import read_claims, read_runs, read_table
-from gapinit.runs import Experiment, Run, load_experiment
+from gapinit.runs import Run
 from gapinit.settings import read_yaml
 
 TEMPLATES = Path(__file__).parent / "report_templates"

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from gapinit.artifacts import read_json
 from gapinit.errors import GapinitError
+from gapinit.experiments import METRICS, Experiment
 from gapinit.report_runs import RunLine
 from gapinit.results import ClaimResult, Interval, Measurement
-from gapinit.runs import METRICS, Experiment, Run
+from gapinit.runs import Run
 from gapinit.statistics import small_sample_note
 from gapinit.table_formats import NAMES
 

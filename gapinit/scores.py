@@ -17,7 +17,8 @@ import numpy as np
 from gapinit.artifacts import read_json
 from gapinit.config import Config
 from gapinit.errors import GapinitError
-from gapinit.runs import METRICS, Experiment, Run, TableRow
+from gapinit.experiments import METRICS, Experiment
+from gapinit.runs import Run, TableRow
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,8 +13,9 @@ from typing import Any
 
 from gapinit.artifacts import atomic_file
 from gapinit.config import Config
+from gapinit.experiments import Experiment, load_experiment, table_rows
 from gapinit.published import PublishedNumber, elsewhere, find, published_files, read_published
-from gapinit.runs import Experiment, Run, TableRow, load_experiment, table_rows
+from gapinit.runs import Run, TableRow
 from gapinit.scores import RowScores, ScoreFolder, paired_differences, read_run_record
 from gapinit.statistics import (
     bootstrap_interval,

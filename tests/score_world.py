@@ -13,7 +13,8 @@ import yaml
 
 from gapinit.claims import check_claims
 from gapinit.config import Config
-from gapinit.runs import Run, load_experiment, table_rows
+from gapinit.experiments import load_experiment, table_rows
+from gapinit.runs import Run
 from gapinit.tables import make_table
 
 SEEDS = [42, 123, 2024]

@@ -10,7 +10,7 @@ from typer.main import get_command
 
 from gapinit.cli import app
 from gapinit.config import load_config
-from gapinit.runs import load_experiment, table_rows
+from gapinit.experiments import load_experiment, table_rows
 from gapinit.settings import read_yaml
 
 PAGES = ("how-it-works", "your-model", "full-scale", "report", "adding", "faq", "backbones")

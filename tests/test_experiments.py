@@ -9,8 +9,9 @@ import pytest
 
 from gapinit.config import Config, load_config
 from gapinit.errors import GapinitError
+from gapinit.experiments import Experiment, load_experiment, table_rows
 from gapinit.published import read_published
-from gapinit.runs import Experiment, Run, TableRow, load_experiment, table_rows
+from gapinit.runs import Run, TableRow
 from gapinit.settings import read_yaml
 
 TABLES = (

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from gapinit.errors import GapinitError
+from gapinit.experiments import METRICS
 from gapinit.measures import FROM_RECORD, FROM_STEPS, measure, read_steps, running_mean
-from gapinit.runs import METRICS
 
 
 def log(folder: Path, loss: list[float], norm: list[float] | None = None) -> Path:

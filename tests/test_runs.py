@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from gapinit.config import Config
 from gapinit.errors import GapinitError
+from gapinit.experiments import load_experiment, table_rows
 from gapinit.methods import METHODS
-from gapinit.runs import Run, load_experiment, table_rows
+from gapinit.runs import Run
 
 NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,12}", fullmatch=True)
 SMALL = st.integers(1, 10**6)
