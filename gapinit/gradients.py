@@ -1,4 +1,4 @@
-"""Gradients of the frozen weights, and how much of them lies along a direction."""
+"""Gradients of the frozen weights on one batch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from gapinit.adapters import gap_direction, layer_of
 from gapinit.tail import tail_loss
 
 if TYPE_CHECKING:
@@ -55,33 +54,3 @@ def over_gradients(
             weight.requires_grad_(False)
             weight.grad = None
     return {name: found[name] for name in weights}
-
-
-def gap_share(
-    backbone: Backbone, layers: Sequence[int], batch: Mapping[str, Any], gap: Tensor
-) -> float:
-    """Return the mean over target weights of their gradient's share along the gap.
-
-    `gap`: (L, d). Of the backbone as it is, so that it is one number for a batch, whatever the
-    method.
-    """
-    modules = backbone.named_targets(layers)
-
-    def share(name: str, gradient: Tensor) -> float:
-        direction = gap_direction(gap[layer_of(name)], modules[name].weight, name)
-        return gradient_share(gradient, direction)
-
-    shares = over_gradients(backbone, layers, batch, share)
-    return sum(shares.values()) / len(shares)
-
-
-def gradient_share(gradient: Tensor, direction: Tensor) -> float:
-    """Return |u^T G|^2 / |G|^2, the share of a gradient that a column u of B sees.
-
-    With A = 0 the first gradient of A is (alpha / r) u^T G, so this is what an adapter along u
-    gets of the squared gradient; for a random u its mean is 1 / d_out (paper, Proposition 3.1).
-    """
-    matrix = gradient.to("cpu", torch.float64)
-    total = matrix.square().sum().item()
-    # A weight without gradient has none along u either.
-    return (direction @ matrix).square().sum().item() / total if total > 0 else 0.0
