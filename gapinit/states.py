@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gapinit.artifacts import digest, sha256
+from gapinit.artifacts import sha256
 from gapinit.backbones import load_backbone
+from gapinit.backbones.fingerprint import backbone_digest
 from gapinit.data.images import load_image
 from gapinit.data.manifest import read_manifest, require_images
 from gapinit.errors import GapinitError
@@ -218,10 +219,3 @@ def _require_finite(
                 f"{pairs[row][0].path}: the {name} state of layer {layer} is not finite "
                 f"(image {pairs[row][0].image_id})"
             )
-
-
-def backbone_digest(folder: Path) -> str:
-    """Return the digest that tells one backbone's weights from another's."""
-    from gapinit.backbones.fingerprint import fingerprint
-
-    return digest(fingerprint(Path(folder)))

@@ -15,6 +15,7 @@ from typing import Any
 
 from gapinit.artifacts import sha256
 from gapinit.backbones import load_backbone
+from gapinit.backbones.fingerprint import backbone_digest
 from gapinit.config import Lora, Training
 from gapinit.errors import GapinitError
 from gapinit.gap_file import read_gap
@@ -22,7 +23,6 @@ from gapinit.layers import adapts_vision, read_layers
 from gapinit.processes import is_main, leave_group, own_device, process
 from gapinit.runs import Run
 from gapinit.staging import clear, publish
-from gapinit.states import backbone_digest
 from gapinit.together import groups
 from gapinit.training_group import train_group
 from gapinit.training_job import Goal, Job

@@ -25,6 +25,7 @@ import torch
 
 from gapinit.artifacts import sha256
 from gapinit.backbones import load_backbone
+from gapinit.backbones.fingerprint import backbone_digest
 from gapinit.backbones.prompts import Segment, training_texts
 from gapinit.data.images import image_size
 from gapinit.data.manifest import Manifest, read_manifest, require_images
@@ -34,7 +35,6 @@ from gapinit.partial import Filled, Layout, blocks_of, resumable_hdf5
 from gapinit.prefetch import Block, read_ahead
 from gapinit.progress import track
 from gapinit.shards import WHOLE, Shard
-from gapinit.states import backbone_digest
 from gapinit.stored import DTYPES, StoredAs, stored_type, to_stored
 from gapinit.trunk_file import Trunk, read_trunk
 from gapinit.trunk_modes import Mode, TrunkMode, trunk_mode

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import BinaryIO
 
-from gapinit.artifacts import read_json
+from gapinit.artifacts import digest, read_json
 from gapinit.backbones.source import read_source
 from gapinit.digests import require_folder_unaltered
 from gapinit.errors import GapinitError
@@ -69,3 +69,8 @@ def _add_tensor_ends(handle: BinaryIO, path: Path, state: hashlib._Hash) -> None
         for start in (begin, end - window):
             handle.seek(8 + length + start)
             state.update(handle.read(window))
+
+
+def backbone_digest(folder: Path) -> str:
+    """Return the digest that tells one backbone's weights from another's."""
+    return digest(fingerprint(Path(folder)))
