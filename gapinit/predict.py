@@ -10,26 +10,25 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
 import torch
 
-from gapinit.artifacts import sha256, write_json
+from gapinit.artifacts import sha256
 from gapinit.backbones import load_backbone
+from gapinit.backbones.fingerprint import backbone_digest
 from gapinit.backbones.prompts import sample_prompt
 from gapinit.data.images import image_size
 from gapinit.data.manifest import Manifest, read_manifest, require_images
-from gapinit.data.references import write_lines
 from gapinit.errors import GapinitError
 from gapinit.features import Features, LookedAt, Seen, read_features
 from gapinit.partial import Filled, Layout, blocks_of, resumable_hdf5
-from gapinit.prediction_parts import write_part
+from gapinit.prediction_parts import write_part, write_predictions
 from gapinit.prefetch import read_ahead
 from gapinit.progress import track
 from gapinit.shards import Shard
-from gapinit.states import backbone_digest
 from gapinit.stored import stored_type, to_stored
 from gapinit.versions import VERSIONS
 
@@ -252,29 +251,3 @@ def _answers(
         for index, answer in zip(block, said, strict=True):
             answers[index] = answer
     return answers
-
-
-def write_predictions(
-    output: Path, data: Manifest, samples: Sequence[Any], answers: Sequence[str]
-) -> None:
-    """Write the answers to samples in the benchmark's own format."""
-    pairs = list(zip(samples, answers, strict=True))
-    if data.kind == "captions":
-        write_json(output, [{"image_id": item.image_id, "caption": said} for item, said in pairs])
-    elif data.kind == "vqa":
-        write_json(
-            output, [{"question_id": item.question_id, "answer": said} for item, said in pairs]
-        )
-    else:
-        write_lines(
-            output,
-            [
-                {
-                    "question_id": item.question_id,
-                    "category": item.category,
-                    "question": item.text,
-                    "answer": said,
-                }
-                for item, said in pairs
-            ],
-        )

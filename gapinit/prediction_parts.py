@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gapinit.artifacts import read_json, sha256, write_json
+from gapinit.data.manifest import Manifest, read_manifest
+from gapinit.data.references import write_lines
 from gapinit.errors import GapinitError
 
 if TYPE_CHECKING:
@@ -37,8 +39,6 @@ def gather_predictions(manifest: Path, parts: Sequence[Path], output: Path) -> N
 
     Raises GapinitError for a file that is no part, or a set that is not complete or not of one.
     """
-    from gapinit.data.manifest import read_manifest
-    from gapinit.predict import write_predictions
 
     read = [(path, _read(path)) for path in parts]
     first_path, first = read[0]
@@ -66,6 +66,32 @@ def gather_predictions(manifest: Path, parts: Sequence[Path], output: Path) -> N
             f"{len(samples)} samples; found {found}, with {len(answers)}"
         )
     write_predictions(output, data, samples, [answers[index] for index in range(len(samples))])
+
+
+def write_predictions(
+    output: Path, data: Manifest, samples: Sequence[Any], answers: Sequence[str]
+) -> None:
+    """Write the answers to samples in the benchmark's own format."""
+    pairs = list(zip(samples, answers, strict=True))
+    if data.kind == "captions":
+        write_json(output, [{"image_id": item.image_id, "caption": said} for item, said in pairs])
+    elif data.kind == "vqa":
+        write_json(
+            output, [{"question_id": item.question_id, "answer": said} for item, said in pairs]
+        )
+    else:
+        write_lines(
+            output,
+            [
+                {
+                    "question_id": item.question_id,
+                    "category": item.category,
+                    "question": item.text,
+                    "answer": said,
+                }
+                for item, said in pairs
+            ],
+        )
 
 
 def _read(path: Path) -> Any:
