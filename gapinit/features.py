@@ -13,9 +13,8 @@ import torch
 from gapinit.artifacts import hdf5_inputs, open_hdf5
 from gapinit.backbones.inputs import Images
 from gapinit.data.images import load_image
-from gapinit.ragged import require_offsets, require_rows
 from gapinit.shards import shard_set
-from gapinit.stored import Rows, as_tensor, joined_rows, memory_map
+from gapinit.stored import Rows, as_tensor, joined_rows, memory_map, require_offsets, require_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

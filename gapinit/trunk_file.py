@@ -14,9 +14,17 @@ import torch
 
 from gapinit.artifacts import hdf5_inputs, open_hdf5
 from gapinit.errors import GapinitError
-from gapinit.ragged import require_offsets, require_places, require_rows
 from gapinit.shards import shard_set
-from gapinit.stored import Rows, as_tensor, joined_rows, memory_map, widened
+from gapinit.stored import (
+    Rows,
+    as_tensor,
+    joined_rows,
+    memory_map,
+    require_offsets,
+    require_places,
+    require_rows,
+    widened,
+)
 from gapinit.trunk_modes import Mode
 
 if TYPE_CHECKING:
