@@ -1,10 +1,13 @@
-"""Progress of long work on standard error: a bar on a terminal, a line now and then in a log."""
+"""What people see of long work: progress on standard error, tables on standard output.
+
+On a terminal both are drawn; into a pipe or a log go plain lines and columns.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -92,3 +95,27 @@ def show_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows under a title; columns without any heading have no row of headings."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(*columns, title=title, title_justify="left", show_header=any(columns))
+        for row in rows:
+            table.add_row(*row)
+        Console().print(table)
+        return
+    # Columns apart by two spaces at least, without frames, one row a line.
+    print(f"\n{title}")
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    for row in (columns, *rows) if any(columns) else rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print(f"  {'  '.join(cells).rstrip()}")
+
+
+def print_facts(title: str, facts: Sequence[tuple[str, str]]) -> None:
+    """Print names and values, one a line."""
+    print_table(title, ("", ""), facts)

@@ -33,7 +33,7 @@ from gapinit.methods.setup import Setup, adapt
 from gapinit.rehearse_meter import Meter, device_label, require_device, require_memory
 from gapinit.spot import spot_gap
 from gapinit.states import pooled_states
-from gapinit.tail import Tail
+from gapinit.tail_module import Tail
 from gapinit.trunk import Trunk, encoded_texts, read_trunk, write_trunk
 
 if TYPE_CHECKING:

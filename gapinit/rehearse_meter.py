@@ -16,8 +16,7 @@ from typing import Any
 import torch
 
 from gapinit.errors import GapinitError
-from gapinit.progress import show_bytes
-from gapinit.terminal import print_table
+from gapinit.progress import print_table, show_bytes
 
 
 @dataclass

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gapinit.backbones.facts import PHOTO, STATE_BYTES, Facts, layer_groups
-from gapinit.progress import show_bytes
-from gapinit.terminal import print_facts, print_table
+from gapinit.progress import print_facts, print_table, show_bytes
 
 RANKS = (1, 8)
 NEW_TOKENS = 32

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gapinit.doctor.gpu import BANDWIDTH, LOADING
-from gapinit.progress import show_bytes
-from gapinit.terminal import print_table
+from gapinit.progress import print_table, show_bytes
 
 if TYPE_CHECKING:
     from gapinit.doctor import Diagnosis
