@@ -34,7 +34,7 @@ from benchmarks.scaled import ADAPTED, SCALE, write_world
 from gapinit.adapters import add_lora
 from gapinit.backbones import load_backbone
 from gapinit.data.manifest import read_manifest
-from gapinit.tail import Tail
+from gapinit.tail_module import Tail
 from gapinit.trunk import Trunk, extract_trunk, read_trunk
 
 IMAGES, BATCH, MAX_TOKENS = 64, 16, 32

@@ -27,7 +27,8 @@ from gapinit.dropout import draw_mask
 from gapinit.errors import GapinitError
 from gapinit.layers import adapts_vision
 from gapinit.methods import METHODS
-from gapinit.tail import Tail, position_losses
+from gapinit.tail import position_losses
+from gapinit.tail_module import Tail
 
 if TYPE_CHECKING:
     from gapinit.backbones.base import Backbone

@@ -18,17 +18,16 @@ from torch import Tensor
 from transformers import set_seed
 
 from gapinit.adapter_folder import save_adapter
-from gapinit.adapters import ADAPTER, alignment, lora_layers, module_directions
+from gapinit.adapters import ADAPTER, alignment, gap_share, lora_layers, module_directions
 from gapinit.artifacts import atomic_folder, package_versions, write_json
 from gapinit.dropout import mask_generator, use_own_dropout
-from gapinit.gradients import gap_share
 from gapinit.layers import adapts_vision
 from gapinit.methods.setup import Adapted, Setup, adapt
 from gapinit.order import Order, Orders
 from gapinit.processes import is_main, process
 from gapinit.staging import seal
 from gapinit.step_log import StepLog
-from gapinit.tail import Tail
+from gapinit.tail_module import Tail
 from gapinit.together import StackedTail, Weights, weights_of
 from gapinit.trainer_arguments import training_arguments
 from gapinit.training_job import Goal, Job, shared_checkpoints

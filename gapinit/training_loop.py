@@ -31,7 +31,7 @@ from gapinit.order import Orders
 from gapinit.processes import from_all_processes, is_main, mean_over_processes, process, shares
 from gapinit.staging import seal, sealed
 from gapinit.step_log import StepLog, require_one_left
-from gapinit.tail import Tail
+from gapinit.tail_module import Tail
 
 TRAINER_STATE = "trainer_state.json"
 _TENSORS, _RECORD = "state.safetensors", "state.json"

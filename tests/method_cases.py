@@ -12,7 +12,7 @@ from gapinit.backbones import load_backbone
 from gapinit.gap_file import read_gap
 from gapinit.methods import METHODS
 from gapinit.methods.setup import Adapted, Setup
-from gapinit.tail import Tail
+from gapinit.tail_module import Tail
 from gapinit.trunk import read_trunk
 
 from .small_backbone import SmallWorld

@@ -23,7 +23,7 @@ from gapinit.data.manifest import Manifest, read_manifest
 from gapinit.data.questions import Question
 from gapinit.errors import GapinitError
 from gapinit.predict import extract_features, predict
-from gapinit.tail import Tail
+from gapinit.tail_module import Tail
 from gapinit.trunk import extract_trunk, read_trunk
 
 from .plain_json import write_json

@@ -29,7 +29,7 @@ from gapinit.gap_file import estimate_gap_file, read_gap
 from gapinit.methods import METHODS
 from gapinit.methods.setup import Setup, adapt
 from gapinit.states import extract_states
-from gapinit.tail import Tail
+from gapinit.tail_module import Tail
 from gapinit.trunk import Trunk, extract_trunk, read_trunk
 
 from .method_cases import CHANGE_BASE

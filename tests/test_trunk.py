@@ -19,7 +19,7 @@ from gapinit.artifacts import write_json
 from gapinit.backbones import load_backbone
 from gapinit.data.images import load_image
 from gapinit.errors import GapinitError
-from gapinit.tail import Tail
+from gapinit.tail_module import Tail
 from gapinit.trunk import Trunk, extract_trunk, read_trunk
 
 from .small_backbone import (
