@@ -18,7 +18,7 @@ FOLDER = Path(workflow.current_basedir)
 sys.path.insert(0, str(FOLDER))
 
 from gapinit.errors import GapinitError
-from gapinit.plan import make_plan
+from gapinit.workflow.plan import make_plan
 
 
 configfile: str(FOLDER / "config" / "default.yaml")
@@ -77,7 +77,7 @@ include: "rules/7_figures.smk"
 
 # How far the run is and how long the rest will take, under Snakemake's own output.
 onstart:
-    from gapinit.workflow_progress import follow, look_for_jobs_once
+    from gapinit.workflow.progress_line import follow, look_for_jobs_once
 
     look_for_jobs_once(workflow)
     follow(workflow)

@@ -32,12 +32,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import RESULTS, Result, Spread, Target, cpu_seconds, environment
-from gapinit.artifacts import atomic_file
+from gapinit.artifacts.artifacts import atomic_file
+from gapinit.config.runs import Run
+from gapinit.config.yaml_files import read_yaml
 from gapinit.errors import GapinitError
-from gapinit.evaluation_jobs import evaluation_jobs
-from gapinit.plan import Plan, make_plan
-from gapinit.runs import Run
-from gapinit.settings import read_yaml
+from gapinit.workflow.plan import Plan, make_plan
+from gapinit.workflow.shared_jobs import evaluation_jobs
 
 REPOSITORY = Path(__file__).parent.parent
 CONFIG = REPOSITORY / "config"

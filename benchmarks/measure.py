@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from gapinit.artifacts import package_versions, write_json
+from gapinit.artifacts.artifacts import package_versions, write_json
 
 RESULTS = Path(__file__).parent / "results"
 Bound = Literal["at least", "at most"]

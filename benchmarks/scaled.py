@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
-from gapinit.artifacts import write_json
+from gapinit.artifacts.artifacts import write_json
 from gapinit.backbones.architecture import Architecture, build_architecture, find_architecture
 from gapinit.backbones.loading import no_progress_bars
 from gapinit.data.captions import CaptionedImage

@@ -28,8 +28,8 @@ from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
 from benchmarks.measure import Result, Spread, Target, ratios
-from gapinit.metrics.captions import score_several
-from gapinit.metrics.java import find_java
+from gapinit.evaluate.metrics.captions import score_several
+from gapinit.evaluate.metrics.java import find_java
 
 METRICS = ("cider", "bleu", "rouge")
 SEVERAL = 5

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from sklearn.neighbors import NearestNeighbors
 
 from benchmarks.measure import Result, Spread, Target, ratios
-from gapinit.spot import spot_gap
+from gapinit.gap.spot import spot_gap
 
 Float32Array = npt.NDArray[np.float32]
 NEIGHBOURS = 10

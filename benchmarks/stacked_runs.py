@@ -19,16 +19,16 @@ import yaml
 
 from benchmarks.measure import Result, Spread, alternate, ratios
 from gapinit.backbones.mini_blip2 import MiniBlip2Settings, build, train_tokenizer
-from gapinit.config import Lora, Training
+from gapinit.config.configuration import Lora, Training
+from gapinit.config.runs import Run
+from gapinit.config.yaml_files import check_settings, read_yaml
 from gapinit.data.dataset import prepare_dataset
 from gapinit.data.manifest import read_manifest
-from gapinit.gap_file import estimate_gap_file
-from gapinit.layers import write_layers
-from gapinit.runs import Run
-from gapinit.settings import check_settings, read_yaml
-from gapinit.states import extract_states
-from gapinit.train import train_runs
-from gapinit.trunk import extract_trunk
+from gapinit.gap.gap_file import estimate_gap_file
+from gapinit.gap.layers import write_layers
+from gapinit.states.states import extract_states
+from gapinit.train.train import train_runs
+from gapinit.train.trunk.write import extract_trunk
 
 ROOT = Path(__file__).parent.parent
 SEEDS = (42, 123, 2024, 999, 7)

@@ -15,10 +15,10 @@ import torch
 
 from benchmarks.measure import Result, Spread, Target, alternate, read_rate, seconds
 from benchmarks.scaled import SCALE, write_world
-from gapinit import states
 from gapinit.backbones import load_backbone
 from gapinit.data.images import load_image
 from gapinit.data.manifest import read_manifest
+from gapinit.states import states
 
 PAIRS, BATCH, TURNS = 32, 16, 5
 

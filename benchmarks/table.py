@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import RESULTS, number
-from gapinit.artifacts import atomic_file, read_json
+from gapinit.artifacts.artifacts import atomic_file, read_json
 from gapinit.errors import GapinitError
 
 FOLDER = Path(__file__).parent

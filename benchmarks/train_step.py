@@ -31,11 +31,11 @@ from transformers import (
 from benchmarks.flops import Work, full_flops, products, tail_flops
 from benchmarks.measure import Result, Spread, Target, matrix_rate, ratios, read_rate
 from benchmarks.scaled import ADAPTED, SCALE, write_world
-from gapinit.adapters import add_lora
+from gapinit.adapters.lora import add_lora
 from gapinit.backbones import load_backbone
 from gapinit.data.manifest import read_manifest
-from gapinit.tail_module import Tail
-from gapinit.trunk import Trunk, extract_trunk, read_trunk
+from gapinit.train.tail_module import Tail
+from gapinit.train.trunk.write import Trunk, extract_trunk, read_trunk
 
 IMAGES, BATCH, MAX_TOKENS = 64, 16, 32
 PEER_STEPS, OUR_STEPS, TURNS = 2, 6, 4

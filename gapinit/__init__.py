@@ -19,16 +19,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gapinit.adapters.callback import GapAlignmentCallback
+    from gapinit.adapters.directions import alignment
+    from gapinit.adapters.initialize import initialize_lora_gap_weights
     from gapinit.backbones.in_memory import target_modules
     from gapinit.backbones.loading import load_processor
-    from gapinit.callback import GapAlignmentCallback
-    from gapinit.directions import alignment
     from gapinit.errors import GapinitError
-    from gapinit.estimate import estimate_gap
-    from gapinit.gap import gap_vector
-    from gapinit.gap_vectors import GapVectors
-    from gapinit.initialize import initialize_lora_gap_weights
-    from gapinit.spot import spot_gap
+    from gapinit.gap.estimate import estimate_gap
+    from gapinit.gap.gap_vectors import GapVectors
+    from gapinit.gap.spot import spot_gap
+    from gapinit.gap.vector import gap_vector
 
     __version__: str
 
@@ -49,15 +49,15 @@ __all__ = [
 # No name here may be that of a submodule (`gap`, `spot`, ...): importing a submodule binds its
 # name in the package, and the attribute would mean one thing before and another thing after.
 _MODULES = {
-    "GapAlignmentCallback": "gapinit.callback",
-    "GapVectors": "gapinit.gap_vectors",
+    "GapAlignmentCallback": "gapinit.adapters.callback",
+    "GapVectors": "gapinit.gap.gap_vectors",
     "GapinitError": "gapinit.errors",
-    "alignment": "gapinit.directions",
-    "estimate_gap": "gapinit.estimate",
-    "gap_vector": "gapinit.gap",
-    "initialize_lora_gap_weights": "gapinit.initialize",
+    "alignment": "gapinit.adapters.directions",
+    "estimate_gap": "gapinit.gap.estimate",
+    "gap_vector": "gapinit.gap.vector",
+    "initialize_lora_gap_weights": "gapinit.adapters.initialize",
     "load_processor": "gapinit.backbones.loading",
-    "spot_gap": "gapinit.spot",
+    "spot_gap": "gapinit.gap.spot",
     "target_modules": "gapinit.backbones.in_memory",
 }
 

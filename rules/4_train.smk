@@ -4,7 +4,7 @@
 # out:  results/<name>/4_train/trunk/<backbone>/<dataset>/<layers>.h5
 #       results/<name>/4_train/runs/<run>/{adapter/,steps.csv,run.json,process.json}
 #
-# <run> spells the run's factors (gapinit/runs.py); a run that several tables ask for is made once.
+# <run> spells the run's factors (gapinit/config/runs.py); a run that several tables ask for is made once.
 # <row> is the same without the seed: a job trains some seeds of a row, at most
 # training.seeds_per_job of them, and there is a rule for each set of seeds that some row has.
 

@@ -1,13 +1,13 @@
 # Which files a job reads: the functions that the rules of all stages take as inputs and options.
 #
-# A run's factors stand in its path (gapinit/runs.py); the plan (gapinit/plan.py) knows the rest.
+# A run's factors stand in its path (gapinit/config/runs.py); the plan (gapinit/workflow/plan.py) knows the rest.
 
 import re
 import shlex
 
 from gapinit.data.downloads import read_downloads
-from gapinit.evaluation_jobs import evaluation_jobs, scored_together
-from gapinit.runs import Run
+from gapinit.workflow.shared_jobs import evaluation_jobs, scored_together
+from gapinit.config.runs import Run
 
 EVALUATION_JOBS = evaluation_jobs(PLAN)
 SCORED_TOGETHER = scored_together(EVALUATION_JOBS)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gapinit.errors import GapinitError
-from gapinit.metrics.captions import score_captions
+from gapinit.evaluate.metrics.captions import score_captions
 
 FAST = ("cider", "bleu", "rouge")
 OFFICIAL_NAMES = ("CIDEr", "Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L")

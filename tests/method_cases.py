@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gapinit.adapters import lora_layers
+from gapinit.adapters.lora import lora_layers
+from gapinit.adapters.methods.setup import Adapted, Setup
 from gapinit.backbones import load_backbone
-from gapinit.gap_file import read_gap
-from gapinit.methods import METHODS
-from gapinit.methods.setup import Adapted, Setup
-from gapinit.tail_module import Tail
-from gapinit.trunk import read_trunk
+from gapinit.config.methods import METHODS
+from gapinit.gap.gap_file import read_gap
+from gapinit.train.tail_module import Tail
+from gapinit.train.trunk.write import read_trunk
 
 from .small_backbone import SmallWorld
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gapinit.digests import is_record
+from gapinit.artifacts.digests import is_record
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 
 from PIL import Image
 
-from gapinit.artifacts import write_json
-from gapinit.config import Config
+from gapinit.artifacts.artifacts import write_json
+from gapinit.config.configuration import Config
+from gapinit.config.runs import Run
 from gapinit.data.captions import CaptionedImage
 from gapinit.data.manifest import Manifest, write_manifest
-from gapinit.results import CLAIM_COLUMNS, MEASUREMENT_COLUMNS, RUN_COLUMNS
-from gapinit.runs import Run
+from gapinit.tables.records import CLAIM_COLUMNS, MEASUREMENT_COLUMNS, RUN_COLUMNS
 
 REPOSITORY = Path(__file__).parent.parent
 HOSTILE = "<script>alert(1)</script>"

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from gapinit.claims import check_claims
-from gapinit.config import Config
-from gapinit.experiments import load_experiment, table_rows
-from gapinit.runs import Run
-from gapinit.tables import make_table
+from gapinit.config.configuration import Config
+from gapinit.config.experiments import load_experiment, table_rows
+from gapinit.config.runs import Run
+from gapinit.tables.claims import check_claims
+from gapinit.tables.table import make_table
 
 SEEDS = [42, 123, 2024]
 NUM_IMAGES = 60

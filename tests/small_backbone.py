@@ -19,20 +19,20 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import Blip2ForConditionalGeneration, Blip2Processor
 
-from gapinit.artifacts import write_json
+from gapinit.artifacts.artifacts import write_json
 from gapinit.backbones.mini_blip2 import MiniBlip2Settings, Phase, build, train_tokenizer
-from gapinit.config import Lora, Training
+from gapinit.config.configuration import Lora, Training
+from gapinit.config.methods import METHODS
+from gapinit.config.runs import Run
+from gapinit.config.yaml_files import check_settings
 from gapinit.data.captions import CaptionedImage
 from gapinit.data.dataset import prepare_dataset
 from gapinit.data.images import load_image
 from gapinit.data.manifest import read_manifest
-from gapinit.gap_file import estimate_gap_file
-from gapinit.methods import METHODS
-from gapinit.runs import Run
-from gapinit.settings import check_settings
-from gapinit.states import extract_states
-from gapinit.train import train_runs
-from gapinit.trunk import extract_trunk
+from gapinit.gap.gap_file import estimate_gap_file
+from gapinit.states.states import extract_states
+from gapinit.train.train import train_runs
+from gapinit.train.trunk.write import extract_trunk
 
 COMMON_TOKEN = 41
 TOKENS = 32  # captions are cut to this length, BOS included

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from gapinit.artifacts import read_json
+from gapinit.artifacts.artifacts import read_json
 from gapinit.cli.options import without_options
+from gapinit.config.runs import Run
 from gapinit.errors import GapinitError
-from gapinit.launch import LAUNCHED, _cause, require_enough_samples
-from gapinit.processes import own_part
-from gapinit.runs import Run
-from gapinit.trunk import read_trunk
+from gapinit.train.launch import LAUNCHED, _cause, require_enough_samples
+from gapinit.train.processes import own_part
+from gapinit.train.trunk.write import read_trunk
 
 from .small_backbone import SmallWorld, small_world
 

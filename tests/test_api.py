@@ -48,8 +48,8 @@ def test_import_costs_nothing(repository: Path) -> None:
 
 def test_names() -> None:
     from gapinit.errors import GapinitError
-    from gapinit.gap import gap_vector
-    from gapinit.spot import spot_gap
+    from gapinit.gap.spot import spot_gap
+    from gapinit.gap.vector import gap_vector
 
     assert gapinit.GapinitError is GapinitError
     assert gapinit.gap_vector is gap_vector
@@ -79,10 +79,10 @@ def test_names_and_submodules_in_any_order(repository: Path) -> None:
     # One process tries every order from a clean start: it forgets the package in between (numpy
     # stays, which cannot be imported twice).
     steps = {
-        "import gapinit.gap": "gapinit.gap.gap_vector",
-        "import gapinit.spot": "gapinit.spot.spot_gap",
-        "from gapinit import gap, spot": "gap.gap_vector, spot.spot_gap",
-        "import gapinit.gap_file, gapinit.geometry": "gapinit.gap_file.read_gap",
+        "import gapinit.gap.vector": "gapinit.gap.vector.gap_vector",
+        "import gapinit.gap.spot": "gapinit.gap.spot.spot_gap",
+        "from gapinit.gap import spot, vector": "vector.gap_vector, spot.spot_gap",
+        "import gapinit.gap.gap_file, gapinit.gap.geometry": "gapinit.gap.gap_file.read_gap",
         "from gapinit import gap_vector, spot_gap": "gap_vector, spot_gap",
         "gapinit.gap_vector, gapinit.spot_gap, gapinit.GapinitError": "gapinit",
     }
@@ -98,9 +98,11 @@ for order in {orders!r}:
         exec(step, scope)
         exec(use, scope)
     gapinit = scope["gapinit"]
-    import gapinit.gap, gapinit.spot, gapinit.errors
+    import gapinit.gap.vector, gapinit.gap.spot, gapinit.errors
     for name, module in [
-        ("gap_vector", gapinit.gap), ("spot_gap", gapinit.spot), ("GapinitError", gapinit.errors),
+        ("gap_vector", gapinit.gap.vector),
+        ("spot_gap", gapinit.gap.spot),
+        ("GapinitError", gapinit.errors),
     ]:
         assert getattr(gapinit, name) is getattr(module, name), (order, name)
         assert type(module).__name__ == "module", order

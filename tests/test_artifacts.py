@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gapinit.artifacts import (
+from gapinit.artifacts.artifacts import (
     FORMAT_VERSION,
     atomic_file,
     atomic_folder,
@@ -31,7 +31,7 @@ from gapinit.artifacts import (
     sha256,
     write_json,
 )
-from gapinit.digests import is_record
+from gapinit.artifacts.digests import is_record
 from gapinit.errors import GapinitError
 
 from .plain_json import forget_digests
@@ -83,7 +83,7 @@ def kill_while_writing(path: Path, writer: str, with_signal: int) -> None:
     code = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from gapinit.artifacts import atomic_file, atomic_folder, create_hdf5\n"
+        "from gapinit.artifacts.artifacts import atomic_file, atomic_folder, create_hdf5\n"
         "path = Path(sys.argv[1])\n"
         "def wait():\n    print('half', flush=True)\n    time.sleep(60)\n" + WRITERS[writer]
     )
@@ -175,7 +175,7 @@ def test_readers_never_see_a_half_written_file(results):
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from gapinit.artifacts import write_json\n"
+        "from gapinit.artifacts.artifacts import write_json\n"
         "for number in range(1, 20):\n"
         "    write_json(Path(sys.argv[1]), [number] * 50_000)\n"
     )

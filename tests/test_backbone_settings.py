@@ -13,12 +13,12 @@ import pytest
 import yaml
 from snakemake.utils import update_config
 
-from gapinit.backbone_settings import BackboneSettings, overridden, read_recipe
-from gapinit.config import Config
+from gapinit.config.backbone_settings import BackboneSettings, overridden, read_recipe
+from gapinit.config.configuration import Config
+from gapinit.config.recipe import Layers, Training
+from gapinit.config.yaml_files import check_settings, read_settings, read_yaml
 from gapinit.errors import GapinitError
-from gapinit.plan import Plan, make_plan
-from gapinit.recipe import Layers, Training
-from gapinit.settings import check_settings, read_settings, read_yaml
+from gapinit.workflow.plan import Plan, make_plan
 
 OWN: dict[str, Any] = {
     "layers": {"num_layers": 2, "exclude_bottom": 0},

@@ -25,10 +25,10 @@ from gapinit.backbones.blip2 import Blip2Backbone
 from gapinit.backbones.fingerprint import fingerprint
 from gapinit.backbones.hub import HubSettings
 from gapinit.backbones.inputs import Images
+from gapinit.config.yaml_files import read_settings
 from gapinit.data.dataset import prepare_dataset
 from gapinit.data.images import load_image
 from gapinit.errors import GapinitError
-from gapinit.settings import read_settings
 
 from .plain_json import forget_digests
 from .small_backbone import BACKBONE, SmallWorld, reference_inputs, small_world

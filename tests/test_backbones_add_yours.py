@@ -23,20 +23,20 @@ from transformers import Idefics3Config, Idefics3ForConditionalGeneration, Idefi
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
 import gapinit.backbones as families
-from gapinit.artifacts import read_json
-from gapinit.backbone_settings import read_recipe
+from gapinit.artifacts.artifacts import read_json
 from gapinit.backbones import find_family, known_families, load_backbone, make_backbone
 from gapinit.backbones.base import Backbone
 from gapinit.backbones.hub import HubSettings
 from gapinit.backbones.in_memory import wrap_model
+from gapinit.config.backbone_settings import read_recipe
+from gapinit.config.yaml_files import read_settings
 from gapinit.data.dataset import prepare_dataset
 from gapinit.errors import GapinitError
-from gapinit.gap_file import estimate_gap_file
-from gapinit.layers import write_layers
-from gapinit.predict import extract_features, predict
-from gapinit.settings import read_settings
-from gapinit.states import extract_states
-from gapinit.trunk import extract_trunk
+from gapinit.evaluate.predict import extract_features, predict
+from gapinit.gap.gap_file import estimate_gap_file
+from gapinit.gap.layers import write_layers
+from gapinit.states.states import extract_states
+from gapinit.train.trunk.write import extract_trunk
 
 from . import test_backbones_equal as equal
 from .backbone_cases import ATTENTION, GATED, Case, byte_level, draw_weights, pictures

@@ -16,13 +16,13 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 import gapinit
-from gapinit.adapters import add_lora
+from gapinit.adapters.lora import add_lora
 from gapinit.backbones import load_backbone
 from gapinit.backbones.base import Backbone
+from gapinit.backbones.tail import tail_loss
 from gapinit.backbones.texts import Texts
 from gapinit.errors import GapinitError
-from gapinit.pooling import caption_positions, pool
-from gapinit.tail import tail_loss
+from gapinit.states.pooling import caption_positions, pool
 
 from .backbone_cases import CAPTIONS, CASES, Case, pictures
 from .small_backbone import randomise, trainable

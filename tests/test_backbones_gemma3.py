@@ -19,7 +19,7 @@ from gapinit.backbones import load_backbone
 from gapinit.backbones.base import Backbone
 from gapinit.backbones.mini_gemma3 import MiniGemma3Settings, build, sight_of, train_tokenizer
 from gapinit.backbones.source import Source, write_source
-from gapinit.settings import read_settings
+from gapinit.config.yaml_files import read_settings
 
 from .backbone_cases import CAPTIONS, CORPUS, pictures
 from .case_gemma3 import IMAGE_TOKENS, write_gemma3

@@ -17,17 +17,17 @@ from torch import Tensor
 from transformers import MllamaForConditionalGeneration, MllamaProcessor
 
 from gapinit import estimate_gap, initialize_lora_gap_weights
-from gapinit.adapters import add_lora
-from gapinit.artifacts import write_json
+from gapinit.adapters.lora import add_lora
+from gapinit.artifacts.artifacts import write_json
 from gapinit.backbones import load_backbone
 from gapinit.backbones.mllama import MllamaBackbone
+from gapinit.backbones.tail import tail_loss
 from gapinit.data.captions import CaptionedImage
 from gapinit.data.manifest import Manifest, write_manifest
 from gapinit.errors import GapinitError
-from gapinit.pooling import pool
-from gapinit.states import pooled_states
-from gapinit.tail import tail_loss
-from gapinit.trunk import extract_trunk, read_trunk
+from gapinit.states.pooling import pool
+from gapinit.states.states import pooled_states
+from gapinit.train.trunk.write import extract_trunk, read_trunk
 
 from .backbone_cases import CAPTIONS
 from .case_mllama import (

@@ -11,15 +11,15 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
-from gapinit.artifacts import read_json
+from gapinit.artifacts.artifacts import read_json
 from gapinit.backbones import load_backbone
 from gapinit.data.dataset import prepare_dataset
 from gapinit.data.images import load_image
-from gapinit.gap_file import estimate_gap_file
-from gapinit.layers import write_layers
-from gapinit.predict import extract_features, predict
-from gapinit.states import extract_states
-from gapinit.trunk import extract_trunk
+from gapinit.evaluate.predict import extract_features, predict
+from gapinit.gap.gap_file import estimate_gap_file
+from gapinit.gap.layers import write_layers
+from gapinit.states.states import extract_states
+from gapinit.train.trunk.write import extract_trunk
 
 from .backbone_cases import CASES, Case
 from .small_backbone import DATASET, SmallWorld

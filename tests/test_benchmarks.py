@@ -24,10 +24,10 @@ from benchmarks.flops import Work, full_flops, products, tail_flops
 from benchmarks.measure import Result, Spread, Target, alternate, ratios
 from benchmarks.scaled import CONFIG
 from benchmarks.table import BEGIN, END, draw, gain, read_results, redraw_table
+from gapinit.config.yaml_files import read_yaml
 from gapinit.errors import GapinitError
-from gapinit.evaluation_jobs import evaluation_jobs
-from gapinit.plan import make_plan
-from gapinit.settings import read_yaml
+from gapinit.workflow.plan import make_plan
+from gapinit.workflow.shared_jobs import evaluation_jobs
 
 
 def result(value: float = 12.0, bound: Any = "at least", target: float = 10.0) -> Result:

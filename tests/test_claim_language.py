@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gapinit.claim_language import SELECTING, Side, Statement, parse_claim
-from gapinit.runs import Run, TableRow
+from gapinit.config.claim_language import SELECTING, Side, Statement, parse_claim
+from gapinit.config.runs import Run, TableRow
 
 
 def table_row(id_: str, method: str, **factors: object) -> TableRow:

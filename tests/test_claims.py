@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gapinit.statistics import std_ratio_interval
+from gapinit.tables.statistics import std_ratio_interval
 
 from .score_world import MEANS, OFFSETS, World, claim, make_world
 

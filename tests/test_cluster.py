@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gapinit.cluster import cancel_leftover_jobs, run_ids
-from gapinit.doctor.scaling import longest_chain
 from gapinit.errors import GapinitError
-from gapinit.workflow_progress import Job
+from gapinit.workflow.cluster import cancel_leftover_jobs, run_ids
+from gapinit.workflow.doctor.scaling import longest_chain
+from gapinit.workflow.progress_line import Job
 
 ROOT = Path(__file__).parent.parent
 OURS = "gapinit_11111111-2222-3333-4444-555555555555"

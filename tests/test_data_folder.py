@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from gapinit.config.yaml_files import read_settings
 from gapinit.data.dataset import prepare_dataset, read_dataset_settings
 from gapinit.data.folder import FolderSettings, load_folder, read_folder
 from gapinit.data.manifest import read_manifest
 from gapinit.errors import GapinitError
-from gapinit.metrics.vqa import score_vqa
-from gapinit.settings import read_settings
+from gapinit.evaluate.metrics.vqa import score_vqa
 
 DATASETS = Path(__file__).parents[1] / "config" / "datasets"
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from gapinit.artifacts import read_json, sha256
+from gapinit.artifacts.artifacts import read_json, sha256
 from gapinit.data.captions import CaptionedImage, load_coco_captions, load_karpathy
 from gapinit.data.check import require_pairs
 from gapinit.data.dataset import prepare_dataset, read_dataset_settings

@@ -17,11 +17,11 @@ import pytest
 from PIL import Image
 from pycocoevalcap.bleu.bleu import Bleu
 
+from gapinit.config.yaml_files import check_settings
 from gapinit.data.scenes import corpus, language, render, world
 from gapinit.data.scenes.settings import ScenesSettings
 from gapinit.data.scenes.write import make_scenes, sample_items
 from gapinit.errors import GapinitError
-from gapinit.settings import check_settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 WORDS = r"(?:(small|little|large|big) )?(\w+) (\w+)"
@@ -84,7 +84,8 @@ def test_the_same_seed_gives_the_same_bytes(chosen: ScenesSettings, tmp_path: Pa
 
 def test_the_bytes_do_not_depend_on_the_hash_seed(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from gapinit.settings import check_settings\n"
+        "import sys; from pathlib import Path\n"
+        "from gapinit.config.yaml_files import check_settings\n"
         "from gapinit.data.scenes.settings import ScenesSettings\n"
         "from gapinit.data.scenes.write import make_scenes\n"
         "content = {'name': 'h', 'generator': 'scenes', 'layout': 'coco', 'domain': 'studio',\n"

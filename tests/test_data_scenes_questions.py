@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from gapinit.artifacts import read_json
+from gapinit.artifacts.artifacts import read_json
+from gapinit.config.yaml_files import read_settings
 from gapinit.data.dataset import prepare_dataset
 from gapinit.data.manifest import read_manifest
 from gapinit.data.scenes.corpus import MATERIALS, NUMBERS, TASTES
@@ -19,7 +20,6 @@ from gapinit.data.scenes.items import sample_items
 from gapinit.data.scenes.questions import knowledge_questions, visual_questions
 from gapinit.data.scenes.settings import ScenesSettings
 from gapinit.data.scenes.world import Scene, sample_scene
-from gapinit.settings import read_settings
 
 DATASETS = Path(__file__).parents[1] / "config" / "datasets"
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from gapinit import digests
-from gapinit.artifacts import (
+from gapinit.artifacts import digests
+from gapinit.artifacts.artifacts import (
     atomic_file,
     atomic_folder,
     create_hdf5,
@@ -23,7 +23,7 @@ from gapinit.artifacts import (
 )
 from gapinit.cli import app
 from gapinit.errors import GapinitError
-from gapinit.verify import verify_results
+from gapinit.workflow.verify import verify_results
 
 
 def flip(path: Path, place: int = -1) -> None:

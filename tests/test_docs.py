@@ -9,9 +9,9 @@ import pytest
 from typer.main import get_command
 
 from gapinit.cli import app
-from gapinit.config import load_config
-from gapinit.experiments import load_experiment, table_rows
-from gapinit.settings import read_yaml
+from gapinit.config.configuration import load_config
+from gapinit.config.experiments import load_experiment, table_rows
+from gapinit.config.yaml_files import read_yaml
 
 PAGES = ("how-it-works", "your-model", "full-scale", "report", "adding", "faq", "backbones")
 THE_READERS_OWN = {"gapinit/backbones/idefics3.py"}

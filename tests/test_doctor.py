@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from gapinit import doctor
 from gapinit.backbones.shapes import backbone_facts
 from gapinit.cli import app
-from gapinit.costs import (
+from gapinit.errors import GapinitError
+from gapinit.workflow import doctor
+from gapinit.workflow.doctor import Gpu, examine, merged, planned
+from gapinit.workflow.doctor.costs import (
     Batch,
     forward_flops,
     output_flops,
@@ -22,10 +24,8 @@ from gapinit.costs import (
     tail_parameters,
     train_bytes,
 )
-from gapinit.doctor import Gpu, examine, merged, planned
-from gapinit.doctor.jobs import plan_jobs
-from gapinit.doctor.sizes import dataset_size, read_sizes
-from gapinit.errors import GapinitError
+from gapinit.workflow.doctor.jobs import plan_jobs
+from gapinit.workflow.doctor.sizes import dataset_size, read_sizes
 
 GB = 10**9
 Usage = namedtuple("Usage", "total used free")
@@ -35,8 +35,8 @@ Usage = namedtuple("Usage", "total used free")
 def nothing_there(tmp_path, monkeypatch):
     """No GPU, an empty hub cache, no token, much free disk."""
     monkeypatch.setattr(doctor, "_gpus", lambda: [])
-    monkeypatch.setattr("gapinit.doctor.sources.hub_cache", lambda: tmp_path / "hub")
-    monkeypatch.setattr("gapinit.doctor.sources.hub_token", lambda: False)
+    monkeypatch.setattr("gapinit.workflow.doctor.sources.hub_cache", lambda: tmp_path / "hub")
+    monkeypatch.setattr("gapinit.workflow.doctor.sources.hub_token", lambda: False)
     monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(0, 0, 10**15))
 
 
@@ -135,7 +135,7 @@ def test_what_is_missing_is_listed(diagnose, monkeypatch):
     assert "disk" not in missing
     monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(0, 0, GB))
     monkeypatch.setattr(doctor, "_gpus", lambda: [Gpu("small", 16 * GB)])
-    monkeypatch.setattr("gapinit.doctor.sources.hub_token", lambda: True)
+    monkeypatch.setattr("gapinit.workflow.doctor.sources.hub_token", lambda: True)
     missing = "\n".join(diagnose("paper").missing)
     assert "1.0 GB free" in missing
     assert "GPU memory: train of blip2-opt-2.7b" in missing
@@ -176,7 +176,7 @@ def test_java_and_a_hub_that_is_switched_off_are_told(diagnose, monkeypatch):
 
 
 def test_a_backbone_without_an_architecture_file_is_left_out(repository, diagnose, monkeypatch):
-    from gapinit.doctor import _facts
+    from gapinit.workflow.doctor import _facts
 
     monkeypatch.setattr(
         doctor,

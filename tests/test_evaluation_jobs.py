@@ -7,9 +7,9 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from gapinit.evaluation_jobs import EvaluationJobs, evaluation_jobs, scored_together
-from gapinit.plan import Plan, make_plan
-from gapinit.settings import read_yaml
+from gapinit.config.yaml_files import read_yaml
+from gapinit.workflow.plan import Plan, make_plan
+from gapinit.workflow.shared_jobs import EvaluationJobs, evaluation_jobs, scored_together
 
 CONFIG = Path(__file__).parent.parent / "config"
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from gapinit.config import Config, load_config
+from gapinit.config.configuration import Config, load_config
+from gapinit.config.experiments import Experiment, load_experiment, table_rows
+from gapinit.config.runs import Run, TableRow
+from gapinit.config.yaml_files import read_yaml
 from gapinit.errors import GapinitError
-from gapinit.experiments import Experiment, load_experiment, table_rows
-from gapinit.published import read_published
-from gapinit.runs import Run, TableRow
-from gapinit.settings import read_yaml
+from gapinit.tables.published import read_published
 
 TABLES = (
     "table2",

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gapinit.artifacts import create_hdf5
+from gapinit.artifacts.artifacts import create_hdf5
 from gapinit.errors import GapinitError
 from gapinit.figures import figure2, figure3, figure4, figure5
-from gapinit.gap_file import estimate_gap_file, read_gap
-from gapinit.toy import mean_alignment
+from gapinit.figures.toy import mean_alignment
+from gapinit.gap.gap_file import estimate_gap_file, read_gap
 
 from .plain_json import names
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gapinit.artifacts import create_hdf5, write_json
+from gapinit.artifacts.artifacts import create_hdf5, write_json
+from gapinit.config.runs import Run
 from gapinit.errors import GapinitError
 from gapinit.figures import bars, curves, dynamics_loss, figure1a, figure1c, style
-from gapinit.gap_file import estimate_gap_file
-from gapinit.results import read_table
-from gapinit.runs import Run
+from gapinit.gap.gap_file import estimate_gap_file
+from gapinit.tables.records import read_table
 
 from .report_tree import LABELS, build
 

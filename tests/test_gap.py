@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gapinit.errors import GapinitError
-from gapinit.gap import gap_vector
+from gapinit.gap.vector import gap_vector
 
 
 def pairs(seed: int, number: int = 40, width: int = 6) -> tuple[np.ndarray, np.ndarray]:

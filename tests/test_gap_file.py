@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gapinit.artifacts import create_hdf5, hdf5_inputs, open_hdf5, sha256
+from gapinit.artifacts.artifacts import create_hdf5, hdf5_inputs, open_hdf5, sha256
+from gapinit.config.versions import VERSIONS
 from gapinit.errors import GapinitError
-from gapinit.gap import gap_vector
-from gapinit.gap_file import DATASETS, GapFile, estimate_gap_file, read_gap
-from gapinit.geometry import cone_cosines, spectrum
-from gapinit.spot import spot_gap
-from gapinit.versions import VERSIONS
+from gapinit.gap.gap_file import DATASETS, GapFile, estimate_gap_file, read_gap
+from gapinit.gap.geometry import cone_cosines, spectrum
+from gapinit.gap.spot import spot_gap
+from gapinit.gap.vector import gap_vector
 
 LAYERS, PAIRS, WIDTH = 3, 40, 6
 OPTIONS: dict[str, Any] = {

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from gapinit.artifacts import create_hdf5, parse_json, read_json
+from gapinit.artifacts.artifacts import create_hdf5, parse_json, read_json
 from gapinit.backbones import load_backbone
+from gapinit.config.yaml_files import read_yaml
 from gapinit.errors import GapinitError
-from gapinit.gap import gap_vector
-from gapinit.gap_file import estimate_gap_file, read_gap
-from gapinit.settings import read_yaml
-from gapinit.spot import spot_gap
+from gapinit.gap.gap_file import estimate_gap_file, read_gap
+from gapinit.gap.spot import spot_gap
+from gapinit.gap.vector import gap_vector
 
 from .small_backbone import SmallWorld, small_world
 

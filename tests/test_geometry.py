@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gapinit.errors import GapinitError
-from gapinit.geometry import cone_cosines, explained_share, gap_cosine, gap_norm, spectrum
+from gapinit.gap.geometry import cone_cosines, explained_share, gap_cosine, gap_norm, spectrum
 
 
 def pairs(seed: int, number: int = 40, width: int = 6) -> tuple[np.ndarray, np.ndarray]:

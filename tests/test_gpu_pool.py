@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from gapinit import gpu_pool
+from gapinit import devices as gpu_pool
 from gapinit.cli.options import device_name
+from gapinit.devices import Device, claim, visible_devices
 from gapinit.errors import GapinitError
-from gapinit.gpu_pool import Device, claim, visible_devices
 
 CARDS = """\
 GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-aaaa1111)

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gapinit.plan import Plan, make_plan
+from gapinit.workflow.plan import Plan, make_plan
 
 CONFIG = Path(__file__).parent.parent / "config"
 

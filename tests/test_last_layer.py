@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from gapinit.adapters import add_lora
+from gapinit.adapters.fused import fuse
+from gapinit.adapters.lora import add_lora
 from gapinit.backbones import load_backbone
 from gapinit.backbones.base import Backbone
 from gapinit.backbones.last_layer import Rows
-from gapinit.low_rank import fuse
 
 from .backbone_cases import CAPTIONS, CASES, Case, pictures
 from .small_backbone import randomise, trainable

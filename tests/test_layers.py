@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gapinit.artifacts import create_hdf5
+from gapinit.artifacts.artifacts import create_hdf5
 from gapinit.errors import GapinitError
-from gapinit.layers import read_layers, select_layers, write_layers
+from gapinit.gap.layers import read_layers, select_layers, write_layers
 
 SCORE = [9.0, 8.0, 1.0, 5.0, 2.0, 5.0, 3.0, 4.0]
 

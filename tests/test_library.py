@@ -17,9 +17,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import gapinit
+from gapinit.backbones.weights_fingerprint import model_fingerprint
 from gapinit.data.captions import CaptionedImage
-from gapinit.gap_vectors import GapVectors
-from gapinit.model_fingerprint import model_fingerprint
+from gapinit.gap.gap_vectors import GapVectors
 
 from .plain_json import forget_digests
 from .small_library import (
@@ -92,7 +92,7 @@ def test_the_workflow_measures_the_same(
     library: SmallLibrary, gap: GapVectors, tmp_path: Path
 ) -> None:
     from gapinit.backbones import load_backbone
-    from gapinit.states import pooled_states
+    from gapinit.states.states import pooled_states
 
     images = []
     for index, (image, caption) in enumerate(library.pairs):

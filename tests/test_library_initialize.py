@@ -18,7 +18,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
 import gapinit
-from gapinit.gap_vectors import GapVectors, ModuleGap
+from gapinit.gap.gap_vectors import GapVectors, ModuleGap
 
 from .small_backbone import make_backbone
 from .small_library import (

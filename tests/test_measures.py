@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gapinit.config.experiments import METRICS
 from gapinit.errors import GapinitError
-from gapinit.experiments import METRICS
-from gapinit.measures import FROM_RECORD, FROM_STEPS, measure, read_steps, running_mean
+from gapinit.tables.measures import FROM_RECORD, FROM_STEPS, measure, read_steps, running_mean
 
 
 def log(folder: Path, loss: list[float], norm: list[float] | None = None) -> Path:

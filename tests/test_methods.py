@@ -13,20 +13,15 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gapinit.adapter_folder import load_adapter, save_adapter
-from gapinit.adapters import (
-    alignment,
-    layer_of,
-    lora_layers,
-    module_directions,
-)
-from gapinit.artifacts import read_json
+from gapinit.adapters.files import load_adapter, save_adapter
+from gapinit.adapters.lora import alignment, layer_of, lora_layers, module_directions
+from gapinit.adapters.methods.gap_init import add_noise
+from gapinit.adapters.methods.setup import adapt
+from gapinit.artifacts.artifacts import read_json
 from gapinit.backbones import load_backbone
+from gapinit.config.methods import METHODS
 from gapinit.errors import GapinitError
-from gapinit.gap_file import read_gap
-from gapinit.methods import METHODS
-from gapinit.methods.gap_init import add_noise
-from gapinit.methods.setup import adapt
+from gapinit.gap.gap_file import read_gap
 
 from .method_cases import (
     BASELINES,
@@ -72,7 +67,7 @@ def test_every_method_says_where_it_comes_from(name: str) -> None:
     assert method.uses_gap == (method.needs == "calibration pairs")
     if method.module:
         assert method.module == name.replace("-", "_")
-        assert callable(import_module(f"gapinit.methods.{method.module}").adapt)
+        assert callable(import_module(f"gapinit.adapters.methods.{method.module}").adapt)
 
 
 @pytest.mark.parametrize("rank", [1, 4])

@@ -19,15 +19,15 @@ from peft.utils.loftq_utils import loftq_init
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gapinit.adapter_folder import BASE_WEIGHTS, load_adapter, save_adapter
-from gapinit.adapters import lora_layers
-from gapinit.artifacts import read_json
+from gapinit.adapters.files import BASE_WEIGHTS, load_adapter, save_adapter
+from gapinit.adapters.lora import lora_layers
+from gapinit.adapters.methods.loftq import loftq
+from gapinit.adapters.methods.setup import Adapted, adapt
+from gapinit.adapters.nf4 import BLOCK, LEVELS, quantise
+from gapinit.artifacts.artifacts import read_json
 from gapinit.backbones import load_backbone
+from gapinit.config.methods import METHODS
 from gapinit.errors import GapinitError
-from gapinit.methods import METHODS
-from gapinit.methods.loftq import loftq
-from gapinit.methods.setup import Adapted, adapt
-from gapinit.nf4 import BLOCK, LEVELS, quantise
 
 from .method_cases import (
     BASELINES,

@@ -15,16 +15,16 @@ from peft.optimizers import create_lorafa_optimizer
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gapinit.adapter_folder import save_adapter
-from gapinit.adapters import alignment, lora_layers, module_directions, point
-from gapinit.artifacts import read_json
+from gapinit.adapters.files import save_adapter
+from gapinit.adapters.lora import alignment, lora_layers, module_directions, point
+from gapinit.adapters.methods.setup import CALIBRATION_SAMPLES, Adapted, adapt
+from gapinit.artifacts.artifacts import read_json
+from gapinit.backbones.tail import tail_loss
+from gapinit.config.methods import METHODS
 from gapinit.errors import GapinitError
-from gapinit.gap_file import read_gap
-from gapinit.methods import METHODS
-from gapinit.methods.setup import CALIBRATION_SAMPLES, Adapted, adapt
-from gapinit.states import extract_states
-from gapinit.tail import tail_loss
-from gapinit.trunk import read_trunk
+from gapinit.gap.gap_file import read_gap
+from gapinit.states.states import extract_states
+from gapinit.train.trunk.write import read_trunk
 
 from .method_cases import BATCH, CONTROLS, logits, losses, matrices, ranks, setup
 from .small_backbone import SmallWorld, reference_batch, small_world

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from gapinit.errors import GapinitError
-from gapinit.metrics.captions import check_metrics, score_captions
-from gapinit.metrics.java import JAVA_VARIABLE
+from gapinit.evaluate.metrics.captions import check_metrics, score_captions
+from gapinit.evaluate.metrics.java import JAVA_VARIABLE
 
 from .caption_cases import OFFICIAL_NAMES, coco, coco_results, refusal, score, write
 

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gapinit.metrics.java import find_java
+from gapinit.evaluate.metrics.java import find_java
 
 from .caption_cases import FAST, OFFICIAL_NAMES, coco, coco_results, score, write
 
@@ -283,7 +283,7 @@ class TestCost:
         write(tmp_path / "p.json", coco_results({i: caption() for i in range(400)}))
         code = (
             "import sys, time; start = time.process_time()\n"
-            "from gapinit.metrics.captions import score_captions\n"
+            "from gapinit.evaluate.metrics.captions import score_captions\n"
             "score_captions('r.json', 'p.json', 's.json', ('cider', 'bleu', 'rouge'))\n"
             "assert not {'torch', 'pandas', 'matplotlib'} & set(sys.modules)\n"
             "sys.stderr.write(str(time.process_time() - start))"

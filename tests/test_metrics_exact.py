@@ -15,11 +15,11 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 from typer.testing import CliRunner
 
-import gapinit.metrics.captions as captions_module
+import gapinit.evaluate.metrics.captions as captions_module
 from gapinit.cli import app
-from gapinit.metrics.captions import _References, score_captions, score_several
-from gapinit.metrics.cider import CiderReferences
-from gapinit.metrics.rouge import rouge_l
+from gapinit.evaluate.metrics.captions import _References, score_captions, score_several
+from gapinit.evaluate.metrics.cider import CiderReferences
+from gapinit.evaluate.metrics.rouge import rouge_l
 
 from .caption_cases import FAST, coco, coco_results, write
 

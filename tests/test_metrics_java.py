@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gapinit.metrics.java import JAVA_VARIABLE, find_java, java_process, java_version
-from gapinit.metrics.tokenize import tokenize_captions
+from gapinit.evaluate.metrics.java import JAVA_VARIABLE, find_java, java_process, java_version
+from gapinit.evaluate.metrics.tokenize import tokenize_captions
 
 from .caption_cases import alive, coco, coco_results, program, refusal
 

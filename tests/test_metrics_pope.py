@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gapinit.errors import GapinitError
-from gapinit.metrics.pope import SHARES, score_pope, yes_or_no
+from gapinit.evaluate.metrics.pope import SHARES, score_pope, yes_or_no
 
 CATEGORIES = ("random", "popular", "adversarial")
 

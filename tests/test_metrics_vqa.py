@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gapinit.errors import GapinitError
-from gapinit.metrics.vqa import score_vqa, vqa_accuracy
-from gapinit.metrics.vqa_answers import CONTRACTIONS, normalise_answer
+from gapinit.evaluate.metrics.vqa import score_vqa, vqa_accuracy
+from gapinit.evaluate.metrics.vqa_answers import CONTRACTIONS, normalise_answer
 
 # The official table, written in pairs: what is met, what is put for it.
 TABLE = """

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import gapinit.neighbourhoods as module
-from gapinit.neighbourhoods import _sides, neighbourhoods
-from gapinit.neighbours import exact_squared, near_squared, search
+import gapinit.gap.neighbourhoods as module
+from gapinit.gap.neighbourhoods import _sides, neighbourhoods
+from gapinit.gap.neighbours import exact_squared, near_squared, search
 
 SPACES = [(0,), (1,), (0, 1)]
 
@@ -36,7 +36,7 @@ def test_equals_what_is_measured_one_by_one(
     device: torch.device | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("gapinit.neighbours.BLOCK_ENTRIES", block)
+    monkeypatch.setattr("gapinit.gap.neighbours.BLOCK_ENTRIES", block)
     generator = np.random.default_rng(0)
     parts = [
         (generator.standard_normal((200, width)) + 5).astype(np.float32) for width in (300, 200)

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from gapinit.adapters import add_lora
+from gapinit.adapters.fused import fuse
+from gapinit.adapters.lora import add_lora
 from gapinit.backbones import base, load_backbone
 from gapinit.backbones.padding_free import NAME, Layout
-from gapinit.dropout import mask_generator, use_own_dropout
-from gapinit.low_rank import fuse
+from gapinit.train.dropout import mask_generator, use_own_dropout
 
 from .backbone_cases import CASES, Case, pictures
 from .small_backbone import randomise, trainable

@@ -20,8 +20,8 @@ from gapinit.backbones.source import Source, write_source
 from gapinit.cli import app
 from gapinit.data.images import load_image
 from gapinit.errors import GapinitError
-from gapinit.predict import Questions, extract_features, predict_several
-from gapinit.predict import predict as predict_split
+from gapinit.evaluate.predict import Questions, extract_features, predict_several
+from gapinit.evaluate.predict import predict as predict_split
 
 from .small_backbone import SmallWorld, make_backbone, small_world
 

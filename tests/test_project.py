@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 HEAVY = ("torch", "transformers", "peft", "pandas", "matplotlib", "scipy", "h5py", "PIL", "sklearn")
 LIGHT_STARTS = {
     "import gapinit": "import gapinit",
-    "import of what the Snakefile reads": "import gapinit.runs, gapinit.config, gapinit.methods",
+    "import of what the Snakefile reads": "import gapinit.config.runs, gapinit.config.methods",
     "gapinit --help": (
         "import sys; sys.argv = ['gapinit', '--help']\n"
         "from gapinit.cli import main\n"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gapinit.errors import GapinitError
-from gapinit.published import (
+from gapinit.tables.published import (
     COLUMNS,
     PublishedNumber,
     contradictions,

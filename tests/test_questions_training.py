@@ -13,7 +13,7 @@ import yaml
 from torch import Tensor
 from transformers import Blip2ForConditionalGeneration, Blip2Processor
 
-from gapinit.adapters import add_lora
+from gapinit.adapters.lora import add_lora
 from gapinit.backbones import load_backbone
 from gapinit.backbones.prompts import most_common, training_texts
 from gapinit.data.conversations import Conversation
@@ -22,9 +22,9 @@ from gapinit.data.images import load_image
 from gapinit.data.manifest import Manifest, read_manifest
 from gapinit.data.questions import Question
 from gapinit.errors import GapinitError
-from gapinit.predict import extract_features, predict
-from gapinit.tail_module import Tail
-from gapinit.trunk import extract_trunk, read_trunk
+from gapinit.evaluate.predict import extract_features, predict
+from gapinit.train.tail_module import Tail
+from gapinit.train.trunk.write import extract_trunk, read_trunk
 
 from .plain_json import write_json
 from .small_backbone import make_backbone

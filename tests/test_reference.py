@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from gapinit.artifacts import read_json, write_json
-from gapinit.config import Config
+from gapinit.artifacts.artifacts import read_json, write_json
+from gapinit.config.configuration import Config
+from gapinit.config.versions import VERSIONS
+from gapinit.config.yaml_files import read_yaml
 from gapinit.errors import GapinitError
-from gapinit.plan import make_plan
-from gapinit.readme import BEGIN, END, headline, updated, write_readme
-from gapinit.reference import LARGEST, make_reference, outdated
-from gapinit.results import read_table
-from gapinit.settings import read_yaml
-from gapinit.versions import VERSIONS
+from gapinit.report.readme import BEGIN, END, headline, updated, write_readme
+from gapinit.report.reference import LARGEST, make_reference, outdated
+from gapinit.tables.records import read_table
+from gapinit.workflow.plan import make_plan
 
 from .report_tree import LABELS, Tree, build
 

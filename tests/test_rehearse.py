@@ -13,7 +13,7 @@ from gapinit.backbones.architecture import read_architecture
 from gapinit.backbones.shapes import architecture_facts
 from gapinit.cli import app
 from gapinit.errors import GapinitError
-from gapinit.rehearse import Options, rehearse
+from gapinit.workflow.doctor.rehearse import Options, rehearse
 
 from .architecture_cases import TINY, write_tiny
 
@@ -79,6 +79,6 @@ def test_mistakes_are_told_before_anything_is_built(repository, tmp_path, monkey
         run("--architecture", path, "--layers", "2", "--device", "cuda")
     with pytest.raises(GapinitError, match="no config folder .*--config-folder"):
         run("--backbone", "gemma3-4b", "--config-folder", str(tmp_path))
-    monkeypatch.setattr("gapinit.rehearse_meter.free_memory", lambda device: 10_000)
+    monkeypatch.setattr("gapinit.workflow.doctor.rehearse_meter.free_memory", lambda device: 10_000)
     with pytest.raises(GapinitError, match="needed, 10.0 kB free on cpu"):
         run("--architecture", path, "--layers", "2", "--device", "cpu")

@@ -18,13 +18,13 @@ from urllib.parse import unquote
 import pytest
 from PIL import Image
 
-from gapinit.artifacts import read_json, sha256, write_json
+from gapinit.artifacts.artifacts import read_json, sha256, write_json
 from gapinit.errors import GapinitError
-from gapinit.report import make_report
-from gapinit.report_predictions import browse_predictions, thumbnail
-from gapinit.report_runs import read_curve
-from gapinit.report_views import number_text, p_text
-from gapinit.results import CLAIM_COLUMNS, read_claims, read_runs, read_table
+from gapinit.report.page import make_report
+from gapinit.report.prediction_browser import browse_predictions, thumbnail
+from gapinit.report.run_lines import read_curve
+from gapinit.report.sections import number_text, p_text
+from gapinit.tables.records import CLAIM_COLUMNS, read_claims, read_runs, read_table
 
 from .plain_json import forget_digests
 from .report_tree import HOSTILE, LABELS, Tree, build, write_csv
@@ -368,9 +368,9 @@ def test_thumbnail_is_upright_and_without_metadata(tmp_path: Path) -> None:
 
 def test_claims_and_runs_are_read_as_the_tables_stage_writes_them() -> None:
     """The columns that are read here are among those that are written there."""
-    from gapinit.claims import CLAIM_COLUMNS as WRITTEN_CLAIMS
-    from gapinit.results import MEASUREMENT_COLUMNS, RUN_COLUMNS
-    from gapinit.tables import RUN_MEASURES, TABLE_COLUMNS
+    from gapinit.tables.claims import CLAIM_COLUMNS as WRITTEN_CLAIMS
+    from gapinit.tables.records import MEASUREMENT_COLUMNS, RUN_COLUMNS
+    from gapinit.tables.table import RUN_MEASURES, TABLE_COLUMNS
 
     assert set(CLAIM_COLUMNS) <= set(WRITTEN_CLAIMS)
     assert set(MEASUREMENT_COLUMNS) <= set(TABLE_COLUMNS)
@@ -422,7 +422,10 @@ def test_snakemake_captions_render(repository: Path, tree: Tree) -> None:
 
 
 def test_report_imports_neither_torch_nor_pandas() -> None:
-    code = "import gapinit.report, sys; print({'torch', 'pandas', 'matplotlib'} & set(sys.modules))"
+    code = (
+        "import gapinit.report.page, sys; "
+        "print({'torch', 'pandas', 'matplotlib'} & set(sys.modules))"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
 

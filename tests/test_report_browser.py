@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gapinit.report import make_report
+from gapinit.report.page import make_report
 
 from .browser import Browser, chromium, find_chromium
 from .report_tree import LABELS, build

@@ -16,12 +16,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gapinit import training_group, training_loop
-from gapinit.artifacts import read_json
+from gapinit.artifacts.artifacts import read_json
+from gapinit.artifacts.checkpoints import seal
+from gapinit.config.runs import Run
 from gapinit.errors import GapinitError
-from gapinit.runs import Run
-from gapinit.staging import seal
-from gapinit.training_loop import RunsTrainer
+from gapinit.train import group as training_group
+from gapinit.train import loop as training_loop
+from gapinit.train.loop import RunsTrainer
 
 from .plain_json import forget_digests
 from .small_backbone import SmallWorld, small_world

@@ -10,11 +10,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gapinit.config import Config
+from gapinit.config.configuration import Config
+from gapinit.config.experiments import load_experiment, table_rows
+from gapinit.config.methods import METHODS
+from gapinit.config.runs import Run
 from gapinit.errors import GapinitError
-from gapinit.experiments import load_experiment, table_rows
-from gapinit.methods import METHODS
-from gapinit.runs import Run
 
 NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,12}", fullmatch=True)
 SMALL = st.integers(1, 10**6)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gapinit.config.runs import Run, TableRow
 from gapinit.errors import GapinitError
-from gapinit.runs import Run, TableRow
-from gapinit.scores import RowScores, ScoreFolder, Scores, paired_differences
+from gapinit.tables.scores import RowScores, ScoreFolder, Scores, paired_differences
 
 from .score_world import MEANS, World, make_world
 

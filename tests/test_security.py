@@ -17,16 +17,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gapinit import artifacts
-from gapinit.adapter_folder import load_adapter
-from gapinit.artifacts import open_hdf5, read_json
+from gapinit.adapters.files import load_adapter
+from gapinit.artifacts import artifacts
+from gapinit.artifacts.artifacts import open_hdf5, read_json
 from gapinit.backbones import load_backbone
 from gapinit.backbones.hub import FILES, HubSettings, link_backbone
-from gapinit.config import Config
+from gapinit.config.configuration import Config
+from gapinit.config.yaml_files import check_settings, read_yaml
 from gapinit.data.entries import read_text
 from gapinit.data.images import load_image
 from gapinit.errors import GapinitError
-from gapinit.settings import check_settings, read_yaml
 
 from .plain_json import forget_digests
 from .small_backbone import SmallWorld, small_world

@@ -13,9 +13,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gapinit.config import Config, load_config
+from gapinit.config.configuration import Config, load_config
+from gapinit.config.yaml_files import Settings, check_settings, read_settings, read_yaml
 from gapinit.errors import GapinitError
-from gapinit.settings import Settings, check_settings, read_settings, read_yaml
 
 ORIGIN = "config/mine.yaml"
 VALID: dict[str, Any] = {

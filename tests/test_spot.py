@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import gapinit.neighbours as neighbours_module
+import gapinit.gap.neighbours as neighbours_module
 from gapinit.errors import GapinitError
-from gapinit.neighbours import nearest_neighbours, search
-from gapinit.spot import spot_gap
+from gapinit.gap.neighbours import nearest_neighbours, search
+from gapinit.gap.spot import spot_gap
 
 
 def pairs(seed: int, number: int = 40, width: int = 7) -> tuple[np.ndarray, np.ndarray]:
@@ -279,7 +279,7 @@ def test_strided_views() -> None:
 
 def test_numpy_input_needs_no_torch() -> None:
     code = (
-        "import sys, numpy as np; from gapinit.spot import spot_gap;"
+        "import sys, numpy as np; from gapinit.gap.spot import spot_gap;"
         "x = np.arange(24.0).reshape(12, 2); spot_gap(x * x, x, neighbours=3);"
         "assert not {'torch', 'pandas', 'scipy', 'h5py', 'matplotlib'} & set(sys.modules)"
     )

@@ -14,24 +14,31 @@ CASES = {
     "gapinit": HEAVY | DRAWING | FILES | {"numpy", "pydantic", "typer"},
     "gapinit.cli": HEAVY | DRAWING | FILES | {"numpy", "pydantic"},
     # The Snakefile reads these at every parse.
-    "gapinit.plan gapinit.evaluation_jobs gapinit.data.downloads": HEAVY | DRAWING | {"numpy"},
+    "gapinit.workflow.plan gapinit.workflow.shared_jobs gapinit.data.downloads": HEAVY
+    | DRAWING
+    | {"numpy"},
     "gapinit.data.dataset": HEAVY | {"matplotlib", "pandas", "h5py"},
-    "gapinit.gap_file": HEAVY | DRAWING,
-    "gapinit.layers": HEAVY | DRAWING | {"pydantic"},
-    "gapinit.metrics.captions pycocoevalcap.bleu.bleu_scorer": HEAVY | DRAWING | FILES,
-    "gapinit.metrics.vqa": HEAVY | DRAWING | FILES,
-    "gapinit.metrics.pope": HEAVY | DRAWING | FILES,
-    "gapinit.tables": HEAVY | DRAWING | FILES,
-    "gapinit.claims": HEAVY | DRAWING | FILES,
-    "gapinit.report": HEAVY | {"matplotlib", "pandas"} | FILES,
+    "gapinit.gap.gap_file": HEAVY | DRAWING,
+    "gapinit.gap.layers": HEAVY | DRAWING | {"pydantic"},
+    "gapinit.evaluate.metrics.captions pycocoevalcap.bleu.bleu_scorer": HEAVY | DRAWING | FILES,
+    "gapinit.evaluate.metrics.vqa": HEAVY | DRAWING | FILES,
+    "gapinit.evaluate.metrics.pope": HEAVY | DRAWING | FILES,
+    "gapinit.tables.table": HEAVY | DRAWING | FILES,
+    "gapinit.tables.claims": HEAVY | DRAWING | FILES,
+    "gapinit.report.page": HEAVY | {"matplotlib", "pandas"} | FILES,
     "gapinit.figures.figure1a": HEAVY,
     "gapinit.figures.figure4": HEAVY,
-    "gapinit.workflow_progress": HEAVY | DRAWING | FILES,
+    "gapinit.workflow.progress_line": HEAVY | DRAWING | FILES,
     # Image features and states need no adapter.
-    "gapinit.states gapinit.backbones.blip2": {"peft", "pandas", "matplotlib", "sklearn"},
-    "gapinit.trunk gapinit.backbones.blip2": {"peft", "pandas", "matplotlib", "sklearn"},
-    "gapinit.predict gapinit.backbones.blip2": {"peft", "pandas", "matplotlib", "sklearn"},
-    "gapinit.train": {"pandas", "matplotlib", "sklearn"},
+    "gapinit.states.states gapinit.backbones.blip2": {"peft", "pandas", "matplotlib", "sklearn"},
+    "gapinit.train.trunk.write gapinit.backbones.blip2": {
+        "peft",
+        "pandas",
+        "matplotlib",
+        "sklearn",
+    },
+    "gapinit.evaluate.predict gapinit.backbones.blip2": {"peft", "pandas", "matplotlib", "sklearn"},
+    "gapinit.train.train": {"pandas", "matplotlib", "sklearn"},
 }
 
 

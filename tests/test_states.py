@@ -18,7 +18,7 @@ from gapinit.backbones import load_backbone
 from gapinit.backbones.blip2 import Blip2Backbone
 from gapinit.data.captions import CaptionedImage
 from gapinit.errors import GapinitError
-from gapinit.states import calibration_pairs, extract_states, pooled_states
+from gapinit.states.states import calibration_pairs, extract_states, pooled_states
 
 from .small_backbone import SmallWorld, reference_inputs, small_world
 

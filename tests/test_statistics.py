@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from gapinit.errors import GapinitError
-from gapinit.statistics import (
+from gapinit.tables.statistics import (
     bootstrap_interval,
     holm,
     mean_and_std,

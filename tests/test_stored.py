@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from gapinit.artifacts.arrays import BITS, as_tensor, memory_map, stored_type, to_stored, widened
 from gapinit.backbones import load_backbone
 from gapinit.backbones.source import Source, write_source
 from gapinit.data.images import load_image
-from gapinit.predict import extract_features
-from gapinit.stored import BITS, as_tensor, memory_map, stored_type, to_stored, widened
-from gapinit.trunk import extract_trunk, read_trunk
+from gapinit.evaluate.predict import extract_features
+from gapinit.train.trunk.write import extract_trunk, read_trunk
 
 from .small_backbone import SmallWorld, small_world
 

@@ -16,10 +16,10 @@ import pytest
 import yaml
 from scipy import stats
 
-from gapinit.claims import CLAIM_COLUMNS
 from gapinit.errors import GapinitError
-from gapinit.table_formats import latex_escape
-from gapinit.tables import TABLE_COLUMNS, tidy_runs
+from gapinit.tables.claims import CLAIM_COLUMNS
+from gapinit.tables.formats import latex_escape
+from gapinit.tables.table import TABLE_COLUMNS, tidy_runs
 
 from .plain_json import forget_digests
 from .score_world import CONTENT, MEANS, NUM_IMAGES, World, make_world, read
@@ -168,9 +168,9 @@ def test_a_reference_that_is_asked_for_goes_before_the_rows_own(two_backbones: W
 
 
 def test_the_report_marks_every_reference_and_names_other_backbones(two_backbones: World) -> None:
-    from gapinit.report_runs import arrange_runs
-    from gapinit.report_views import arrange_table
-    from gapinit.results import read_runs, read_table
+    from gapinit.report.run_lines import arrange_runs
+    from gapinit.report.sections import arrange_table
+    from gapinit.tables.records import read_runs, read_table
 
     world = two_backbones
     world.table()
@@ -211,8 +211,8 @@ def test_the_same_inputs_make_the_same_bytes(world: World) -> None:
 
 
 def test_columns_are_those_that_the_report_reads(world: World) -> None:
-    from gapinit.results import CLAIM_COLUMNS as CLAIMS_READ
-    from gapinit.results import MEASUREMENT_COLUMNS, RUN_COLUMNS, read_runs, read_table
+    from gapinit.tables.records import CLAIM_COLUMNS as CLAIMS_READ
+    from gapinit.tables.records import MEASUREMENT_COLUMNS, RUN_COLUMNS, read_runs, read_table
 
     assert set(MEASUREMENT_COLUMNS) <= set(TABLE_COLUMNS)
     assert set(CLAIMS_READ) <= set(CLAIM_COLUMNS)
@@ -227,7 +227,7 @@ def test_columns_are_those_that_the_report_reads(world: World) -> None:
 
 @pytest.mark.parametrize("table", [True, False])
 def test_a_path_that_is_no_runs_is_told_with_its_line(world: World, table: bool) -> None:
-    from gapinit.results import read_runs, read_table
+    from gapinit.tables.records import read_runs, read_table
 
     output = world.output if table else world.output.with_name("runs.csv")
     if table:
@@ -346,7 +346,7 @@ def test_a_table_says_how_little_its_seeds_can_show(world: World) -> None:
 
 def test_tables_and_claims_never_import_torch() -> None:
     code = (
-        "import sys, gapinit.tables, gapinit.claims;"
+        "import sys, gapinit.tables.table, gapinit.tables.claims;"
         "heavy = {'torch', 'transformers', 'pandas', 'matplotlib', 'scipy', 'h5py'};"
         "print(sorted(heavy & set(sys.modules)))"
     )

@@ -11,14 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gapinit import train, training_loop
-from gapinit.artifacts import read_json
+from gapinit.artifacts.artifacts import read_json
 from gapinit.backbones import load_backbone
+from gapinit.config.methods import METHODS
+from gapinit.config.runs import Run
 from gapinit.errors import GapinitError
-from gapinit.methods import METHODS
-from gapinit.runs import Run
-from gapinit.step_log import STEP_COLUMNS
-from gapinit.together import Slices, StackedLora, StackedTail
+from gapinit.train import loop as training_loop
+from gapinit.train import train
+from gapinit.train.step_log import STEP_COLUMNS
+from gapinit.train.together import Slices, StackedLora, StackedTail
 
 from .small_backbone import SmallWorld, small_world
 
@@ -241,8 +242,8 @@ def test_slices_of_unequal_length_get_their_own_adapters() -> None:
     """Labelled positions alone, as the highest layer may read them: against a plain loop."""
     from types import SimpleNamespace
 
-    from gapinit.adapters import ADAPTER
-    from gapinit.together import Weights
+    from gapinit.adapters.lora import ADAPTER
+    from gapinit.train.together import Weights
 
     base = torch.nn.Linear(6, 4)
     layer = SimpleNamespace(

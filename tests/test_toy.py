@@ -9,7 +9,7 @@ import pytest
 from scipy import integrate, stats
 
 from gapinit.errors import GapinitError
-from gapinit.toy import (
+from gapinit.figures.toy import (
     alignment_probability,
     effective_gradient,
     mean_alignment,
@@ -46,7 +46,7 @@ def test_directions_are_unit_vectors_without_a_preferred_one() -> None:
 def test_chunks_draw_all_directions(monkeypatch: pytest.MonkeyPatch) -> None:
     unit = np.array([1.0, 0.0, 0.0])
     whole = random_alignments(10, unit, np.random.default_rng(3))
-    monkeypatch.setattr("gapinit.toy.CHUNK_ENTRIES", 9)
+    monkeypatch.setattr("gapinit.figures.toy.CHUNK_ENTRIES", 9)
     np.testing.assert_array_equal(random_alignments(10, unit, np.random.default_rng(3)), whole)
     # Only the direction counts, not the length.
     np.testing.assert_allclose(random_alignments(10, 7 * unit, np.random.default_rng(3)), whole)

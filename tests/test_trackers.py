@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from gapinit.artifacts import read_json, write_json
+from gapinit.artifacts.artifacts import read_json, write_json
 from gapinit.cli import app
+from gapinit.config.runs import Run
 from gapinit.errors import GapinitError
-from gapinit.runs import Run
-from gapinit.trackers import report_run, require_trackers
+from gapinit.train.trackers import report_run, require_trackers
 
 from .plain_json import forget_digests
 

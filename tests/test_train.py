@@ -19,18 +19,18 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import get_cosine_schedule_with_warmup, set_seed
 
-from gapinit import train as train_module
-from gapinit.adapters import add_lora
-from gapinit.artifacts import read_json, sha256
+from gapinit.adapters.lora import add_lora
+from gapinit.adapters.methods.setup import Setup, adapt
+from gapinit.artifacts.artifacts import read_json, sha256
 from gapinit.backbones import load_backbone
 from gapinit.backbones.blip2 import Blip2Backbone
+from gapinit.config.methods import METHODS
 from gapinit.errors import GapinitError
-from gapinit.gap_file import estimate_gap_file, read_gap
-from gapinit.methods import METHODS
-from gapinit.methods.setup import Setup, adapt
-from gapinit.states import extract_states
-from gapinit.tail_module import Tail
-from gapinit.trunk import Trunk, extract_trunk, read_trunk
+from gapinit.gap.gap_file import estimate_gap_file, read_gap
+from gapinit.states.states import extract_states
+from gapinit.train import train as train_module
+from gapinit.train.tail_module import Tail
+from gapinit.train.trunk.write import Trunk, extract_trunk, read_trunk
 
 from .method_cases import CHANGE_BASE
 from .plain_json import names

@@ -13,14 +13,14 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import Blip2ForConditionalGeneration
 
-from gapinit.adapter_folder import save_adapter
-from gapinit.adapters import add_lora
-from gapinit.artifacts import write_json
+from gapinit.adapters.files import save_adapter
+from gapinit.adapters.lora import add_lora
+from gapinit.artifacts.artifacts import write_json
 from gapinit.backbones import load_backbone
 from gapinit.data.images import load_image
 from gapinit.errors import GapinitError
-from gapinit.tail_module import Tail
-from gapinit.trunk import Trunk, extract_trunk, read_trunk
+from gapinit.train.tail_module import Tail
+from gapinit.train.trunk.write import Trunk, extract_trunk, read_trunk
 
 from .small_backbone import (
     LAYERS,

@@ -12,21 +12,21 @@ import numpy as np
 import pytest
 import torch
 
-from gapinit.adapters import add_lora
-from gapinit.artifacts import read_json, write_json
+from gapinit.adapters.lora import add_lora
+from gapinit.artifacts.arrays import BITS
+from gapinit.artifacts.artifacts import read_json, write_json
 from gapinit.backbones import load_backbone
-from gapinit.config import Lora, Training
+from gapinit.backbones.tail import tail_loss
+from gapinit.config.configuration import Lora, Training
+from gapinit.config.runs import Run
 from gapinit.data.dataset import prepare_dataset
 from gapinit.data.manifest import read_manifest
 from gapinit.errors import GapinitError
-from gapinit.gap_file import estimate_gap_file
-from gapinit.predict import extract_features, predict
-from gapinit.runs import Run
-from gapinit.states import extract_states
-from gapinit.stored import BITS
-from gapinit.tail import tail_loss
-from gapinit.train import train_run
-from gapinit.trunk import extract_trunk, read_trunk, trunk_mode
+from gapinit.evaluate.predict import extract_features, predict
+from gapinit.gap.gap_file import estimate_gap_file
+from gapinit.states.states import extract_states
+from gapinit.train.train import train_run
+from gapinit.train.trunk.write import extract_trunk, read_trunk, trunk_mode
 
 from .backbone_cases import CASES
 from .small_backbone import DATASET, randomise, trainable
@@ -219,7 +219,7 @@ def test_a_run_that_adapts_the_tower(blip2: Family, tmp_path: Path) -> None:
     options: dict[str, Any] = {"num_beams": 1, "max_new_tokens": 8, "batch_size": 4}
     said = tmp_path / "said.json"
     predict(blip2.backbone, blip2.manifest, features, run / "adapter", said, **options)
-    from gapinit.adapter_folder import load_adapter
+    from gapinit.adapters.files import load_adapter
 
     load_adapter(backbone, run / "adapter").eval()
     data = read_manifest(blip2.manifest)

@@ -20,20 +20,20 @@ import numpy as np
 import pytest
 import torch
 
-import gapinit.partial as partial
+import gapinit.artifacts.partial as partial
+from gapinit.artifacts.partial import Filled, Layout, blocks_of, resumable_hdf5
+from gapinit.artifacts.shards import Shard, shard_set
 from gapinit.data.manifest import read_manifest, write_manifest
 from gapinit.errors import GapinitError
-from gapinit.features import read_features
+from gapinit.evaluate.image_features import read_features
+from gapinit.evaluate.predict import Questions, extract_features, predict, predict_several
+from gapinit.evaluate.predictions import gather_predictions
 from gapinit.figures import figure1c
-from gapinit.gap_file import estimate_gap_file, read_gap
-from gapinit.partial import Filled, Layout, blocks_of, resumable_hdf5
-from gapinit.predict import Questions, extract_features, predict, predict_several
-from gapinit.prediction_parts import gather_predictions
-from gapinit.shards import Shard, shard_set
-from gapinit.states import extract_states
-from gapinit.train import train_run
-from gapinit.trunk import extract_trunk, read_trunk
-from gapinit.trunk_modes import TrunkSize
+from gapinit.gap.gap_file import estimate_gap_file, read_gap
+from gapinit.states.states import extract_states
+from gapinit.train.train import train_run
+from gapinit.train.trunk.modes import TrunkSize
+from gapinit.train.trunk.write import extract_trunk, read_trunk
 
 from .plain_json import names
 from .small_backbone import TOKENS, SmallWorld, small_world
@@ -359,8 +359,8 @@ def test_training_reads_shards(world: SmallWorld, tmp_path: Path) -> None:
     paths = shards(stages(world)[2], tmp_path, 3)
     run = {"method": "lora-kaiming", "strategy": "naive"}
     whole = world.train(tmp_path / "whole", **run)
-    from gapinit.config import Lora, Training
-    from gapinit.runs import Run
+    from gapinit.config.configuration import Lora, Training
+    from gapinit.config.runs import Run
 
     train_run(
         Run("tiny", "tiny", "lora-kaiming", rank=1, layers="naive", epochs=1, seed=42),

@@ -16,11 +16,11 @@ from urllib.parse import unquote
 
 import pytest
 
-from gapinit.artifacts import read_json
-from gapinit.config import Config
+from gapinit.artifacts.artifacts import read_json
+from gapinit.config.configuration import Config
 from gapinit.data.scenes.settings import ScenesSettings
 from gapinit.data.scenes.write import make_scenes
-from gapinit.reference import make_reference, outdated
+from gapinit.report.reference import make_reference, outdated
 
 ROOT = Path(__file__).parent.parent
 SNAKEMAKE = Path(sys.executable).parent / "snakemake"

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from snakemake.scheduling.job_scheduler import JobScheduler
 
-from gapinit.workflow_progress import Estimate, Job, Status, duration, look_for_jobs_once
+from gapinit.workflow.progress_line import Estimate, Job, Status, duration, look_for_jobs_once
 
 
 @st.composite

@@ -15,10 +15,10 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gapinit.artifacts import read_json
-from gapinit.digests import require_folder_unaltered
+from gapinit.artifacts.artifacts import read_json
+from gapinit.artifacts.digests import require_folder_unaltered
+from gapinit.config.yaml_files import read_settings, read_yaml
 from gapinit.errors import GapinitError
-from gapinit.settings import read_settings, read_yaml
 
 if TYPE_CHECKING:
     from gapinit.backbones.base import Backbone

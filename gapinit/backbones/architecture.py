@@ -16,8 +16,8 @@ from pydantic import Field, field_validator
 
 from gapinit.backbones import find_family, known_families
 from gapinit.backbones.source import Dtype
+from gapinit.config.yaml_files import Settings, read_settings
 from gapinit.errors import GapinitError
-from gapinit.settings import Settings, read_settings
 
 if TYPE_CHECKING:
     import torch

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Blip2ForConditionalGeneration, Blip2Processor
 
-from gapinit.artifacts import read_json
+from gapinit.artifacts.artifacts import read_json
 from gapinit.backbones.base import Backbone
 from gapinit.backbones.inputs import Images
 from gapinit.backbones.last_layer import Rows, opt_layer

@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import BinaryIO
 
-from gapinit.artifacts import digest, read_json
+from gapinit.artifacts.artifacts import digest, read_json
+from gapinit.artifacts.digests import require_folder_unaltered
 from gapinit.backbones.source import read_source
-from gapinit.digests import require_folder_unaltered
 from gapinit.errors import GapinitError
 
 READ_WHOLE = 1 << 28

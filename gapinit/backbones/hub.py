@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from gapinit.artifacts import atomic_folder
-from gapinit.backbone_settings import BackboneSettings
+from gapinit.artifacts.artifacts import atomic_folder
 from gapinit.backbones.source import SOURCE_FILE, Dtype, PromptSettings, Source, write_source
+from gapinit.config.backbone_settings import BackboneSettings
 from gapinit.errors import GapinitError
 
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")

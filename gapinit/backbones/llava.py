@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
-from gapinit.artifacts import read_json
+from gapinit.artifacts.artifacts import read_json
 from gapinit.backbones.base import Backbone
 from gapinit.backbones.inputs import Images
 from gapinit.backbones.last_layer import Rows, rotary_layer

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from gapinit.artifacts import atomic_folder, digest, package_versions, sha256
-from gapinit.backbone_settings import BackboneSettings
+from gapinit.artifacts.artifacts import atomic_folder, digest, package_versions, sha256
+from gapinit.artifacts.checkpoints import clear
 from gapinit.backbones.base import Backbone
 from gapinit.backbones.loading import no_progress_bars
 from gapinit.backbones.phases import run_phases
@@ -33,9 +33,9 @@ from gapinit.backbones.pretraining import (
     pretrain_vision,
 )
 from gapinit.backbones.source import PromptSettings, Source, write_source
+from gapinit.config.backbone_settings import BackboneSettings
+from gapinit.config.versions import VERSIONS
 from gapinit.data.pretraining import ALT_TEXT, CORPUS, read_alt_text, read_corpus
-from gapinit.staging import clear
-from gapinit.versions import VERSIONS
 
 
 class MiniSettings(BackboneSettings):

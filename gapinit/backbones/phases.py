@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from gapinit.artifacts import atomic_folder
-from gapinit.staging import checkpoints_of, seal, sealed
+from gapinit.artifacts.artifacts import atomic_folder
+from gapinit.artifacts.checkpoints import checkpoints_of, seal, sealed
 
 _TENSORS = "weights.safetensors"
 _RANDOM = "random_state"

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from gapinit.backbones.base import Backbone
 from gapinit.backbones.inputs import Images, Inputs
+from gapinit.config.yaml_files import Settings
 from gapinit.data.images import load_image
 from gapinit.errors import GapinitError
 from gapinit.progress import track
-from gapinit.settings import Settings
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -15,8 +15,8 @@ from gapinit.backbones.architecture import (
 )
 from gapinit.backbones.facts import Facts
 from gapinit.backbones.hub import HubSettings
+from gapinit.config.yaml_files import read_settings, read_yaml
 from gapinit.errors import GapinitError
-from gapinit.settings import read_settings, read_yaml
 
 if TYPE_CHECKING:
     from gapinit.backbones.source import Dtype

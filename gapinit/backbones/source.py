@@ -8,9 +8,9 @@ from typing import Literal
 
 from pydantic import field_validator
 
-from gapinit.artifacts import read_json, write_json
+from gapinit.artifacts.artifacts import read_json, write_json
 from gapinit.backbones.prompts import Prompts
-from gapinit.settings import Settings, check_settings
+from gapinit.config.yaml_files import Settings, check_settings
 
 SOURCE_FILE = "gapinit_source.json"
 Dtype = Literal["float32", "bfloat16", "float16"]

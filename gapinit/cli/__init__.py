@@ -15,9 +15,9 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
+from gapinit.artifacts.storage_errors import environment_problem, naming
 from gapinit.cli import cluster, data, evaluate, methods, rehearse, results, stages
 from gapinit.errors import GapinitError
-from gapinit.storage_errors import environment_problem, naming
 
 _STARTED = time.monotonic()
 

@@ -17,7 +17,7 @@ def cancel(
     ] = Path("."),
 ) -> None:
     """Cancel the Slurm jobs that a killed Snakemake left, and unlock its folder."""
-    from gapinit.cluster import cancel_leftover_jobs
+    from gapinit.workflow.cluster import cancel_leftover_jobs
 
     jobs = cancel_leftover_jobs(folder)
     names = f": {' '.join(jobs)}" if jobs else ""
@@ -31,10 +31,10 @@ def scaling(
     gpus: Annotated[list[int] | None, typer.Option(help="Numbers of GPUs.", min=1)] = None,
 ) -> None:
     """Reckon jobs, bytes, GPU-hours and wall time of a configuration on several GPUs."""
-    from gapinit.artifacts import atomic_file
+    from gapinit.artifacts.artifacts import atomic_file
     from gapinit.cli.rehearse import config_folder
-    from gapinit.doctor import planned
-    from gapinit.doctor.scaling import scaling_page
+    from gapinit.workflow.doctor import planned
+    from gapinit.workflow.doctor.scaling import scaling_page
 
     page = scaling_page(planned(config_folder(None), configfile), configfile, gpus or (1, 8, 64))
     with atomic_file(output, recorded=False) as temporary:

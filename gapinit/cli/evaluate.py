@@ -38,7 +38,7 @@ def features(
 ) -> None:
     """Compute a split's image features once for all runs (HDF5)."""
     device = device_name(device)
-    from gapinit.predict import extract_features
+    from gapinit.evaluate.predict import extract_features
 
     extract_features(backbone, manifest, output, split=split, shard=shard, device=device)
 
@@ -84,7 +84,7 @@ def predict_command(
     same_number("output", output, wide * len(adapters), "of --manifest and --adapter")
 
     device = device_name(device)
-    from gapinit.predict import Questions, predict_several
+    from gapinit.evaluate.predict import Questions, predict_several
 
     predict_several(
         backbone,
@@ -115,7 +115,7 @@ def gather(
     ],
 ) -> None:
     """Put predictions together that several jobs made."""
-    from gapinit.prediction_parts import gather_predictions
+    from gapinit.evaluate.predictions import gather_predictions
 
     shards = max(1, len(part) // len(output))
     same_number("part", part, len(output) * shards, "of --output, or as many for each")
@@ -138,7 +138,7 @@ def score_captions_command(
     Java is started once for all predictions, and references are read once.
     """
     same_number("output", output, len(predictions), "of --predictions")
-    from gapinit.metrics.captions import score_several
+    from gapinit.evaluate.metrics.captions import score_several
 
     names = [name.strip() for name in metrics.split(",") if name.strip()]
     score_several(references, predictions, output, metrics=names)
@@ -156,7 +156,7 @@ def score_vqa_command(
 ) -> None:
     """Score answers by the official VQA accuracy, in percent."""
     same_number("output", output, len(predictions), "of --predictions")
-    from gapinit.metrics.vqa import score_vqa
+    from gapinit.evaluate.metrics.vqa import score_vqa
 
     for path, result in zip(predictions, output, strict=True):
         score_vqa(questions, annotations, path, result, answers=answers)
@@ -175,7 +175,7 @@ def score_pope_command(
     output: Outputs,
 ) -> None:
     """Score yes/no answers by POPE's rules, in percent."""
-    from gapinit.metrics.pope import score_pope
+    from gapinit.evaluate.metrics.pope import score_pope
 
     if len(output) == 1:
         score_pope(questions, predictions, output[0])

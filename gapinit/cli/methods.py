@@ -12,7 +12,7 @@ app = typer.Typer()
 @app.command()
 def methods() -> None:
     """List every method: its source, what it needs and where it applies."""
-    from gapinit.methods import METHODS
+    from gapinit.config.methods import METHODS
 
     columns = ("method", "source", "needs", "applies")
     rows: list[tuple[str, ...]] = [

@@ -45,7 +45,7 @@ def one_line(path: Path) -> str:
 
 
 def device_name(name: str) -> str:
-    """Return the device to use; `auto` claims a free GPU if there is one (`gapinit.gpu_pool`).
+    """Return the device to use; `auto` claims a free GPU if there is one (`gapinit.devices`).
 
     To be called before a stage is imported: CUDA must not have started.
     """
@@ -55,7 +55,7 @@ def device_name(name: str) -> str:
 
     if name != "auto":
         return _existing_device(name)
-    from gapinit.gpu_pool import has_nvidia, take_gpus, visible_devices
+    from gapinit.devices import has_nvidia, take_gpus, visible_devices
 
     if not has_nvidia() or torch.version.cuda is None or not visible_devices():
         return "cuda" if torch.cuda.is_available() else "cpu"

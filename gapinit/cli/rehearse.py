@@ -51,7 +51,7 @@ def rehearse_command(
     ] = None,
 ) -> None:
     """Run every stage on a backbone's real shapes with random weights; nothing is downloaded."""
-    from gapinit.artifacts import write_json
+    from gapinit.artifacts.artifacts import write_json
     from gapinit.backbones.architecture import find_architecture, read_architecture
     from gapinit.backbones.shapes import architecture_facts, backbone_facts
 
@@ -69,7 +69,7 @@ def rehearse_command(
     if device == "auto":
         device = _gpu_or_meta()
     if device == "meta":
-        from gapinit.rehearse_shapes import print_shapes, shapes
+        from gapinit.workflow.doctor.rehearse_shapes import print_shapes, shapes
 
         adapted = range(facts.num_layers - layers, facts.num_layers)
         found = shapes(facts, name, adapted, pairs, rank)
@@ -80,8 +80,8 @@ def rehearse_command(
     if architecture is None:
         chosen = find_architecture(name, folder)
 
-    from gapinit.rehearse import Options, rehearse
-    from gapinit.rehearse_meter import print_stages
+    from gapinit.workflow.doctor.rehearse import Options, rehearse
+    from gapinit.workflow.doctor.rehearse_meter import print_stages
 
     options = Options(device, pairs, steps, layers, rank, batch_size)
     print_stages(rehearse(chosen, facts, name, options, output))
@@ -113,8 +113,8 @@ def doctor_command(
     ] = None,
 ) -> None:
     """Say beforehand what a configuration downloads, writes and takes, and what is missing."""
-    from gapinit.doctor import examine, planned
-    from gapinit.doctor.show import print_diagnosis
+    from gapinit.workflow.doctor import examine, planned
+    from gapinit.workflow.doctor.show import print_diagnosis
 
     found = examine(planned(config_folder(config_folder_), configfile, config or ()), tflops)
     print_diagnosis(found)

@@ -36,9 +36,9 @@ def configuration(
     """Check a configuration and write it for the commands that multiply out experiments."""
     import json
 
-    from gapinit.artifacts import write_json
-    from gapinit.config import Config
-    from gapinit.settings import check_settings
+    from gapinit.artifacts.artifacts import write_json
+    from gapinit.config.configuration import Config
+    from gapinit.config.yaml_files import check_settings
 
     checked = check_settings(json.loads(content), Config, "--content")
     write_json(output, checked.model_dump(mode="json", by_alias=True))
@@ -54,7 +54,7 @@ def table(
     output: Output,
 ) -> None:
     """Write one table: published and measured numbers side by side (CSV, Markdown, LaTeX)."""
-    from gapinit.tables import make_table
+    from gapinit.tables.table import make_table
 
     make_table(experiment, _config(configuration), evaluations, runs, published, output)
 
@@ -68,7 +68,7 @@ def runs(
     output: Output,
 ) -> None:
     """Write every run, dataset and metric as one tidy table (CSV)."""
-    from gapinit.tables import tidy_runs
+    from gapinit.tables.table import tidy_runs
 
     tidy_runs(experiment, _config(configuration), evaluations, runs, output)
 
@@ -82,7 +82,7 @@ def claims(
     output: Output,
 ) -> None:
     """Write a verdict on every claim of the experiments (CSV)."""
-    from gapinit.claims import check_claims
+    from gapinit.tables.claims import check_claims
 
     check_claims(experiment, _config(configuration), evaluations, runs, output)
 
@@ -124,8 +124,8 @@ def report(
     rule_graph: Annotated[Path | None, typer.Option(help="The workflow's rules, SVG.")] = None,
 ) -> None:
     """Write the report, one self-contained HTML page."""
-    from gapinit.report import make_report
-    from gapinit.report_sources import source_commit
+    from gapinit.report.page import make_report
+    from gapinit.report.sources import source_commit
 
     config = _config(configuration)
     make_report(
@@ -156,7 +156,7 @@ def verify(
     """Say which files of some results are altered, missing or unknown; exit status 1 if any is."""
     import json
 
-    from gapinit.verify import verify_results
+    from gapinit.workflow.verify import verify_results
 
     verdict = verify_results(results)
     if as_json:
@@ -178,7 +178,7 @@ def summary(
     results: Annotated[Path, typer.Argument(help="Folder of one configuration's results.")],
 ) -> None:
     """Print where the report is, the headline table and the verdicts."""
-    from gapinit.summary import print_summary
+    from gapinit.report.summary import print_summary
 
     print_summary(results)
 
@@ -191,7 +191,7 @@ def track(
     output: Annotated[Path | None, typer.Option(help="Marker of what was reported, JSON.")] = None,
 ) -> None:
     """Send a run's training metrics to TensorBoard, Weights & Biases or MLflow."""
-    from gapinit.trackers import mark_reported, report_run
+    from gapinit.train.trackers import mark_reported, report_run
 
     report_run(run, report_to, folder)
     if output is not None:
@@ -205,7 +205,7 @@ def reference(
     project: Annotated[Path, typer.Option(help="The checkout, with config/ and docs/.")] = Path(),
 ) -> None:
     """Keep tables, figures, claims and report of a complete run, with digests."""
-    from gapinit.reference import make_reference
+    from gapinit.report.reference import make_reference
 
     make_reference(results, output, project)
 
@@ -216,14 +216,14 @@ def readme(
     output: Output,
 ) -> None:
     """Write the headline of a README from a reference result, between its two markers."""
-    from gapinit.readme import write_readme
+    from gapinit.report.readme import write_readme
 
     write_readme(output, reference)
 
 
 def _config(path: Path) -> Any:
-    from gapinit.artifacts import read_json
-    from gapinit.config import Config
-    from gapinit.settings import check_settings
+    from gapinit.artifacts.artifacts import read_json
+    from gapinit.config.configuration import Config
+    from gapinit.config.yaml_files import check_settings
 
     return check_settings(read_json(path), Config, str(path))

@@ -57,7 +57,7 @@ def states(
 ) -> None:
     """Write pooled vision and text hidden states of every layer (HDF5)."""
     device = device_name(device)
-    from gapinit.states import extract_states
+    from gapinit.states.states import extract_states
 
     extract_states(
         backbone,
@@ -94,7 +94,7 @@ def gap(
     smoothing: Annotated[str, typer.Option(help="spot or mean.")] = "spot",
 ) -> None:
     """Estimate each layer's gap vector, SPOT-Gap score, spectrum and cone (HDF5)."""
-    from gapinit.gap_file import estimate_gap_file
+    from gapinit.gap.gap_file import estimate_gap_file
 
     estimate_gap_file(
         states,
@@ -118,7 +118,7 @@ def layers(
     ] = 0,
 ) -> None:
     """Choose the adapted layers: naive (last k), gg-safe (top k by SPOT-Gap), all (JSON)."""
-    from gapinit.layers import write_layers
+    from gapinit.gap.layers import write_layers
 
     write_layers(gap, output, num_layers=num_layers, exclude_bottom=exclude_bottom)
 
@@ -149,7 +149,7 @@ def trunk(
 ) -> None:
     """Compute the frozen part's states on the training set, once for all runs (HDF5)."""
     device = device_name(device)
-    from gapinit.trunk import extract_trunk
+    from gapinit.train.trunk.write import extract_trunk
 
     extract_trunk(
         backbone,
@@ -207,9 +207,9 @@ def train(
     device: Device = "auto",
 ) -> None:
     """Train runs on the trunk: for each its adapter folder, step log and run.json."""
-    from gapinit.config import Lora, Training
-    from gapinit.runs import Run
-    from gapinit.settings import check_settings
+    from gapinit.config.configuration import Lora, Training
+    from gapinit.config.runs import Run
+    from gapinit.config.yaml_files import check_settings
 
     chosen = [Run.parse(path) for path in run]
     origin = "gapinit train"
@@ -229,7 +229,7 @@ def train(
     lora = check_settings({"alpha_per_rank": alpha_per_rank, "dropout": dropout}, Lora, origin)
 
     together = choice(together, "together", ("auto", "always", "never"))
-    from gapinit.launch import launch, reported, require_enough_samples
+    from gapinit.train.launch import launch, reported, require_enough_samples
 
     require_enough_samples(batch_size, num_processes)
     if num_processes > 1:
@@ -237,7 +237,7 @@ def train(
         return launch(without_options(sys.argv[1:], *own), num_processes, device)
     device = device_name(device)
     with reported():
-        from gapinit.train import train_runs
+        from gapinit.train.train import train_runs
 
         train_runs(
             chosen,

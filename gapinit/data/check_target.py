@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from gapinit.config.yaml_files import read_yaml
 from gapinit.data.captions import karpathy_held_out
 from gapinit.data.check_folder import FolderCheck, check_folder
 from gapinit.data.dataset import read_dataset_settings
@@ -17,7 +18,6 @@ from gapinit.data.locate import find_annotations, find_pope_files, find_question
 from gapinit.data.overlap import LoadedFile, note_overlap
 from gapinit.data.scenes.settings import ScenesSettings
 from gapinit.errors import GapinitError
-from gapinit.settings import read_yaml
 
 ANNOTATION_FOLDERS = ("annotations", "vqa", "vqav2", "okvqa", "pope", "llava")
 CONFIGURATION_KEYS = {"datasets", "experiments", "backbone"}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gapinit.artifacts import sha256, write_json
+from gapinit.artifacts.artifacts import sha256, write_json
+from gapinit.artifacts.storage_errors import naming
+from gapinit.config.yaml_files import check_settings, read_yaml
 from gapinit.data.check import check_images
 from gapinit.data.defects import Defects
 from gapinit.data.folder import FolderSettings, load_folder
@@ -13,8 +15,6 @@ from gapinit.data.pretraining import ALT_TEXT, CORPUS, read_alt_text, read_corpu
 from gapinit.data.references import write_references
 from gapinit.data.scenes.settings import ScenesSettings
 from gapinit.errors import GapinitError
-from gapinit.settings import check_settings, read_yaml
-from gapinit.storage_errors import naming
 
 
 def read_dataset_settings(dataset_yaml: Path) -> ScenesSettings | FolderSettings:

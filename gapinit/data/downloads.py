@@ -12,9 +12,9 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
+from gapinit.config.yaml_files import Settings, check_settings, read_yaml
 from gapinit.data.locate import leaves_root
 from gapinit.errors import GapinitError
-from gapinit.settings import Settings, check_settings, read_yaml
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _URL = re.compile(r"https?://[^\s/?#@]+/[^\s?#]*[^\s/?#](\?[^\s#]*)?")

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from gapinit.artifacts import MAX_JSON, read_json
+from gapinit.artifacts.artifacts import MAX_JSON, read_json
+from gapinit.artifacts.digests import require_unaltered
 from gapinit.data.defects import Defects, NamedImage
 from gapinit.data.locate import find_image, leaves_root
-from gapinit.digests import require_unaltered
 from gapinit.errors import GapinitError
 
 KINDS = {dict: "an object", list: "a list", str: "a string", int: "a whole number"}

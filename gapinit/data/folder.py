@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from gapinit.artifacts import sha256
+from gapinit.artifacts.artifacts import sha256
+from gapinit.config.yaml_files import Settings
 from gapinit.data.captions import (
     CaptionedImage,
     is_karpathy,
@@ -23,7 +24,6 @@ from gapinit.data.defects import Defects
 from gapinit.data.locate import POPE_CATEGORIES, find_annotations
 from gapinit.data.manifest import Kind, Manifest, images_digest
 from gapinit.errors import GapinitError
-from gapinit.settings import Settings
 
 if TYPE_CHECKING:
     from gapinit.data.manifest import Sample

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from gapinit.artifacts import digest, read_json, write_json
+from gapinit.artifacts.artifacts import digest, read_json, write_json
+from gapinit.artifacts.digests import require_listed, write_listing
 from gapinit.data.captions import CaptionedImage
 from gapinit.data.locate import leaves_root
-from gapinit.digests import require_listed, write_listing
 from gapinit.errors import GapinitError
 
 if TYPE_CHECKING:

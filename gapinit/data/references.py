@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from gapinit.artifacts import atomic_file, atomic_folder, write_json
+from gapinit.artifacts.artifacts import atomic_file, atomic_folder, write_json
 from gapinit.data.captions import CaptionedImage
 from gapinit.data.locate import POPE_CATEGORIES
 from gapinit.data.manifest import Kind, Manifest

@@ -21,7 +21,7 @@ from pathlib import Path
 import requests
 from filelock import FileLock, Timeout
 
-from gapinit.artifacts import read_json, sha256
+from gapinit.artifacts.artifacts import read_json, sha256
 from gapinit.data.downloads import Download, find_download, instructions
 from gapinit.errors import GapinitError
 from gapinit.progress import show_bytes, track_bytes

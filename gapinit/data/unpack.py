@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from gapinit.artifacts import sha256, write_json
+from gapinit.artifacts.artifacts import sha256, write_json
 from gapinit.data.downloads import Download, find_download, instructions, missing_paths
 from gapinit.data.locate import leaves_root
 from gapinit.data.retrieve import locked

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from gapinit.errors import GapinitError
 from gapinit.figures import style
-from gapinit.results import Measurement, read_table
-from gapinit.table_formats import NAMES
+from gapinit.tables.formats import NAMES
+from gapinit.tables.records import Measurement, read_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gapinit.artifacts import read_json
+from gapinit.artifacts.artifacts import read_json
+from gapinit.config.methods import METHODS
+from gapinit.config.runs import Run
 from gapinit.errors import GapinitError
 from gapinit.figures import style
-from gapinit.measures import read_steps
-from gapinit.methods import METHODS
-from gapinit.runs import Run
+from gapinit.tables.measures import read_steps
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

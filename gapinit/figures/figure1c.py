@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gapinit.artifacts.shards import STATES_AXES, open_shards, shard_set
 from gapinit.errors import GapinitError
 from gapinit.figures import style
 from gapinit.figures.figure3 import chosen_layers
-from gapinit.gap_file import read_gap
-from gapinit.shards import STATES_AXES, open_shards, shard_set
+from gapinit.gap.gap_file import read_gap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

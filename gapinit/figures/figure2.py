@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gapinit.artifacts import read_json
+from gapinit.artifacts.artifacts import read_json
 from gapinit.errors import GapinitError
 from gapinit.figures import style
-from gapinit.gap_file import read_gap
-from gapinit.toy import alignment_probability, random_alignments
+from gapinit.figures.toy import alignment_probability, random_alignments
+from gapinit.gap.gap_file import read_gap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,8 +10,8 @@ import numpy as np
 
 from gapinit.errors import GapinitError
 from gapinit.figures import style
-from gapinit.gap_file import read_gap
-from gapinit.geometry import explained_share
+from gapinit.gap.gap_file import read_gap
+from gapinit.gap.geometry import explained_share
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

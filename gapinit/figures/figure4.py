@@ -10,7 +10,7 @@ import numpy as np
 
 from gapinit.figures import style
 from gapinit.figures.figure3 import chosen_layers
-from gapinit.gap_file import read_gap
+from gapinit.gap.gap_file import read_gap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from gapinit.figures import style
-from gapinit.toy import effective_gradient, mean_alignment, root_mean_square_alignment
+from gapinit.figures.toy import effective_gradient, mean_alignment, root_mean_square_alignment
 
 DIMENSIONS = (64, 128, 256, 512, 1024, 2048, 4096)
 DIRECTIONS = 500

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gapinit.artifacts import atomic_file
+from gapinit.artifacts.artifacts import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

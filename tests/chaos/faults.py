@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from gapinit.artifacts import write_json
-from gapinit.metrics.captions import score_captions
-from gapinit.metrics.java import find_java
-from gapinit.predict import extract_features
-from gapinit.states import extract_states
+from gapinit.artifacts.artifacts import write_json
+from gapinit.evaluate.metrics.captions import score_captions
+from gapinit.evaluate.metrics.java import find_java
+from gapinit.evaluate.predict import extract_features
+from gapinit.states.states import extract_states
 
 from ..small_backbone import LAYERS, SmallWorld
 from . import targets as made

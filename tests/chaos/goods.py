@@ -7,13 +7,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from gapinit.artifacts import write_json
-from gapinit.config import Config
-from gapinit.digests import record_folder
-from gapinit.gap_file import estimate_gap_file
-from gapinit.metrics.vqa import score_vqa
-from gapinit.predict import extract_features, predict
-from gapinit.trunk import extract_trunk
+from gapinit.artifacts.artifacts import write_json
+from gapinit.artifacts.digests import record_folder
+from gapinit.config.configuration import Config
+from gapinit.evaluate.metrics.vqa import score_vqa
+from gapinit.evaluate.predict import extract_features, predict
+from gapinit.gap.gap_file import estimate_gap_file
+from gapinit.train.trunk.write import extract_trunk
 
 from ..dataset_folders import GOOD
 from ..report_tree import Tree, build

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from gapinit.artifacts.storage_errors import environment_problem
 from gapinit.errors import GapinitError
-from gapinit.storage_errors import environment_problem
 
 SECONDS = 60.0
 

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gapinit.artifacts import read_json
-from gapinit.claims import check_claims
-from gapinit.config import Config
+from gapinit.artifacts.artifacts import read_json
+from gapinit.config.configuration import Config
 from gapinit.data.dataset import prepare_dataset
-from gapinit.layers import write_layers
-from gapinit.predict import extract_features
-from gapinit.report import make_report
-from gapinit.states import extract_states
-from gapinit.tables import make_table, tidy_runs
+from gapinit.evaluate.predict import extract_features
+from gapinit.gap.layers import write_layers
+from gapinit.report.page import make_report
+from gapinit.states.states import extract_states
+from gapinit.tables.claims import check_claims
+from gapinit.tables.table import make_table, tidy_runs
 
 from ..small_backbone import SmallWorld
 from . import goods as made
@@ -36,7 +36,7 @@ def stages(goods: dict[str, Path]) -> list[Stage]:
     settings = world.root / "tiny.yaml"
 
     def backbone(folder: Path) -> None:
-        from gapinit.artifacts import atomic_folder
+        from gapinit.artifacts.artifacts import atomic_folder
         from gapinit.backbones import load_backbone
 
         model = load_backbone(world.backbone)

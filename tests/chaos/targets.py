@@ -13,25 +13,25 @@ import numpy as np
 import torch
 import yaml
 
-from gapinit.adapter_folder import load_adapter
+from gapinit.adapters.files import load_adapter
 from gapinit.backbones import load_backbone
 from gapinit.backbones.hub import HubSettings
+from gapinit.config.yaml_files import read_settings
 from gapinit.data.check_target import check_target
 from gapinit.data.dataset import read_dataset_settings
 from gapinit.data.downloads import read_downloads
 from gapinit.data.manifest import read_manifest
-from gapinit.doctor import planned
 from gapinit.errors import GapinitError
-from gapinit.gap_file import read_gap
-from gapinit.layers import write_layers
-from gapinit.measures import read_steps
-from gapinit.metrics.captions import score_captions
-from gapinit.metrics.pope import score_pope
-from gapinit.metrics.vqa import score_vqa
-from gapinit.report import make_report
-from gapinit.settings import read_settings
-from gapinit.states import extract_states
-from gapinit.trunk import extract_trunk, read_trunk
+from gapinit.evaluate.metrics.captions import score_captions
+from gapinit.evaluate.metrics.pope import score_pope
+from gapinit.evaluate.metrics.vqa import score_vqa
+from gapinit.gap.gap_file import read_gap
+from gapinit.gap.layers import write_layers
+from gapinit.report.page import make_report
+from gapinit.states.states import extract_states
+from gapinit.tables.measures import read_steps
+from gapinit.train.trunk.write import extract_trunk, read_trunk
+from gapinit.workflow.doctor import planned
 
 from ..dataset_folders import GOOD
 from ..small_backbone import LAYERS as LAYERS

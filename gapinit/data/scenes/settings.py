@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from gapinit.settings import Settings
+from gapinit.config.yaml_files import Settings
 
 if TYPE_CHECKING:
     from gapinit.data.folder import FolderSettings

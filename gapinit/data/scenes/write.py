@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gapinit.artifacts import atomic_file, atomic_folder, write_json
+from gapinit.artifacts.artifacts import atomic_file, atomic_folder, write_json
 from gapinit.data.scenes.corpus import corpus_line
 from gapinit.data.scenes.items import Item, draw, numbers, sample_items, shown, stream
 from gapinit.data.scenes.language import alt_text, captions, ood_caption, target_caption

@@ -9,7 +9,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from gapinit.artifacts import atomic_folder, write_json
+from gapinit.artifacts.artifacts import atomic_folder, write_json
 from gapinit.data.locate import POPE_CATEGORIES
 from gapinit.data.references import write_lines
 from gapinit.data.scenes.items import Item, draw, numbers, sample_items, shown, stream

@@ -1,0 +1,1 @@
+"""A direction becomes B: LoRA placement, initialisation, saved adapters, methods."""

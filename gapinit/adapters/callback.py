@@ -1,0 +1,91 @@
+"""`gapinit.GapAlignmentCallback`: the alignment of B with the gap in a Trainer's log."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from gapinit.adapters.directions import (
+    Coordinates,
+    adapted_modules,
+    check_coordinates,
+    column_cosines,
+    module_directions,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gapinit.adapters.directions import Adapted
+    from gapinit.gap.gap_vectors import GapVectors
+
+LOG_KEY = "gap_alignment"
+
+
+class GapAlignmentCallback(TrainerCallback):
+    """Add `gap_alignment` to each training entry of a Trainer's log, and change nothing else.
+
+    It is the mean of |cos| between B's first column and the module's direction, over modules,
+    after the step that the entry is of; B and -B give the same update with A turned round. It
+    stands in `trainer.state.log_history` and in the logs that later callbacks get. Trainer puts
+    its own reporters (TensorBoard, Weights & Biases) in front of the callbacks given to it: to
+    have it there too, add this one first and the reporter with `trainer.add_callback`.
+
+    `GapinitError` at the beginning of the training if the gap is not one of this model.
+    """
+
+    def __init__(
+        self,
+        gap: GapVectors,
+        *,
+        adapter_name: str = "default",
+        coordinates: Coordinates = "layer",
+    ) -> None:
+        check_coordinates(coordinates)
+        self._gap = gap
+        self._adapter_name = adapter_name
+        self._coordinates: Coordinates = coordinates
+        self._adapted: list[Adapted] = []
+        self._directions: dict[str, Tensor] = {}
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        **_: Any,
+    ) -> None:
+        """Look up the modules and their directions once; warn if A cannot be trained."""
+        self._adapted, _comparison = adapted_modules(model, self._gap, self._adapter_name)
+        self._directions = module_directions(self._adapted, self._gap, self._coordinates)
+        frozen = [
+            one.name
+            for one in self._adapted
+            if not one.lora.lora_A[self._adapter_name].weight.requires_grad
+        ]
+        if frozen:
+            warnings.warn(
+                f"A of adapter '{self._adapter_name}' is frozen in {len(frozen)} modules (LoRA-FA?)"
+                ": after Gap-Init, which sets A = 0, they never learn anything",
+                stacklevel=2,
+            )
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """Add the mean alignment to an entry of the training loss."""
+        if not logs or "loss" not in logs or not self._adapted:
+            return
+        cosines = column_cosines(self._adapted, self._directions, self._adapter_name)
+        mean = sum(abs(cosine) for cosine in cosines.values()) / len(cosines)
+        logs[LOG_KEY] = mean
+        if state.log_history and state.log_history[-1].get("step") == state.global_step:
+            state.log_history[-1][LOG_KEY] = mean

@@ -1,0 +1,263 @@
+"""`gapinit.initialize_lora_gap_weights`: Gap-Init on a PEFT model that is in memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from gapinit.adapters.directions import (
+    Adapted,
+    Coordinates,
+    adapted_modules,
+    base_weight,
+    check_coordinates,
+    column_cosines,
+    module_directions,
+    raw_vector,
+)
+from gapinit.adapters.lora import unit
+from gapinit.errors import GapinitError
+
+if TYPE_CHECKING:
+    from gapinit.gap.gap_vectors import GapVectors
+
+
+@dataclass(frozen=True)
+class InitializedModule:
+    """What one LoRA module was given."""
+
+    name: str
+    """In the plain model."""
+    layer: int
+    cosine: float
+    """Of B's first column, as it is stored, to the module's direction without noise."""
+    noise_cosine: float
+    """Of the direction with noise to that without, before it is stored; 1 without noise."""
+
+
+@dataclass(frozen=True)
+class GapReport:
+    """What `initialize_lora_gap_weights` did; printed, one line for each decoder layer."""
+
+    adapter_name: str
+    coordinates: str
+    noise: float
+    modules: tuple[InitializedModule, ...]
+    weights_compared: int
+    """Weights of the model that were compared with those the gap was measured on."""
+    weights_skipped: int
+    """Weights that could not be compared: quantised, or not in memory."""
+
+    def __str__(self) -> str:
+        """Return a table: for each layer how many modules, and their smallest cosines."""
+        lines = [
+            f"adapter '{self.adapter_name}': A = 0, first column of B along the gap "
+            f"(coordinates: {self.coordinates}, noise: {self.noise:g})",
+            f"{'layer':>5}  {'modules':>7}  {'cosine':>7}  {'noise cosine':>12}",
+        ]
+        for layer in sorted({module.layer for module in self.modules}):
+            group = [module for module in self.modules if module.layer == layer]
+            cosine = min(module.cosine for module in group)
+            noise_cosine = min(module.noise_cosine for module in group)
+            lines.append(f"{layer:>5}  {len(group):>7}  {cosine:>7.4f}  {noise_cosine:>12.4f}")
+        if not self.weights_compared:
+            lines.append("the model's weights could not be compared with the gap's: only its sizes")
+        elif self.weights_skipped:
+            lines.append(
+                f"{self.weights_skipped} of {self.weights_compared + self.weights_skipped} weights "
+                "(quantised or not in memory) were not compared with those the gap was measured on"
+            )
+        return "\n".join(lines)
+
+
+def initialize_lora_gap_weights(
+    peft_model: Any,
+    gap: GapVectors,
+    *,
+    adapter_name: str = "default",
+    coordinates: Coordinates = "layer",
+    noise: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> GapReport:
+    """Set A = 0 and the first column of B to the unit gap of each module's layer, in place.
+
+    dW = (alpha / r) B A is exactly 0 at step 0, so the model gives what the plain one gives, and
+    the first gradient of A is B^T (dL/dh) x^T: the gradient seen along the gap. Further columns
+    (r > 1) are random unit vectors. dtype and device of A and B stay.
+
+    `gap`: from `estimate_gap` on this model. `coordinates`: "layer" (the paper's): a module whose
+    output is as wide as the hidden states takes g, any other takes normalize(W0 g); "module": the
+    gap that was measured at the module's own output. `noise` = epsilon >= 0 turns the direction:
+    g' = normalize(g / |g| + epsilon eta / sqrt(d)), eta ~ N(0, I), of expected cosine
+    1 / sqrt(1 + epsilon^2); the report says the cosine really got. `generator`: where noise and
+    columns are drawn from, layers ascending, then modules in the model's order; None: torch's own.
+
+    Either every module is set or none. `GapinitError` for a model without LoRA, an unknown
+    adapter, a gap of another model or without direction, a module outside the layers that the gap
+    covers, an adapter whose A is frozen (LoRA-FA), and one whose initialisation has changed the
+    base weights (PiSSA, OLoRA, LoftQ, ...).
+
+    Source: Zhao et al., "When Is Rank-1 Enough?", Algorithm 1, section 4.3; noise: Appendix E.
+    """
+    check_coordinates(coordinates)
+    if not (isinstance(noise, Real) and math.isfinite(noise) and noise >= 0):
+        raise GapinitError(f"noise: expected a finite number of at least 0, found {noise!r}")
+    adapted, comparison = adapted_modules(peft_model, gap, adapter_name)
+    _require_plain_start(peft_model, adapter_name)
+    _require_trainable(adapted, adapter_name)
+    clean = module_directions(adapted, gap, coordinates)
+    magnitudes = [_magnitude(one, adapter_name) for one in adapted]
+    devices = [_device(one, adapter_name) for one in adapted]
+    pointed = clean
+    if noise > 0:
+        noisy = _noisy_vectors(adapted, gap, coordinates, noise, generator)
+        pointed = module_directions(adapted, gap, coordinates, noisy)
+    for one, magnitude, device in zip(adapted, magnitudes, devices, strict=True):
+        _materialise(one, adapter_name, device)
+        _write(one, adapter_name, pointed[one.name], magnitude, generator)
+    cosines = column_cosines(adapted, clean, adapter_name)
+    return GapReport(
+        adapter_name,
+        coordinates,
+        float(noise),
+        tuple(
+            InitializedModule(
+                one.name,
+                one.layer,
+                cosines[one.name],
+                1.0 if noise == 0 else (pointed[one.name] @ clean[one.name]).item(),
+            )
+            for one in adapted
+        ),
+        comparison.compared,
+        comparison.skipped,
+    )
+
+
+def _require_plain_start(peft_model: Any, adapter_name: str) -> None:
+    config = getattr(peft_model, "peft_config", {}).get(adapter_name)
+    start = getattr(config, "init_lora_weights", True)
+    # PEFT's other initialisers take part of W0 into the adapter, or need their own name to load.
+    if not isinstance(start, bool) and start != "gaussian":
+        raise GapinitError(
+            f"adapter '{adapter_name}' was made with init_lora_weights={start!r}, which belongs to "
+            "another method. Make it with init_lora_weights=True (PEFT's default)."
+        )
+
+
+def _require_trainable(adapted: Sequence[Adapted], adapter_name: str) -> None:
+    for name, _, lora, _ in adapted:
+        weight_a, weight_b = lora.lora_A[adapter_name].weight, lora.lora_B[adapter_name].weight
+        if weight_a.requires_grad:
+            continue
+        if weight_b.requires_grad:
+            raise GapinitError(
+                f"{name}: A is frozen and B is trained (LoRA-FA). Gap-Init starts from A = 0, so "
+                "dW would stay 0 and nothing would ever be learned. Train A too."
+            )
+        raise GapinitError(
+            f"{name}: adapter '{adapter_name}' is frozen, so with A = 0 it would never have an "
+            f"effect. If it is not the active one, call set_adapter('{adapter_name}') first; if it "
+            "was loaded, load it with is_trainable=True."
+        )
+
+
+def _noisy_vectors(
+    adapted: Sequence[Adapted],
+    gap: GapVectors,
+    coordinates: Coordinates,
+    noise: float,
+    generator: torch.Generator | None,
+) -> dict[int | str, Tensor]:
+    """Return g / |g| + epsilon eta / sqrt(d) by layer or by module."""
+    # ASSUME: the paper does not say whether g is normalised before noise is added. Here it is, so
+    # that epsilon means the same in every layer (`noise_scale: unit` of the training command).
+    keys: list[int | str] = (
+        list(sorted({one.layer for one in adapted}))
+        if coordinates == "layer"
+        else [one.name for one in adapted]
+    )
+    noisy = {}
+    for key in keys:
+        vector = unit(raw_vector(gap, key), str(key))
+        eta = _normal((len(vector),), generator)
+        noisy[key] = vector + noise * eta / len(vector) ** 0.5
+    return noisy
+
+
+def _normal(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    device = "cpu" if generator is None else generator.device
+    dtype = torch.float32 if torch.device(device).type == "mps" else torch.float64
+    return torch.randn(shape, generator=generator, dtype=dtype, device=device).cpu().double()
+
+
+@torch.no_grad()
+def _magnitude(one: Adapted, adapter_name: str) -> Tensor | None:
+    """Return DoRA's magnitudes for dW = 0, |W0| row by row; None where they are that already."""
+    vectors: Mapping[str, Any] = one.lora.lora_magnitude_vector
+    if adapter_name not in vectors or not hasattr(vectors[adapter_name], "get_weight_norm"):
+        return None
+    weight_a, weight_b = (
+        matrix[adapter_name].weight for matrix in (one.lora.lora_A, one.lora.lora_B)
+    )
+    if not weight_a.is_meta and not (weight_a.any() and weight_b.any()):
+        return None
+    # As PEFT computes it, in the weight's dtype: it cancels exactly in the forward pass.
+    weight = base_weight(one)
+    return torch.linalg.norm(weight, dim=1).to(weight.dtype)
+
+
+@torch.no_grad()
+def _write(
+    one: Adapted,
+    adapter_name: str,
+    direction: Tensor,
+    magnitude: Tensor | None,
+    generator: torch.Generator | None,
+) -> None:
+    lora_a, lora_b = one.lora.lora_A[adapter_name], one.lora.lora_B[adapter_name]
+    columns = _normal(tuple(lora_b.weight.shape), generator) if lora_b.in_features > 1 else None
+    if columns is None:
+        columns = direction[:, None]
+    else:
+        columns /= torch.linalg.vector_norm(columns, dim=0, keepdim=True)
+        columns[:, 0] = direction
+    lora_a.weight.zero_()
+    lora_b.weight.copy_(columns)
+    if lora_b.bias is not None:
+        lora_b.bias.zero_()
+    if magnitude is not None:
+        one.lora.lora_magnitude_vector[adapter_name].weight.copy_(magnitude)
+
+
+def _device(one: Adapted, adapter_name: str) -> torch.device:
+    """Return where the adapter is, or where it belongs: beside the base weight."""
+    weight: Tensor = one.lora.lora_A[adapter_name].weight
+    if not weight.is_meta:
+        return weight.device
+    base = one.lora.get_base_layer()
+    for tensor in (*base.parameters(), *base.buffers()):
+        if not tensor.is_meta:
+            return torch.device(tensor.device)
+    raise GapinitError(
+        f"{one.name}: neither adapter nor base weight is in memory (offloaded). Load the model "
+        "without offloading."
+    )
+
+
+def _materialise(one: Adapted, adapter_name: str, device: torch.device) -> None:
+    """Give parameters memory that low_cpu_mem_usage has left on the meta device."""
+    lora = one.lora
+    for parts in (lora.lora_A, lora.lora_B, lora.lora_magnitude_vector):
+        if adapter_name in parts:
+            module: nn.Module = parts[adapter_name]
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                if parameter.is_meta:
+                    real = torch.zeros_like(parameter, device=device)
+                    setattr(module, name, nn.Parameter(real, requires_grad=parameter.requires_grad))

@@ -1,0 +1,1 @@
+"""How each method makes its adapter; `gapinit.config.configuration.methods` lists them."""

@@ -1,0 +1,233 @@
+"""The configuration of a workflow, as the YAML files in `config/` state it.
+
+Every other file is read on top of `config/default.yaml`, so it says only what differs. The whole
+is checked here, with every name that it uses, before Snakemake plans a single job. No torch: the
+Snakefile reads this at every parse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints, field_validator, model_validator
+
+from gapinit.config.backbone_settings import BackboneRecipe, overridden, read_recipe
+from gapinit.config.methods import METHODS
+from gapinit.config.recipe import Decoding, Layers, Positive, Training
+from gapinit.config.yaml_files import Settings, check_settings
+from gapinit.errors import GapinitError
+
+# Names become folder names, so they may hold nothing that a shell or a file system reads specially.
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Source = Literal["in-domain", "ood", "mixed"]
+Strategy = Literal["naive", "gg-safe", "all", "all-vision"]
+NoiseScale = Literal["unit", "raw"]
+
+Part = Literal["in-domain", "calibration", "ood", "vqa", "okvqa", "pope", "instruct"]
+
+
+class Datasets(Settings):
+    """Which dataset plays which part."""
+
+    in_domain: Name = Field(alias="in-domain")
+    """Captions: fine-tuned on and scored on."""
+    calibration: Name | None = None
+    """Captions that gaps are estimated from, if not those of `in-domain`."""
+    ood: Name | None = None
+    """Captions of another kind: transfer and out-of-domain calibration."""
+    vqa: Name | None = None
+    """Questions: fine-tuned on and scored on."""
+    okvqa: Name | None = None
+    """Questions that need outside knowledge: scored on."""
+    pope: Name | None = None
+    """Questions after objects that are or are not there: scored on."""
+    instruct: Name | None = None
+    """Conversations about images: fine-tuned on."""
+
+    def of(self, part: str) -> str:
+        """Return the dataset that plays a part; an error says if none does."""
+        if part == "calibration":
+            return self.calibration or self.in_domain
+        name = getattr(self, part.replace("-", "_"))
+        if name is None:
+            raise GapinitError(f"key 'datasets.{part}': no dataset is configured for this part")
+        return str(name)
+
+    def named(self) -> dict[str, str]:
+        """Return the datasets that are configured, by part."""
+        given = self.model_dump(by_alias=True)
+        return {part: name for part, name in given.items() if name is not None}
+
+
+class Calibration(Settings):
+    """The sample from which gaps are estimated (paper, Section 4.2 and Appendix D)."""
+
+    source: Source = "in-domain"
+    size: Positive = 256
+    sizes: list[Positive] = [16, 64, 256, 1024]
+    heldout: Annotated[int, Field(ge=0)] = 256
+    seed: int = 0
+
+    def pairs(self) -> int:
+        """Return how many pairs are extracted: the largest set and a disjoint check sample."""
+        return max([self.size, *self.sizes]) + self.heldout
+
+
+class Gap(Settings):
+    """How per-sample gaps become one vector and one score a layer (paper, Appendix C)."""
+
+    neighbours: Positive = 10
+    alpha_semantic: float = 1.0
+    alpha_geometric: float = 1.0
+    smoothing: Literal["spot", "mean"] = "spot"
+
+
+class Lora(Settings):
+    """LoRA as in the paper's Table 13."""
+
+    alpha_per_rank: Annotated[float, Field(gt=0)] = 2.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+
+
+class Shards(Settings):
+    """By how many jobs each extraction is made, and each row's predictions, whose parts follow."""
+
+    states: Positive = 1
+    trunk: Positive = 1
+    features: Positive = 1
+    predict: Positive = 1
+
+
+class Config(Settings):
+    """Everything a workflow run is told."""
+
+    name: Name
+    results: str = "results"
+    backbone: Name
+    """The main one: of every row that names no other, and of the figures."""
+    backbones: dict[Name, Name] = {}
+    """Which backbone plays which part, for rows that name a part."""
+    datasets: Datasets
+    data_root: str | None = None
+    annotations: str | None = None
+    folders: dict[Name, str] = {}
+    """Folders of datasets that the user has already, by dataset: these are not retrieved."""
+    data: str = "data"
+    """Folder of retrieved datasets."""
+    downloads: str | None = None
+    """Table of downloads, if not `config/downloads.yaml`: with digests of your own, for example."""
+    mirror: str | None = None
+    """Base URL from which downloads come instead of their publishers."""
+    seeds: Annotated[list[int], Field(min_length=1)]
+    calibration: Calibration
+    gap: Gap = Gap()
+    layers: Layers
+    lora: Lora = Lora()
+    training: Training = Training()
+    decoding: Decoding = Decoding()
+    shards: Shards = Shards()
+    experiments: Annotated[list[Name], Field(min_length=1)]
+    figures: list[Name] = []
+    report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = []
+    """Where every run's training metrics go besides its step log (`gapinit/train/trackers.py`)."""
+    recipes: dict[Name, BackboneRecipe] = {}
+    """What each backbone has of its own: filled in from its file, never written here."""
+
+    def backbone_of(self, part: str | None) -> str:
+        """Return the backbone that plays a part, or the main one; an error says if none does."""
+        if part is None:
+            return self.backbone
+        if part not in self.backbones:
+            raise GapinitError(
+                f"no backbone is configured for the part '{part}' (key 'backbones'), expected one "
+                f"of: {', '.join(self.backbones) or 'none'}"
+            )
+        return self.backbones[part]
+
+    def recipe_of(self, backbone: str) -> BackboneRecipe:
+        """Return what a backbone has of its own; nothing if its file says nothing."""
+        return self.recipes.get(backbone, BackboneRecipe())
+
+    def layers_of(self, backbone: str) -> Layers:
+        """Return how many layers of a backbone are adapted."""
+        return overridden(self.layers, self.recipe_of(backbone).layers)
+
+    def training_of(self, backbone: str) -> Training:
+        """Return how a backbone is trained."""
+        return overridden(self.training, self.recipe_of(backbone).training)
+
+    def decoding_of(self, backbone: str) -> Decoding:
+        """Return how a backbone is decoded."""
+        return overridden(self.decoding, self.recipe_of(backbone).decoding)
+
+    @field_validator("results", "data", "data_root", "annotations", "downloads")
+    @classmethod
+    def _paths_can_be_rules(cls, value: str | None) -> str | None:
+        """Refuse what no rule can have in a path: Snakemake reads braces as wildcards."""
+        odd = next((one for one in value or "" if one in "{}" or not one.isprintable()), None)
+        if odd is not None:
+            raise ValueError(
+                f"a path with {odd!a} in it cannot be that of a workflow; choose a folder without, "
+                "or make a link to it and give the link"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Config:
+        smallest = min([self.calibration.size, *self.calibration.sizes])
+        if smallest <= self.gap.neighbours:
+            raise ValueError(
+                f"calibration of {smallest} pairs has fewer than {self.gap.neighbours} neighbours "
+                f"for each pair: raise calibration.sizes or lower gap.neighbours"
+            )
+        return self
+
+
+def load_config(
+    content: Mapping[str, Any], folder: Path, origin: str | Callable[[Sequence[Any]], str]
+) -> Config:
+    """Check a whole configuration and every name in it against the files in `folder`.
+
+    `folder` is `config/`; `origin` names the file or command line that a key came from.
+    Raises GapinitError that names the key, what was expected and what was found.
+    """
+    config = check_settings(content, Config, origin)
+    if "recipes" in content:
+        place = origin if isinstance(origin, str) else origin(("recipes",))
+        raise GapinitError(
+            f"{place}: key 'recipes': a configuration has none, expected what a backbone has of "
+            f"its own in its file, {folder}/backbones/NAME.yaml"
+        )
+    names: list[tuple[str, tuple[str, ...], str]] = [
+        ("backbones", ("backbone",), config.backbone),
+        *(("backbones", ("backbones", part), name) for part, name in config.backbones.items()),
+        *(("datasets", ("datasets", part), name) for part, name in config.datasets.named().items()),
+        *(("experiments", ("experiments",), name) for name in config.experiments),
+    ]
+    for kind, key, name in names:
+        place = origin if isinstance(origin, str) else origin(key)
+        _known(name, folder / kind, ".".join(key), place)
+    used = dict.fromkeys([config.backbone, *config.backbones.values()])
+    recipes = {name: read_recipe(folder / "backbones" / f"{name}.yaml") for name in used}
+    return config.model_copy(update={"recipes": recipes})
+
+
+def known_method(name: str, origin: str) -> None:
+    """Raise GapinitError unless `name` is a registered method."""
+    if name not in METHODS:
+        raise GapinitError(
+            f"{origin}: key 'method': unknown method '{name}', expected one of: "
+            f"{', '.join(METHODS)}"
+        )
+
+
+def _known(name: str, folder: Path, key: str, origin: str) -> None:
+    if (folder / f"{name}.yaml").is_file():
+        return
+    known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml"))) or "none"
+    raise GapinitError(
+        f"{origin}: key '{key}': unknown name '{name}', expected one of the files in "
+        f"{folder}/: {known}"
+    )

@@ -1,0 +1,228 @@
+"""Methods that a run can name: one small module each, chosen by name in an experiment row.
+
+This file only lists them and imports neither torch nor PEFT: the Snakefile reads it at every
+parse. To add a method, add one module with an `adapt` function and one entry here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gapinit.errors import GapinitError
+
+
+@dataclass(frozen=True)
+class Method:
+    """What the workflow has to know of a method before it runs."""
+
+    name: str
+    label: str
+    module: str
+    """Module of `gapinit.adapters.methods` that makes the adapter; empty: nothing is trained."""
+    uses_gap: bool = False
+    """Whether its initial weights depend on a gap file, so on a calibration set."""
+    takes_noise: bool = False
+    """Whether its direction can be perturbed (paper, Appendix E)."""
+    even_rank: bool = False
+    """Whether it is defined for even ranks only."""
+    source: str = ""
+    needs: Literal["nothing", "calibration pairs", "training batches"] = "nothing"
+    """Data that its initial weights are made from."""
+    applies: str = "any rank"
+    """Where it applies."""
+    plain: bool = False
+    """Whether it is LoRA of one rank on the unchanged base: then several runs of it can be trained
+    in one pass (`gapinit.train.together`)."""
+
+
+_WIDTH = "any rank; modules that read or write the hidden width"
+_CHANGES_BASE = "any rank; changes the base, saved as twice the rank"
+_SAVES_BASE = "any rank; changes the base, saved beside the adapter"
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(
+            "zero-shot", "Zero-shot", "", source="the backbone as pretrained", applies="untrained"
+        ),
+        Method(
+            "lora-gaussian",
+            "Standard LoRA (Gaussian A)",
+            "lora_gaussian",
+            source="Hu et al. 2022; the paper's baseline (Table 13)",
+            plain=True,
+        ),
+        Method(
+            "lora-kaiming",
+            "LoRA (PEFT default, Kaiming A)",
+            "lora_kaiming",
+            source="Hu et al. 2022 as in PEFT's default initialisation",
+            plain=True,
+        ),
+        Method("pissa", "PiSSA", "pissa", source="Meng et al. 2024", applies=_CHANGES_BASE),
+        Method(
+            "pissa-16",
+            "PiSSA (fast SVD, 16 iterations)",
+            "pissa_16",
+            source="Meng et al. 2024; the dynamics study's setting",
+            applies=_CHANGES_BASE,
+        ),
+        Method(
+            "qpissa",
+            "QPiSSA (NF4 residual)",
+            "qpissa",
+            source="Meng et al. 2024; the ablation that the dynamics study left open",
+            applies=_SAVES_BASE,
+        ),
+        Method(
+            "loftq",
+            "LoftQ (NF4, 1 iteration)",
+            "loftq",
+            source="Li et al. 2023",
+            applies=_SAVES_BASE,
+        ),
+        Method("dora", "DoRA", "dora", source="Liu et al. 2024; the paper's Table 6"),
+        Method(
+            "eva",
+            "EVA",
+            "eva",
+            source="Paischer et al. 2024",
+            needs="training batches",
+            applies="any mean rank; moves rank between modules",
+        ),
+        Method("olora", "OLoRA", "olora", source="Büyükakyüz 2024", applies=_CHANGES_BASE),
+        Method(
+            "orthogonal",
+            "Orthogonal LoRA",
+            "orthogonal",
+            even_rank=True,
+            source="PEFT, after Datta 2024",
+            applies="even rank",
+            plain=True,
+        ),
+        Method(
+            "corda",
+            "CorDA (instruction-previewed)",
+            "corda",
+            source="Yang et al. 2024",
+            needs="training batches",
+            applies=_CHANGES_BASE,
+        ),
+        Method(
+            "lora-ga",
+            "LoRA-GA",
+            "lora_ga",
+            source="Wang et al. 2024",
+            needs="training batches",
+            applies="2 x rank up to the width; changes the base, saved as twice the rank",
+        ),
+        Method(
+            "mica",
+            "MiCA (minor singular directions)",
+            "mica",
+            source="MiCA, arXiv:2604.01694; A = 0, B frozen",
+            plain=True,
+        ),
+        Method(
+            "gap-init",
+            "Gap-Init",
+            "gap_init",
+            uses_gap=True,
+            takes_noise=True,
+            source="When Is Rank-1 Enough?, Algorithm 1",
+            needs="calibration pairs",
+            applies=_WIDTH,
+            plain=True,
+        ),
+        Method(
+            "random-b",
+            "Random B, zero A",
+            "random_b",
+            source="control: Gap-Init's zeroed matrix without the gap",
+            plain=True,
+        ),
+        Method(
+            "orthogonal-to-gap",
+            "B orthogonal to the gap",
+            "orthogonal_to_gap",
+            uses_gap=True,
+            source="control: a random B with the gap projected out",
+            needs="calibration pairs",
+            applies=_WIDTH,
+            plain=True,
+        ),
+        Method(
+            "text-mean",
+            "B along the text mean",
+            "text_mean",
+            uses_gap=True,
+            source="control: one of the gap's two ends",
+            needs="calibration pairs",
+            applies=_WIDTH,
+            plain=True,
+        ),
+        Method(
+            "vision-mean",
+            "B along the vision mean",
+            "vision_mean",
+            uses_gap=True,
+            source="control: the gap's other end",
+            needs="calibration pairs",
+            applies=_WIDTH,
+            plain=True,
+        ),
+        Method(
+            "gradient",
+            "B along the first gradient",
+            "gradient",
+            source="control: the best possible first step",
+            needs="training batches",
+            plain=True,
+        ),
+        Method(
+            "gap-other-layer",
+            "Gap of another layer",
+            "gap_other_layer",
+            uses_gap=True,
+            source="control: a gap, but not this layer's",
+            needs="calibration pairs",
+            applies=_WIDTH,
+            plain=True,
+        ),
+        Method(
+            "gap-module",
+            "Gap of the module's own output",
+            "gap_module",
+            source="Gap-Init with `coordinates: module`",
+            needs="training batches",
+            plain=True,
+        ),
+        Method(
+            "gap-init-frozen-b",
+            "Gap-Init, B frozen",
+            "gap_init_frozen_b",
+            uses_gap=True,
+            takes_noise=True,
+            source="control: the direction alone, never corrected",
+            needs="calibration pairs",
+            applies=_WIDTH,
+            plain=True,
+        ),
+        Method(
+            "random-b-frozen-b",
+            "Random B, zero A, B frozen",
+            "random_b_frozen_b",
+            source="control: a random direction, never corrected",
+            plain=True,
+        ),
+    )
+}
+
+
+def require_rank(method: str, rank: int, origin: str) -> None:
+    """Raise GapinitError unless the method is defined at this rank."""
+    if METHODS[method].even_rank and rank % 2:
+        raise GapinitError(
+            f"{origin}: key 'rank': method '{method}' is defined for even ranks only, found {rank}"
+        )

@@ -1,0 +1,103 @@
+"""What a run is, and where its artifacts lie.
+
+A run is a point in the space of factors (method, rank, layers, calibration, noise, seed, ...).
+Its path spells the factors, so that a run wanted by several tables is trained once.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from gapinit.config.methods import METHODS
+from gapinit.errors import GapinitError
+
+_PATH = re.compile(
+    r"(?P<backbone>[^/]+)/(?P<dataset>[^/]+)/(?P<method>[^/]+)/"
+    r"(?:no-adapter|rank(?P<rank>\d+)_(?P<layers>[a-z-]+)_epochs(?P<epochs>\d+)/"
+    r"(?:no-gap|(?P<calibration>[a-z-]+)-(?P<size>\d+)"
+    r"(?:_noise-(?P<scale>[a-z]+)-(?P<noise>[0-9.e-]+))?)/seed(?P<seed>\d+))"
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run (or the untrained backbone), told apart by its factors alone."""
+
+    backbone: str
+    dataset: str
+    method: str
+    rank: int | None = None
+    layers: str | None = None
+    epochs: int | None = None
+    calibration: str | None = None
+    calibration_size: int | None = None
+    noise: float = 0.0
+    noise_scale: str | None = None
+    seed: int | None = None
+
+    @property
+    def trained(self) -> bool:
+        """Whether the run has an adapter at all."""
+        return bool(METHODS[self.method].module)
+
+    @property
+    def path(self) -> str:
+        """Return the run's folder below a stage's folder, spelling every factor that matters."""
+        head = f"{self.backbone}/{self.dataset}/{self.method}"
+        if not self.trained:
+            return f"{head}/no-adapter"
+        gap = "no-gap"
+        if self.calibration is not None:
+            gap = f"{self.calibration}-{self.calibration_size}"
+            if self.noise:
+                gap += f"_noise-{self.noise_scale}-{self.noise:g}"
+        return f"{head}/rank{self.rank}_{self.layers}_epochs{self.epochs}/{gap}/seed{self.seed}"
+
+    @property
+    def row(self) -> str:
+        """Return the path without the seed: that of all runs that differ in nothing else."""
+        return self.path.rpartition("/")[0]
+
+    @property
+    def factors(self) -> dict[str, Any]:
+        """Return the factors as a mapping, as they stand in `run.json` and in the tables."""
+        return asdict(self)
+
+    @classmethod
+    def parse(cls, path: str) -> Run:
+        """Return the run whose path this is; the inverse of `path`."""
+        match = _PATH.fullmatch(str(PurePosixPath(path)))
+        if match is None or match["method"] not in METHODS:
+            raise GapinitError(f"'{path}' is not the path of a run")
+        number = {key: int(match[key]) for key in ("rank", "epochs", "size", "seed") if match[key]}
+        run = cls(
+            backbone=match["backbone"],
+            dataset=match["dataset"],
+            method=match["method"],
+            rank=number.get("rank"),
+            layers=match["layers"],
+            epochs=number.get("epochs"),
+            calibration=match["calibration"],
+            calibration_size=number.get("size"),
+            noise=float(match["noise"] or 0.0),
+            noise_scale=match["scale"],
+            seed=number.get("seed"),
+        )
+        if run.path != str(PurePosixPath(path)):
+            raise GapinitError(f"'{path}' is not the path of a run, the nearest is '{run.path}'")
+        return run
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A row after multiplying out: its runs, one a seed."""
+
+    id: str
+    label: str
+    published: str | None
+    runs: tuple[Run, ...]
+    reference: str | None = None
+    """Id of the row that it is compared with; of the reference itself, its own."""

@@ -1,0 +1,1 @@
+"""Stage `evaluate`: image features, predictions, metrics."""

@@ -1,0 +1,111 @@
+"""The image features that decoding starts from: read from feature files, or computed on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+
+from gapinit.artifacts.arrays import (
+    Rows,
+    as_tensor,
+    joined_rows,
+    memory_map,
+    require_offsets,
+    require_rows,
+)
+from gapinit.artifacts.artifacts import hdf5_inputs, open_hdf5
+from gapinit.artifacts.shards import shard_set
+from gapinit.backbones.inputs import Images
+from gapinit.data.images import load_image
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from gapinit.backbones.base import Backbone
+
+
+class Seen(Protocol):
+    """Images by their names below a dataset's root."""
+
+    @property
+    def path(self) -> Path:
+        """Return the file, or the first of its shards."""
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Return what it was made from."""
+
+    def take(self, names: Sequence[str]) -> Images:
+        """Return the tokens of some images, in the order given."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Feature files, read through memory maps."""
+
+    path: Path
+    inputs: dict[str, Any]
+    rows: Rows
+    counts: NDArray[np.int64]
+    grid: NDArray[np.int64]
+    row_of: dict[str, int]
+
+    def counts_of(self, names: Sequence[str]) -> NDArray[np.int64]:
+        """Return how many tokens some images have."""
+        return self.counts[[self.row_of[name] for name in names]]
+
+    def take(self, names: Sequence[str]) -> Images:
+        """Return the tokens of some images, in the order given."""
+        chosen = np.array([self.row_of[name] for name in names], dtype=np.int64)
+        ends = np.cumsum(self.counts)
+        spans = zip((ends - self.counts)[chosen].tolist(), ends[chosen].tolist(), strict=True)
+        tokens = np.concatenate([self.rows[start:end] for start, end in spans])
+        return Images(
+            as_tensor(tokens),
+            torch.from_numpy(self.counts[chosen]),
+            torch.from_numpy(self.grid[chosen]),
+        )
+
+
+def read_features(path: Path | Sequence[Path]) -> Features:
+    """Open image features, one file or all its shards."""
+    paths = shard_set(path, "features")
+    rows, counts, grids, names = [], [], [], []
+    for part in paths:
+        with open_hdf5(part, "features") as file:
+            inputs = hdf5_inputs(file)
+            rows.append(memory_map(part, file["features"]))
+            counts.append(file["counts"][:])
+            grids.append(file["grid"][:])
+            names += file["image"].asstr()[:].tolist()
+            require_rows("features", file["features"])
+            ends = np.concatenate([[0], np.cumsum(counts[-1])])
+            require_offsets("counts", ends, len(file["features"]))
+            if not len(counts[-1]) == len(file["image"]) == len(grids[-1]):
+                raise ValueError("'counts', 'image' and 'grid' are not of as many images")
+    return Features(
+        paths[0],
+        inputs,
+        joined_rows(rows),
+        np.concatenate(counts),
+        np.concatenate(grids),
+        {name: row for row, name in enumerate(names)},
+    )
+
+
+class LookedAt:
+    """Images as an adapted vision tower sees them, each time they are asked for."""
+
+    def __init__(self, backbone: Backbone, features: Seen, root: Path) -> None:
+        self.path, self.inputs = features.path, features.inputs
+        self._backbone, self._root = backbone, root
+
+    @torch.inference_mode()
+    def take(self, names: Sequence[str]) -> Images:
+        """Return the tokens of some images, in the order given."""
+        return self._backbone.look([load_image(self._root / name) for name in names])

@@ -1,0 +1,135 @@
+"""POPE scores (does a model see objects that are not there?), equal to the official program's."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gapinit.artifacts.artifacts import package_versions, sha256, write_json
+from gapinit.config.versions import VERSIONS
+from gapinit.errors import GapinitError
+from gapinit.evaluate.metrics.pope_files import (
+    PopeAnswer,
+    PopeQuestion,
+    file_names,
+    match_answers,
+    read_answers_of_each,
+    read_pope_questions,
+)
+
+SHARES = ("accuracy", "precision", "recall", "f1", "yes_rate")
+
+
+def score_pope(
+    questions: Path | Sequence[Path], predictions: Path | Sequence[Path], output: Path
+) -> dict[str, Any]:
+    """Score yes/no answers by POPE's rules and write the scores as JSON.
+
+    `questions`: POPE question files, JSON lines of {question_id, image, text, label}.
+    `predictions`: for each of these one file of answers, in the same order; or one file for all,
+    whose entries then carry `category` (random, popular or adversarial), which also ends the names
+    of the question files. An answer is the entry's `answer` or, if it has none, its `text`. Any
+    file may be a JSON list instead of JSON lines. All shares are percent; yes is the positive
+    class. `metrics` counts all questions together, its `mean_` values are means over the files.
+    Returns what it wrote. Raises GapinitError for every mistake in a file.
+
+    Source: POPE (Li et al. 2023, arXiv 2305.10355) and its evaluate.py.
+    """
+    question_paths, prediction_paths = _paths(questions), _paths(predictions)
+    output = Path(output)
+    if not question_paths:
+        raise GapinitError("questions: expected one or more files, found none")
+    if output.is_dir():
+        raise GapinitError(f"{output}: expected the path of a file to write, found a folder")
+    asked = [read_pope_questions(path) for path in question_paths]
+    given = read_answers_of_each(question_paths, prediction_paths)
+    by_file: dict[str, dict[str, float]] = {}
+    samples: list[dict[str, Any]] = []
+    for name, path, in_file, (source, answers) in zip(
+        file_names(question_paths), question_paths, asked, given, strict=True
+    ):
+        matched = match_answers(in_file, answers, path, source)
+        judged = [_sample(one, answer, name) for one, answer in zip(in_file, matched, strict=True)]
+        by_file[name] = pope_metrics(judged, str(path))
+        samples += judged
+    pooled = next(iter(by_file.values()))
+    if len(by_file) > 1:
+        pooled = pope_metrics(samples, "all files together")
+    average = {
+        share: sum(one[share] for one in by_file.values()) / len(by_file) for share in SHARES
+    }
+    result = {
+        "metrics": {**pooled, **{f"mean_{share}": average[share] for share in SHARES}},
+        "pooled": pooled,
+        "average": average,
+        "by_file": by_file,
+        "questions": len(samples),
+        "version": VERSIONS["score"],
+        "inputs": {
+            "questions": _inputs(question_paths),
+            "predictions": _inputs(prediction_paths),
+        },
+        "packages": package_versions(("gapinit",)),
+        "per_sample": samples,
+    }
+    write_json(output, result)
+    return result
+
+
+def yes_or_no(text: str) -> str:
+    """Return what an answer says by POPE's rule: no if its first sentence has No, not or no.
+
+    Commas go; words are what single spaces part. All else is yes, "NO", "none" and "" included.
+    """
+    words = text.partition(".")[0].replace(",", "").split(" ")
+    return "no" if not {"No", "not", "no"}.isdisjoint(words) else "yes"
+
+
+def pope_metrics(samples: Sequence[Mapping[str, Any]], place: str) -> dict[str, float]:
+    """Return the shares, in percent, and counts of samples with `prediction` and `label`.
+
+    A share of nothing is 0 and a warning that names `place`; the official program stops there.
+    """
+    counts = Counter((sample["prediction"], sample["label"]) for sample in samples)
+    tp, fp = counts["yes", "yes"], counts["yes", "no"]
+    tn, fn = counts["no", "no"], counts["no", "yes"]
+
+    def share(part: float, whole: float, name: str, reason: str) -> float:
+        if whole:
+            return part / whole
+        print(f"warning: {place}: {name} is set to 0, since {reason}", file=sys.stderr)
+        return 0.0
+
+    precision = share(tp, tp + fp, "precision", "no answer is yes")
+    recall = share(tp, tp + fn, "recall", "no label is yes")
+    f1 = share(
+        2 * precision * recall, precision + recall, "f1", "no question is rightly answered yes"
+    )
+    total = len(samples)
+    values = ((tp + tn) / total, precision, recall, f1, (tp + fp) / total)
+    shares = {name: 100 * value for name, value in zip(SHARES, values, strict=True)}
+    return {**shares, "tp": tp, "fp": fp, "tn": tn, "fn": fn}
+
+
+def _sample(question: PopeQuestion, answer: PopeAnswer, category: str) -> dict[str, Any]:
+    prediction = yes_or_no(answer.text)
+    return {
+        "question_id": question.question_id,
+        "category": category,
+        "image": question.image,
+        "answer": answer.text,
+        "prediction": prediction,
+        "label": question.label,
+        "accuracy": 100 * (prediction == question.label),
+    }
+
+
+def _paths(paths: Path | Sequence[Path]) -> list[Path]:
+    return [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
+
+
+def _inputs(paths: Sequence[Path]) -> list[dict[str, str]]:
+    return [{"file": path.name, "sha256": sha256(path)} for path in paths]

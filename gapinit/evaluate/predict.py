@@ -1,0 +1,253 @@
+"""Stage `predict`: captions and answers for an evaluation split, from cached image features.
+
+The vision part is frozen, so an image's features are the same for every run: they are computed
+once for each backbone and split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import h5py
+import numpy as np
+import torch
+
+from gapinit.artifacts.arrays import stored_type, to_stored
+from gapinit.artifacts.artifacts import sha256
+from gapinit.artifacts.partial import Filled, Layout, blocks_of, resumable_hdf5
+from gapinit.artifacts.shards import Shard
+from gapinit.backbones import load_backbone
+from gapinit.backbones.fingerprint import backbone_digest
+from gapinit.backbones.prompts import sample_prompt
+from gapinit.backbones.read_ahead import read_ahead
+from gapinit.config.versions import VERSIONS
+from gapinit.data.images import image_size
+from gapinit.data.manifest import Manifest, read_manifest, require_images
+from gapinit.errors import GapinitError
+from gapinit.evaluate.image_features import Features, LookedAt, Seen, read_features
+from gapinit.evaluate.predictions import write_part, write_predictions
+from gapinit.progress import track
+
+if TYPE_CHECKING:
+    from gapinit.backbones.base import Backbone
+    from gapinit.data.manifest import Sample
+
+
+@torch.inference_mode()
+def extract_features(
+    backbone: Path,
+    manifest: Path,
+    output: Path,
+    *,
+    split: str = "test",
+    batch_size: int = 64,
+    shard: str | None = None,
+    device: str = "cpu",
+) -> None:
+    """Write the image tokens of a split in the language model's space (kind "features").
+
+    The file holds `features` (tokens of all images, d), `counts` (images,), `grid` (images, k) and
+    `image`, the names. An image about which several questions are asked stands there once.
+    `shard`: "I/N", part of the images. A killed job goes on at its last block that is on disk.
+    """
+    data = read_manifest(manifest)
+    images = data.images(split)
+    part = Shard.parse(shard)
+    blocks = blocks_of(len(images), batch_size, part)
+    own = images[blocks[0].start : blocks[-1].stop] if blocks else []
+    require_images(manifest, own, data.root)
+    model = load_backbone(backbone, device)
+    inputs = {
+        "backbone": backbone_digest(backbone),
+        "manifest": sha256(manifest),
+        "split": split,
+        "batch_size": batch_size,
+        "version": VERSIONS["predict"],
+    }
+    counts = np.array([model.image_tokens(*image_size(path)) for path in own], dtype=np.int64)
+    kind = stored_type(model.model.dtype)
+    names = np.array([data.file(path) for path in own], dtype=h5py.string_dtype())
+    filled = {
+        "features": Filled((int(counts.sum()), model.hidden_size), kind),
+        "grid": Filled((len(own), model.grid_width), np.dtype(np.int64)),
+    }
+    known = {"counts": counts, "image": names}
+    layout = Layout("features", inputs, known, filled, shard=part.holding(blocks, len(images)))
+    with resumable_hdf5(output, layout) as file:
+        left = blocks[file.done :]
+        for block in track(read_ahead(model, images, left), "image features", len(left)):
+            found = model.seen(block.pixels, block.sizes)
+            file.write("features", to_stored(found.tokens, kind))
+            file.write("grid", found.grid.cpu().numpy())
+            file.end_block()
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What is asked: a dataset's samples, by the features of its images."""
+
+    manifest: Path
+    features: Path | Sequence[Path]
+    """One file, or all its shards."""
+    max_new_tokens: int
+    """How long an answer may become."""
+
+
+def predict(
+    backbone: Path,
+    manifest: Path,
+    features: Path | Sequence[Path],
+    adapter: Path | None,
+    output: Path,
+    *,
+    num_beams: int,
+    max_new_tokens: int,
+    batch_size: int,
+    device: str = "cpu",
+) -> None:
+    """Answer every sample of the split that a feature file holds, in the benchmark's own format.
+
+    Captions: COCO's result format. VQAv2 and OK-VQA: a list of {question_id, answer}. POPE: JSON
+    lines of {question_id, category, question, answer}.
+
+    `adapter`: a PEFT adapter folder, or None for the backbone as it is (zero-shot).
+    """
+    predict_several(
+        backbone,
+        [Questions(manifest, features, max_new_tokens)],
+        [adapter],
+        [[output]],
+        num_beams=num_beams,
+        batch_size=batch_size,
+        device=device,
+    )
+
+
+def predict_several(
+    backbone: Path,
+    questions: Sequence[Questions],
+    adapters: Sequence[Path | None],
+    outputs: Sequence[Sequence[Path]],
+    *,
+    num_beams: int,
+    batch_size: int,
+    shard: str | None = None,
+    device: str = "cpu",
+) -> None:
+    """Answer several datasets with several adapters on one backbone, which is loaded once.
+
+    `outputs[i][j]`: where the answers of `adapters[i]` to `questions[j]` go, in the format that
+    `predict` says and byte for byte what it would write. All inputs are checked before the first
+    answer. `shard`: "I/N", part of the batches; an output is then a part, for `gapinit gather`.
+    """
+    part = Shard.parse(shard)
+    asked = [_read(backbone, one) for one in questions]
+    model = load_backbone(backbone, device)
+    for adapter in adapters:
+        if adapter is not None:
+            from gapinit.adapters.files import require_fit
+
+            require_fit(model, adapter)
+    batches = [_batches(model, one, batch_size) for one in asked]
+    for adapter, paths in zip(adapters, outputs, strict=True):
+        with _adapter_on(model, adapter) as changes_tower:
+            for one, blocks, output in zip(asked, batches, paths, strict=True):
+                seen: Seen = one.features
+                if changes_tower:
+                    # What the frozen tower gave is not what this one gives.
+                    seen = LookedAt(model, seen, one.data.root)
+                # Every N-th: batches are ordered by length, and parts should take equally long.
+                own = blocks[part.index - 1 :: part.count]
+                answers = _answers(model, one, seen, own, num_beams)
+                if part.count == 1:
+                    write_predictions(output, one.data, one.samples, answers)
+                    continue
+                asked_of = {
+                    **one.features.inputs,
+                    "adapter": adapter and sha256(adapter / "adapter_model.safetensors"),
+                    "decoding": [num_beams, batch_size, one.max_new_tokens],
+                }
+                said = {index: answers[index] for block in own for index in block}
+                write_part(output, part, asked_of, said)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Samples and the features of their images, read and checked."""
+
+    data: Manifest
+    samples: Sequence[Sample]
+    features: Features
+    names: Sequence[str]
+    """Of each sample, its image below the dataset's root."""
+    max_new_tokens: int
+
+
+def _read(backbone: Path, questions: Questions) -> _Asked:
+    """Read a manifest and the features made from it; GapinitError if they were not."""
+    data = read_manifest(questions.manifest)
+    features = read_features(questions.features)
+    expected = {"backbone": backbone_digest(backbone), "manifest": sha256(questions.manifest)}
+    for name, value in expected.items():
+        if features.inputs[name] != value:
+            raise GapinitError(
+                f"{features.path}: made from another {name}. Delete it and run `gapinit features` "
+                "again."
+            )
+    samples = data.split(features.inputs["split"])
+    names = [data.file(sample.path) for sample in samples]
+    lacking = next((name for name in names if name not in features.row_of), None)
+    if lacking is not None:
+        raise GapinitError(
+            f"{features.path}: has no features of {lacking}. Delete it and run `gapinit features` "
+            "again."
+        )
+    return _Asked(data, samples, features, names, questions.max_new_tokens)
+
+
+def _adapter_on(model: Backbone, adapter: Path | None) -> AbstractContextManager[bool]:
+    if adapter is None:
+        return nullcontext(False)
+    from gapinit.adapters.files import adapter_on
+
+    return adapter_on(model, adapter)
+
+
+def _batches(model: Backbone, asked: _Asked, batch_size: int) -> list[list[int]]:
+    """Return batches of samples of like length, image tokens and all: little padding is computed.
+
+    The longest come first: what does not fit in memory fails at once.
+    """
+    prompts = [sample_prompt(model.prompts, sample) for sample in asked.samples]
+    different = list(dict.fromkeys(prompts))
+    encoded = model.encode_prompts(different, asked.max_new_tokens)
+    tokens = {prompt: len(ids) for prompt, ids in zip(different, encoded, strict=True)}
+    counts = torch.from_numpy(asked.features.counts_of(asked.names))
+    seen = model.stream_counts(counts).tolist()
+    lengths = [count + tokens[prompt] for count, prompt in zip(seen, prompts, strict=True)]
+    order = sorted(range(len(prompts)), key=lambda index: -lengths[index])
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def _answers(
+    model: Backbone,
+    asked: _Asked,
+    seen: Seen,
+    batches: Sequence[Sequence[int]],
+    num_beams: int,
+) -> list[str]:
+    answers = [""] * len(asked.samples)
+    for block in track(batches, asked.data.kind):
+        said = model.generate(
+            seen.take([asked.names[index] for index in block]),
+            max_new_tokens=asked.max_new_tokens,
+            num_beams=num_beams,
+            prompts=[sample_prompt(model.prompts, asked.samples[index]) for index in block],
+        )
+        for index, answer in zip(block, said, strict=True):
+            answers[index] = answer
+    return answers

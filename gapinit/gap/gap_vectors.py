@@ -1,0 +1,218 @@
+"""The modality gap of a model in memory and on disk: what `gapinit.estimate_gap` returns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gapinit.artifacts.artifacts import atomic_file, package_versions
+from gapinit.artifacts.digests import require_unaltered
+from gapinit.backbones.weights_fingerprint import SAMPLES, ModelFingerprint
+from gapinit.errors import GapinitError
+from gapinit.gap.geometry import Spectrum, explained_share
+from gapinit.gap.layers import select_layers
+
+if TYPE_CHECKING:
+    from gapinit.gap.layers import LayerStrategy
+
+FORMAT = "gapinit.gap_vectors"
+FORMAT_VERSION = 1
+
+
+class ModuleGap(NamedTuple):
+    """The gap at one linear module's own output."""
+
+    layer: int
+    vector: Tensor
+    """(d_out,) float64: mean text minus mean vision output, not normalised."""
+
+
+@dataclass(frozen=True, eq=False)
+class GapVectors:
+    """The modality gap of some decoder layers of one model, from N pairs.
+
+    Source: Zhao et al., "When Is Rank-1 Enough?", section 4.2 and Appendix C.
+    """
+
+    layers: tuple[int, ...]
+    """The decoder layers that were measured, ascending; 0 is the lowest."""
+    vectors: Tensor
+    """(layers, d) float64: the gap of each, in the units of the states; not normalised."""
+    spot_scores: Tensor
+    """(layers,) float64: SPOT-Gap score of each."""
+    spectrum: Spectrum
+    """Singular values of the per-sample gaps, centred and not, (layers, min(N, d)) each."""
+    modules: Mapping[str, ModuleGap]
+    """Each linear module of these layers, by its name in the plain model."""
+    num_layers: int
+    """How many decoder layers the model has."""
+    pairs: int
+    pooling: str
+    neighbours: int | None
+    """Neighbourhood of the SPOT smoothing; None: `vectors` are plain means."""
+    model_type: str
+    fingerprint: ModelFingerprint
+
+    def __post_init__(self) -> None:
+        count = len(self.layers)
+        if not count or list(self.layers) != sorted(set(self.layers)) or self.layers[0] < 0:
+            raise GapinitError(f"layers: expected ascending indices from 0, found {self.layers}")
+        if self.layers[-1] >= self.num_layers:
+            raise GapinitError(
+                f"layers: {self.layers[-1]} is beyond the last of {self.num_layers} decoder layers"
+            )
+        for name in ("vectors", "spot_scores"):
+            shape = tuple(getattr(self, name).shape)
+            if shape[:1] != (count,) or len(shape) != (2 if name == "vectors" else 1):
+                raise GapinitError(f"{name}: {count} layers were measured, found shape {shape}")
+
+    @property
+    def width(self) -> int:
+        """Return d, the width of the hidden states."""
+        return int(self.vectors.shape[1])
+
+    def vector(self, layer: int) -> Tensor:
+        """Return the gap of one decoder layer, (d,); `GapinitError` if it was not measured."""
+        if layer not in self.layers:
+            raise GapinitError(
+                f"decoder layer {layer}: the gap covers only layers {_listed(self.layers)}"
+            )
+        return self.vectors[self.layers.index(layer)]
+
+    def select(
+        self, k: int, strategy: LayerStrategy = "naive", *, exclude_bottom: int = 0
+    ) -> list[int]:
+        """Choose `k` of the measured layers to adapt, as ascending indices.
+
+        "naive": the last k; "gg-safe": those with the highest SPOT-Gap score, the decoder's bottom
+        `exclude_bottom` layers left out; "all": every layer, `k` is not heeded.
+
+        Source: Zhao et al., section 4.4 and Appendix G.5.
+        """
+        excluded = sum(layer < exclude_bottom for layer in self.layers)
+        chosen = select_layers(self.spot_scores.tolist(), strategy, k, excluded)
+        return [self.layers[row] for row in chosen]
+
+    def target_modules(self, layers: Sequence[int]) -> list[str]:
+        """Return the attention and MLP matrices of these layers, for `LoraConfig(target_modules)`.
+
+        Names are whole, so that modules of the same name in a vision tower are not hit.
+        """
+        for layer in layers:
+            self.vector(layer)
+        if not self.modules:
+            raise GapinitError(
+                "this model reads images by cross-attention, so no gap was measured at its modules "
+                "and none is known here. Use gapinit.target_modules(model, layers)."
+            )
+        return [name for name, module in self.modules.items() if module.layer in layers]
+
+    def save(self, path: Path | str) -> None:
+        """Write a safetensors file, whole or not at all."""
+        tensors = {
+            "layers": torch.tensor(self.layers),
+            "vectors": self.vectors,
+            "spot_scores": self.spot_scores,
+            "singular_values": torch.from_numpy(self.spectrum.singular_values),
+            "singular_values_centred": torch.from_numpy(self.spectrum.singular_values_centred),
+            "weight_samples": self.fingerprint.samples,
+        }
+        tensors |= {f"module.{name}": module.vector for name, module in self.modules.items()}
+        metadata = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "gapinit_version": package_versions(["gapinit"])["gapinit"],
+            "num_layers": self.num_layers,
+            "pairs": self.pairs,
+            "pooling": self.pooling,
+            "neighbours": self.neighbours,
+            "model_type": self.model_type,
+            "model_fingerprint": self.fingerprint.digest,
+            "model_config": self.fingerprint.config,
+            "weights": list(zip(self.fingerprint.names, self.fingerprint.sizes, strict=True)),
+            "modules": [[name, module.layer] for name, module in self.modules.items()],
+        }
+        with atomic_file(Path(path)) as temporary:
+            save_file(
+                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+                temporary,
+                {name: json.dumps(value) for name, value in metadata.items()},
+            )
+
+    @classmethod
+    def load(cls, path: Path | str) -> GapVectors:
+        """Read a file that `save` wrote; any other, or a damaged one, is refused by name."""
+        path = Path(path)
+        if not path.is_file():
+            raise GapinitError(f"{path}: no such file (expected one that GapVectors.save wrote)")
+        require_unaltered(path)
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = _metadata(path, file.metadata() or {})
+                # Copies: a mapped file that someone shortens would end the process.
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise GapinitError(
+                f"{path}: not a whole safetensors file ({error}). Estimate the gap again."
+            ) from None
+        try:
+            return cls(**_fields(tensors, metadata))
+        except (KeyError, TypeError, ValueError, GapinitError) as error:
+            raise GapinitError(
+                f"{path}: the gap in it is damaged ({error}). Estimate it again."
+            ) from None
+
+
+def _metadata(path: Path, found: Mapping[str, str]) -> dict[str, Any]:
+    if found.get("format") != json.dumps(FORMAT):
+        raise GapinitError(
+            f"{path}: expected a gap that GapVectors.save wrote, found a safetensors file of "
+            f"another kind ('{found.get('format', 'unnamed')}')"
+        )
+    if found.get("format_version") != json.dumps(FORMAT_VERSION):
+        raise GapinitError(
+            f"{path}: format version {found.get('format_version')}, expected {FORMAT_VERSION}. "
+            "Estimate the gap again with this version of gapinit."
+        )
+    try:
+        return {name: json.loads(value) for name, value in found.items()}
+    except ValueError as error:
+        raise GapinitError(f"{path}: damaged metadata ({error}). Estimate the gap again.") from None
+
+
+def _fields(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> dict[str, Any]:
+    values, centred = (
+        tensors[name].numpy() for name in ("singular_values", "singular_values_centred")
+    )
+    fingerprint = ModelFingerprint(
+        config=metadata["model_config"],
+        names=tuple(name for name, _ in metadata["weights"]),
+        sizes=tuple(size for _, size in metadata["weights"]),
+        samples=tensors["weight_samples"],
+    )
+    if tuple(fingerprint.samples.shape) != (len(fingerprint.names), SAMPLES):
+        raise ValueError(f"weight_samples has shape {tuple(fingerprint.samples.shape)}")
+    modules = {
+        name: ModuleGap(layer, tensors[f"module.{name}"]) for name, layer in metadata["modules"]
+    }
+    kept = ("num_layers", "pairs", "pooling", "neighbours", "model_type")
+    return {name: metadata[name] for name in kept} | {
+        "layers": tuple(tensors["layers"].tolist()),
+        "vectors": tensors["vectors"],
+        "spot_scores": tensors["spot_scores"],
+        "spectrum": Spectrum(values, centred, explained_share(values), explained_share(centred)),
+        "modules": modules,
+        "fingerprint": fingerprint,
+    }
+
+
+def _listed(layers: Sequence[int]) -> str:
+    return ", ".join(map(str, layers))

@@ -1,0 +1,1 @@
+"""Stage `report`: the page, the reference result, README's headline."""

@@ -1,0 +1,194 @@
+"""Choose the test images on which methods disagree, and shrink them to data URIs.
+
+The predictions browser shows what a point of CIDEr looks like: the image, what people said, and
+what each method said. It is a selection made to show differences, not a random sample, and the
+page says so.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gapinit.artifacts.artifacts import read_json
+from gapinit.config.runs import Run
+from gapinit.data.images import FORMATS
+from gapinit.data.manifest import CaptionedImage, read_manifest, require_images
+from gapinit.errors import GapinitError
+from gapinit.tables.records import Measurement
+
+LONGEST_SIDE = 320
+"""Longest side of a thumbnail, in pixels."""
+LOSSLESS_SIDE = 64
+"""Images up to this size are embedded as PNG: JPEG blocks would be most of what one sees."""
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What one method said about one image."""
+
+    label: str
+    run: str
+    text: str
+    cider: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One test image with its references and each method's caption, best first."""
+
+    image_id: int
+    uri: str
+    width: int
+    height: int
+    references: tuple[str, ...]
+    captions: tuple[Caption, ...]
+    spread: float
+
+    def by_label(self, labels: Sequence[str]) -> list[str]:
+        """Return the CIDEr of the methods in a given order, as text for a page's attribute."""
+        scores = {caption.label: caption.cider for caption in self.captions}
+        return [f"{scores[label]:.2f}" for label in labels]
+
+
+@dataclass(frozen=True)
+class Browser:
+    """The chosen images, and how they were chosen."""
+
+    predictions: tuple[Prediction, ...]
+    by_disagreement: bool
+    """False with a single trained method: then the images are spread over its scores."""
+    labels: tuple[str, ...]
+    images: int
+    """How many images they were chosen from."""
+
+
+Scores = Mapping[int, tuple[str, float]]
+"""Of one run: image id -> (caption, CIDEr in percent)."""
+
+
+def browse_predictions(
+    rows: Sequence[Measurement], *, evaluations: Path, dataset: str, manifest: Path, count: int = 40
+) -> Browser:
+    """Pick `count` test images and gather what the first run of every row says about them.
+
+    With two or more trained methods, the images with the largest range of per-image CIDEr over
+    the trained methods are taken; with one, images evenly spaced in the order of its scores.
+    Raises GapinitError that names a missing score file, an image that the manifest does not
+    know, or an image that cannot be read.
+    """
+    # ASSUME: one run a row is shown, its first seed; the untrained backbone is shown but does not
+    # count in the choice, since it differs from everything on nearly every image.
+    shown = {row.runs[0]: row.label for row in rows if row.runs}
+    scores = {run: read_scores(evaluations / run / f"{dataset}.scores.json") for run in shown}
+    trained = [run for run in shown if Run.parse(run).trained] or list(shown)
+    if not shown:
+        return Browser((), False, (), 0)
+    common = sorted(set.intersection(*(set(scores[run]) for run in shown)))
+    if not common:
+        raise GapinitError(
+            f"{evaluations}: the score files of {dataset} have no image in common. "
+            "Score the runs again on the same images."
+        )
+    spread = {image: _range([scores[run][image][1] for run in trained]) for image in common}
+    by_disagreement = len(trained) > 1
+    if by_disagreement:
+        # Ties go to the smaller image id, so that the page is the same on every machine.
+        chosen = sorted(common, key=lambda image: (-spread[image], image))[:count]
+    else:
+        only = scores[trained[0]]
+        chosen = _spaced(sorted(common, key=lambda image: (-only[image][1], image)), count)
+    data = read_manifest(manifest)
+    images = {image.image_id: image for image in data.captions("test")}
+    require_images(manifest, [images[one].path for one in chosen if one in images], data.root)
+    predictions = tuple(
+        _prediction(_known(images, image, manifest), shown, scores, spread[image])
+        for image in chosen
+    )
+    return Browser(predictions, by_disagreement, tuple(shown.values()), len(common))
+
+
+def read_scores(path: Path) -> Scores:
+    """Read the captions and per-image CIDEr of one score file."""
+    content = read_json(path)
+    try:
+        return {
+            int(entry["image_id"]): (str(entry["caption"]), float(entry["CIDEr"]))
+            for entry in content["per_sample"]
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise GapinitError(
+            f"{path}: expected 'per_sample' with image_id, caption and CIDEr, found {error!r}. "
+            "Score the captions again."
+        ) from None
+
+
+def thumbnail(path: Path) -> tuple[str, int, int]:
+    """Return an image as a data URI of at most 320 px, with its width and height.
+
+    The pixels are encoded anew, so no metadata of a photograph (place, camera) is published.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path, formats=FORMATS) as opened:
+            image = ImageOps.exif_transpose(opened).convert("RGB")
+    except FileNotFoundError:
+        raise GapinitError(f"{path}: no such image") from None
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise GapinitError(f"{path}: not a readable image ({error})") from None
+    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    buffer = io.BytesIO()
+    lossless = max(image.size) <= LOSSLESS_SIDE
+    if lossless:
+        image.save(buffer, "PNG", optimize=True)
+    else:
+        image.save(buffer, "JPEG", quality=80, optimize=True)
+    return data_uri(buffer.getvalue(), "image/png" if lossless else "image/jpeg"), *image.size
+
+
+def data_uri(content: bytes, media_type: str) -> str:
+    """Return bytes as a base64 data URI, which a page shows without any request."""
+    return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def _prediction(
+    image: CaptionedImage,
+    shown: Mapping[str, str],
+    scores: Mapping[str, Scores],
+    spread: float,
+) -> Prediction:
+    captions = [Caption(label, run, *scores[run][image.image_id]) for run, label in shown.items()]
+    uri, width, height = thumbnail(image.path)
+    return Prediction(
+        image_id=image.image_id,
+        uri=uri,
+        width=width,
+        height=height,
+        references=tuple(image.captions),
+        captions=tuple(sorted(captions, key=lambda caption: -caption.cider)),
+        spread=spread,
+    )
+
+
+def _known(images: Mapping[int, CaptionedImage], image_id: int, manifest: Path) -> CaptionedImage:
+    if image_id not in images:
+        raise GapinitError(
+            f"{manifest}: split 'test' has no image {image_id}, which a score file speaks of. "
+            "Decode and score again with this dataset."
+        )
+    return images[image_id]
+
+
+def _range(values: Sequence[float]) -> float:
+    return max(values) - min(values)
+
+
+def _spaced(ordered: Sequence[int], count: int) -> list[int]:
+    """Return at most `count` entries, the first and the last among them, evenly spaced."""
+    if len(ordered) <= count:
+        return list(ordered)
+    return [ordered[round(i * (len(ordered) - 1) / (count - 1))] for i in range(count)]

@@ -1,0 +1,86 @@
+"""What a report stands on: the machine, the digests of its inputs, and what the papers print."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gapinit.artifacts.artifacts import sha256
+from gapinit.config.versions import VERSIONS
+from gapinit.tables.published import (
+    Contradiction,
+    PublishedSetting,
+    contradictions,
+    published_files,
+    read_published,
+    read_settings,
+)
+
+
+@dataclass(frozen=True)
+class Paper:
+    """What one paper prints beside its results, and where it contradicts itself."""
+
+    name: str
+    contradictions: tuple[Contradiction, ...]
+    settings: tuple[PublishedSetting, ...]
+
+
+def read_papers(folder: Path | None, names: Sequence[str]) -> list[Paper]:
+    """Return what the papers of some tables print; nothing without a folder of their numbers."""
+    if folder is None:
+        return []
+    papers = []
+    for name in dict.fromkeys(names):
+        numbers = [
+            number for path in published_files(folder, name) for number in read_published(path)
+        ]
+        settings = tuple(read_settings(folder, name))
+        papers.append(Paper(name, tuple(contradictions(numbers)), settings))
+    return papers
+
+
+def machine() -> dict[str, str]:
+    """Return what the page was made on; nothing that tells the machine's name or paths."""
+    return {
+        "Python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "CPU cores": str(os.cpu_count() or 1),
+        "stage versions": ", ".join(f"{stage} {version}" for stage, version in VERSIONS.items()),
+    }
+
+
+def digests(paths: Sequence[Path], root: Path) -> Mapping[str, str]:
+    """Return the SHA-256 of files, named relative to `root` where they lie below it."""
+    found = {}
+    for path in paths:
+        inside = path.resolve().is_relative_to(root.resolve())
+        name = path.resolve().relative_to(root.resolve()) if inside else Path(path.name)
+        found[name.as_posix()] = sha256(path)
+    return found
+
+
+def source_commit() -> str | None:
+    """Return the commit of the code, marked if files were changed since; None outside git."""
+    folder = Path(__file__).resolve().parent.parent
+    try:
+        head = _git(folder, "rev-parse", "HEAD")
+        changed = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ".")
+    except (OSError, subprocess.CalledProcessError, subprocess.TimeoutExpired):
+        return None
+    return head + (" and local changes" if changed else "")
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(folder), *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=20,
+    )
+    return done.stdout.strip()

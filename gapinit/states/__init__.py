@@ -1,0 +1,1 @@
+"""Stage `states`: pooled hidden states of every decoder layer, in HDF5."""

@@ -1,0 +1,1 @@
+"""Stage `tables`: scores, statistics, claims, published numbers, table formats."""

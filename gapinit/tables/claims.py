@@ -1,0 +1,151 @@
+"""Hold each claim of a paper against the measured numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from gapinit.artifacts.artifacts import atomic_file
+from gapinit.config.claim_language import Statement
+from gapinit.config.configuration import Config
+from gapinit.config.experiments import Claim, load_experiment, table_rows
+from gapinit.tables.scores import RowScores, ScoreFolder, paired_differences
+from gapinit.tables.statistics import (
+    ConfidenceInterval,
+    bootstrap_interval,
+    mean_and_std,
+    std_ratio_interval,
+)
+from gapinit.tables.table import write_csv
+
+Verdict = Literal["holds", "does not hold", "undecided"]
+
+CLAIM_COLUMNS = (
+    "table",
+    "text",
+    "claim",
+    "question",
+    "metric",
+    "statistic",
+    "better",
+    "worse",
+    "margin",
+    "better_value",
+    "worse_value",
+    "difference",
+    "low",
+    "high",
+    "interval_over",
+    "verdict",
+    "n",
+)
+
+
+def check_claims(
+    experiments: Sequence[Path], config: Config, evaluations: Path, runs: Path, output: Path
+) -> None:
+    """Write a verdict on every claim of the experiments, as CSV with a Markdown version beside it.
+
+    A claim `metric(better) >= metric(worse) - margin` holds if the whole 95 % interval of their
+    difference, on the same seeds and images, lies above -margin; it does not hold if the whole
+    interval lies below; otherwise these runs do not decide it. Of `sd(...)` the column `difference`
+    is the ratio of the standard deviations over seeds, better / worse, and the value to clear is 1.
+    Claims are not corrected for their number: each verdict stands for itself.
+
+    Args:
+        experiments: the experiment files, in the order of the output.
+        config: the workflow's configuration, which turns the rows into runs.
+        evaluations: folder of score files, `<run.path>/<dataset>.scores.json`, in percent.
+        runs: folder of run records, `<run.path>/run.json`, and step logs.
+        output: `claims.csv`.
+
+    Raises:
+        GapinitError: a score file is missing, damaged or lacks a metric.
+    """
+    folder = ScoreFolder(evaluations, runs)
+    lines: list[dict[str, Any]] = []
+    for path in experiments:
+        table = Path(path).stem
+        experiment = load_experiment(path)
+        rows = table_rows(experiment, config, str(path))
+        for claim in experiment.claims:
+            origin = f"claim '{claim.claim}' of table '{table}'"
+            compared = claim.rows(rows, str(path))
+            metric = claim.statement.metric
+            better, worse = folder.cells(compared, experiment, metric, config, origin)
+            lines.append({"table": table, **_of(claim, better, worse)})
+    write_csv(output, CLAIM_COLUMNS, lines)
+    with atomic_file(Path(output).with_suffix(".md")) as temporary:
+        temporary.write_text(claims_markdown(lines), encoding="utf-8")
+
+
+def claims_markdown(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Return the verdicts as a table in GitHub's Markdown."""
+    header = "| Table | Claim | As an expression | Measured | 95 % interval | n | Verdict |\n"
+    text = header + "|" + " --- |" * 7 + "\n"
+    for line in lines:
+        ratio = line["statistic"] == "std"
+        value = "" if line["difference"] is None else f"{line['difference']:.2f}"
+        value = f"ratio {value}" if ratio and value else value
+        if value and not ratio:
+            value = f"{line['better_value']:.2f} against {line['worse_value']:.2f}, {value}"
+        interval = "" if line["low"] is None else f"{line['low']:.2f} to {line['high']:.2f}"
+        cells = (line["table"], line["text"], f"`{line['claim']}`", value, interval, line["n"])
+        text += f"| {' | '.join(cells)} | **{line['verdict']}** |\n"
+    return text
+
+
+def verdict(low: float | None, high: float | None, threshold: float, above: bool) -> Verdict:
+    """Return what an interval says of a claim that a value lies above (or below) a threshold."""
+    if low is None or high is None or low <= threshold <= high:
+        return "undecided"
+    return "holds" if (low > threshold) == above else "does not hold"
+
+
+def _of(claim: Claim, better: RowScores, worse: RowScores) -> dict[str, Any]:
+    """Return the line of a claim: what it says, the two numbers, and the verdict."""
+    statement = claim.statement
+    numbers = [row.corpus(statement.metric) for row in (better, worse)]
+    pick = 1 if statement.statistic == "std" else 0
+    values = [mean_and_std(row)[pick] for row in numbers]
+    return {
+        "text": claim.text,
+        "claim": claim.claim,
+        "question": claim.question,
+        "metric": statement.metric,
+        "statistic": statement.statistic,
+        "better": better.row.id,
+        "worse": worse.row.id,
+        "margin": statement.margin,
+        "better_value": values[0],
+        "worse_value": values[1],
+        **_test(statement, better, worse),
+    }
+
+
+def _test(statement: Statement, better: RowScores, worse: RowScores) -> Mapping[str, Any]:
+    """Return value, interval, verdict and sample sizes of one claim."""
+    interval: ConfidenceInterval | None
+    value: float | None
+    if statement.statistic == "std":
+        ratio = std_ratio_interval(better.corpus(statement.metric), worse.corpus(statement.metric))
+        value, interval = ratio if ratio is not None else (None, None)
+        threshold, above = 1.0, False
+        seeds = min(len(better.scores), len(worse.scores))
+    else:
+        differences = paired_differences(better, worse, statement.metric)
+        value = float(differences.mean())
+        interval = bootstrap_interval(differences, samples=better.samples)
+        threshold, above = -statement.margin, True
+        seeds = differences.shape[0]
+    low, high = (interval.low, interval.high) if interval else (None, None)
+    samples = f", {better.measured_on}" if better.measured_on else ""
+    return {
+        "difference": value,
+        "low": low,
+        "high": high,
+        "interval_over": interval.over if interval else "",
+        "verdict": verdict(low, high, threshold, above),
+        "n": f"{seeds} seed{'s' * (seeds != 1)}{samples}",
+    }

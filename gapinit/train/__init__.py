@@ -1,0 +1,1 @@
+"""Stage `train`: the trunk cache, the training loop, the step log."""

@@ -1,0 +1,93 @@
+"""What the runs of a process share, and what each of them is trained to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gapinit.artifacts.artifacts import digest, package_versions
+from gapinit.artifacts.checkpoints import checkpoints_of, place_of, sealed
+from gapinit.config.versions import VERSIONS
+
+if TYPE_CHECKING:
+    from gapinit.config.configuration import Lora, Training
+    from gapinit.config.runs import Run
+    from gapinit.gap.gap_file import GapFile
+    from gapinit.train.trunk.write import Trunk
+
+
+_HOW = {"seeds_per_job", "checkpoint_steps", "num_processes"}
+"""Keys of a recipe that say how a run is trained and change no number."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all runs of a process share."""
+
+    trunk: Trunk
+    layers: list[int]
+    gap: GapFile
+    recipe: Training
+    lora: Lora
+    device: str
+    inputs: Mapping[str, Any]
+    """Digests of what is trained from, as `run.json` gives them."""
+    processes: int = 1
+    """How many share the training of a run."""
+
+    def recipe_of(self, run: Run) -> dict[str, Any]:
+        """Return a run's recipe as `run.json` gives it: what changes numbers."""
+        assert run.rank is not None, "train_runs lets no other run come here"
+        return {
+            **self.recipe.model_dump(exclude=_HOW),
+            **self.lora.model_dump(),
+            "epochs": run.epochs or self.recipe.epochs,
+            "alpha": self.lora.alpha_per_rank * run.rank,
+            "max_tokens": self.trunk.inputs["max_tokens"],
+            "trunk": self.trunk.mode,
+            "trunk_dtype": self.trunk.inputs["dtype"],
+        }
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A run to train, and where it goes."""
+
+    run: Run
+    output: Path
+    identity: str
+    """Digest of all that decides the run's numbers."""
+
+    @classmethod
+    def of(cls, run: Run, output: Path, job: Job) -> Goal:
+        """Return the goal of training a run in a job."""
+        decisive = {
+            "run": run.factors,
+            "recipe": job.recipe_of(run),
+            "layers": job.layers,
+            "inputs": job.inputs,
+            "version": VERSIONS["train"],
+            "packages": package_versions(),
+            "device": job.device,
+        }
+        if job.processes > 1:  # their dropout, and what a checkpoint keeps of it, is their own
+            decisive["processes"] = job.processes
+        return cls(run, output, digest(decisive))
+
+    @property
+    def place(self) -> Path:
+        """Return where the run waits for the others when it is done."""
+        return place_of(self.output, self.identity)
+
+    @property
+    def done(self) -> bool:
+        """Return whether it waits there already, whole."""
+        return sealed(self.place, self.identity)
+
+
+def shared_checkpoints(goals: list[Goal]) -> tuple[Path, str]:
+    """Return where checkpoints of runs in one pass lie, and what they belong to."""
+    identity = digest([goal.identity for goal in goals])
+    return checkpoints_of(goals[0].output, identity), identity

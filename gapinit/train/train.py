@@ -1,0 +1,162 @@
+"""Stage `train`: adapters of one run or several, by Hugging Face Trainer on the cached trunk.
+
+The tail is the backbone's own decoder above the frozen part, fed with cached states. Loss and
+gradients are those of the whole model; only the work that no run changes is left out. Runs that
+share backbone, trunk and layers share a process, and where that is faster a pass, too
+(`gapinit.train.together`): each ends as it does when it is trained alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gapinit.artifacts.artifacts import sha256
+from gapinit.artifacts.checkpoints import clear, publish
+from gapinit.backbones import load_backbone
+from gapinit.backbones.fingerprint import backbone_digest
+from gapinit.config.configuration import Lora, Training
+from gapinit.config.runs import Run
+from gapinit.errors import GapinitError
+from gapinit.gap.gap_file import read_gap
+from gapinit.gap.layers import adapts_vision, read_layers
+from gapinit.train.group import train_group
+from gapinit.train.job import Goal, Job
+from gapinit.train.processes import is_main, leave_group, own_device, process
+from gapinit.train.together import groups
+from gapinit.train.trunk.write import Trunk, read_trunk
+
+
+def train_run(
+    run: Run,
+    backbone: Path,
+    trunk: Path | Sequence[Path],
+    layers: Path,
+    gap: Path,
+    output: Path,
+    *,
+    recipe: Training,
+    lora: Lora,
+    device: str = "cpu",
+) -> None:
+    """Train one run, as `train_runs` does, into the folder `output`."""
+    train_runs(
+        [run], backbone, trunk, layers, gap, [output], recipe=recipe, lora=lora, device=device
+    )
+
+
+def train_runs(
+    runs: Sequence[Run],
+    backbone: Path,
+    trunk: Path | Sequence[Path],
+    layers: Path,
+    gap: Path,
+    outputs: Sequence[Path],
+    *,
+    recipe: Training,
+    lora: Lora,
+    device: str = "cpu",
+    together: str = "auto",
+) -> None:
+    """Train runs that share backbone, trunk, layers and gap file, each into its own folder.
+
+    An output holds `adapter/`, `steps.csv`, `run.json` and, apart from what is the same again for
+    the same run, `process.json`. `gap` gives the direction to methods that use one, and to every
+    run the direction against which its step log measures B. `together`: which runs are trained in
+    one pass, `auto`, `always` or `never` (see `gapinit.train.together`).
+
+    Runs that are done, and a checkpoint of the others every `recipe.checkpoint_steps` steps, are
+    kept beside the outputs until all are done: after a kill the same call goes on from there and
+    ends in the same files. Raises GapinitError for inputs that do not belong together, and for a
+    loss that is not finite, with run and step: the other runs are trained to their end before.
+    """
+    goals_of = _require_one_trunk(runs, outputs)
+    chosen = read_layers(layers, str(runs[0].layers))
+    cached, directions = read_trunk(trunk), read_gap(gap)
+    own_digest = backbone_digest(backbone)
+    _require_same_backbone(own_digest, trunk, cached.inputs, "trunk")
+    _require_same_backbone(own_digest, gap, directions.inputs, "gap")
+    _require_first_layer(chosen, trunk, cached, vision=adapts_vision(str(runs[0].layers)))
+    inputs = {
+        "backbone": own_digest,
+        "trunk": cached.inputs,
+        "layers": sha256(layers),
+        "gap": sha256(gap),
+    }
+    job = Job(cached, chosen, directions, recipe, lora, device, inputs, process()[1])
+    goals = [Goal.of(run, output, job) for run, output in goals_of]
+    left = [goal for goal in goals if not goal.done]
+    failures: list[str] = []
+    if left:
+        job = replace(job, device=own_device(device))
+        model = load_backbone(backbone, job.device)
+        job = replace(job, trunk=cached.prepare(model))
+        for group in groups([goal.run for goal in left], model, together, lora.dropout):
+            failures += train_group(model, job, [left[place] for place in group])
+        leave_group()
+    if is_main():
+        for goal in goals:
+            if goal.place.is_dir():
+                publish(goal.place, goal.output)
+    if failures:
+        raise GapinitError("; ".join(failures))
+    if is_main():
+        for goal in goals:
+            clear(goal.output)
+
+
+def _require_one_trunk(runs: Sequence[Run], outputs: Sequence[Path]) -> list[tuple[Run, Path]]:
+    """Return each run with its output; refuse runs that cannot share a process."""
+    if not runs or len(runs) != len(outputs):
+        raise GapinitError(
+            f"--run and --output: found {len(runs)} runs and {len(outputs)} outputs, expected an "
+            "output for each run, in the same order"
+        )
+    for run in runs:
+        if run.seed is None or run.rank is None or run.layers is None:
+            raise GapinitError(f"run '{run.path}' is not one that is trained")
+        for factor in ("backbone", "dataset", "layers"):
+            one, other = getattr(runs[0], factor), getattr(run, factor)
+            if one != other:
+                raise GapinitError(
+                    f"run '{run.path}' has the {factor} '{other}', run '{runs[0].path}' has "
+                    f"'{one}': runs of one call share backbone, dataset and layers. Train them in "
+                    "calls of their own."
+                )
+    resolved = [Path(output).resolve() for output in outputs]
+    for found, what in ((list(runs), "--run"), (resolved, "--output")):
+        if len(set(found)) < len(found):
+            raise GapinitError(f"{what}: the same one is given twice")
+    return [(run, Path(output)) for run, output in zip(runs, outputs, strict=True)]
+
+
+def _require_same_backbone(
+    expected: str, path: Path | Sequence[Path], inputs: Mapping[str, Any], stage: str
+) -> None:
+    if inputs.get("backbone") != expected:
+        raise GapinitError(
+            f"{_named(path)}: made from another backbone's weights. Delete it and run "
+            f"`gapinit {stage}` again."
+        )
+
+
+def _require_first_layer(
+    layers: Sequence[int], trunk: Path | Sequence[Path], cached: Trunk, *, vision: bool
+) -> None:
+    if cached.first_layer > min(layers):
+        raise GapinitError(
+            f"{_named(trunk)}: starts at layer {cached.first_layer}, but layer {min(layers)} is "
+            "adapted. Run `gapinit trunk` with this run's layers."
+        )
+    if vision and cached.mode != "off":
+        raise GapinitError(
+            f"{_named(trunk)}: holds what the frozen vision tower gave (mode '{cached.mode}'), but "
+            "this run adapts the tower. Run `gapinit trunk` with this run's layers."
+        )
+
+
+def _named(path: Path | Sequence[Path]) -> str:
+    """Return a file's name, or that of the first of several shards."""
+    return str(path) if isinstance(path, str | Path) else str(path[0])

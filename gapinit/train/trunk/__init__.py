@@ -1,0 +1,1 @@
+"""What the frozen layers give, computed once: written, read back, in three modes."""

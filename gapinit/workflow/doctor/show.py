@@ -1,0 +1,129 @@
+"""Print a diagnosis."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gapinit.progress import print_table, show_bytes
+from gapinit.workflow.doctor.gpu import BANDWIDTH, LOADING
+
+if TYPE_CHECKING:
+    from gapinit.workflow.doctor import Diagnosis
+
+
+def print_diagnosis(found: Diagnosis) -> None:
+    """Print downloads, disk, memory, time and what is missing, in this order."""
+    config = found.plan.config
+    count = len(found.plan.rows)
+    print(f"Configuration '{config.name}': {count} table{'s' * (count != 1)}.")
+    _downloads(found)
+    _disk(found)
+    _gpu(found)
+    _jobs(found)
+    for note in found.notes:
+        print(f"\nnote: {note}")
+    if not found.missing:
+        print("\nNothing is missing.")
+        return
+    print(f"\nMissing, {len(found.missing)}:")
+    for problem in found.missing:
+        print(f"  - {problem}")
+
+
+def _downloads(found: Diagnosis) -> None:
+    if found.files:
+        rows = [
+            (
+                file.name,
+                "?"
+                if file.bytes is None
+                else f"{'' if file.known else '~'}{show_bytes(file.bytes)}",
+                file.state,
+                ", ".join(file.datasets),
+            )
+            for file in found.files
+        ]
+        fetched = [file for file in found.files if file.state == "to fetch"]
+        total = sum(file.bytes or 0 for file in fetched)
+        rows.append(("in all", show_bytes(total), "to fetch", f"{len(fetched)} files"))
+        print_table("Datasets' files", ("file", "size", "state", "read by"), rows)
+    listed = []
+    for one in found.weights:
+        size = "?" if one.bytes is None else show_bytes(one.bytes) if one.bytes else ""
+        licence = f"{one.licence}, to be accepted" if one.gated else one.licence
+        listed.append((one.backbone, one.repository, size, licence, one.state))
+    columns = ("backbone", "repository", "weights", "licence", "state")
+    print_table("Backbones", columns, listed)
+    fetched_bytes = sum(one.bytes or 0 for one in found.weights if one.state == "to fetch")
+    if fetched_bytes:
+        print(f"  {show_bytes(fetched_bytes)} of weights to fetch")
+
+
+def _disk(found: Diagnosis) -> None:
+    totals: dict[tuple[str, str], list[int]] = {}
+    for need in found.needs:
+        # Of a backbone's many runs one line together.
+        totals.setdefault((need.kind, need.name), []).append(0 if need.there else need.bytes)
+    rows = [
+        (kind, name, str(len(counts)), show_bytes(sum(counts)) if sum(counts) else "there")
+        for (kind, name), counts in totals.items()
+    ]
+    kinds = dict.fromkeys(kind for kind, _ in totals)
+    for kind in kinds:
+        whole = sum(sum(counts) for (one, _), counts in totals.items() if one == kind)
+        rows.append((kind, "in all", "", show_bytes(whole)))
+    title = f"Disk, to be written below {found.plan.config.results}/{found.plan.config.name}"
+    print_table(title, ("what", "of", "files", "size"), rows)
+    for disk in found.disks:
+        enough = "enough" if disk.bytes <= disk.free else "NOT ENOUGH"
+        print(
+            f"  {show_bytes(disk.bytes)} in all (downloads included) at {disk.path}, "
+            f"{show_bytes(disk.free)} free: {enough}"
+        )
+
+
+def _gpu(found: Diagnosis) -> None:
+    rows = [
+        (
+            work.stage,
+            work.backbone,
+            str(work.jobs),
+            show_bytes(work.memory),
+            f"{work.seconds / 3600:.2f}",
+        )
+        for work in found.work
+    ]
+    hours = sum(work.seconds for work in found.work) / 3600
+    rows.append(("in all", "", str(sum(work.jobs for work in found.work)), "", f"{hours:.2f}"))
+    columns = ("stage", "backbone", "jobs", "GPU memory", "GPU-hours")
+    print_table("GPU jobs, estimated", columns, rows)
+    cards = ", ".join(f"{gpu.name} ({show_bytes(gpu.bytes)})" for gpu in found.gpus) or "none"
+    print(f"  GPUs here: {cards}")
+    print(
+        f"  ASSUMED: {found.tflops:g} TFLOP/s reached in bfloat16 (--tflops), an eighth in "
+        f"float32, {BANDWIDTH / 1e12:g} TB/s while decoding,\n"
+        f"  weights loaded by every job at {show_bytes(LOADING)}/s. Reading images, tokenising and "
+        "scoring are left out."
+    )
+    if hours:
+        print(f"  On one GPU: {_days(hours)}")
+
+
+def _jobs(found: Diagnosis) -> None:
+    jobs = found.jobs
+    rows = (
+        ("datasets", len(jobs.datasets)),
+        ("backbones", len(jobs.backbones)),
+        ("states", len(jobs.states)),
+        ("gaps", len(jobs.gaps)),
+        ("trunks", len(jobs.trunks)),
+        ("training runs", len(jobs.trained)),
+        ("feature files", len(jobs.features)),
+        ("predictions, each scored", len(jobs.predictions)),
+        ("in all; seeds and datasets of a row share jobs", jobs.count),
+    )
+    print_table("Work", ("", ""), [(name, f"{count:,}") for name, count in rows])
+
+
+def _days(hours: float) -> str:
+    return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.1f} days"

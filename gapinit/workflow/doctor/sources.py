@@ -1,0 +1,141 @@
+"""What comes from elsewhere: the datasets' files and published weights. Nothing is fetched."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from gapinit.backbones import PRETRAINED
+from gapinit.backbones.architecture import VALUE_BYTES, Architecture, read_architecture
+from gapinit.backbones.hub import HubSettings
+from gapinit.config.yaml_files import read_settings
+from gapinit.data.downloads import Download, instructions, missing_paths, read_downloads
+from gapinit.workflow.doctor.jobs import Jobs
+from gapinit.workflow.doctor.sizes import DownloadSize, Sizes
+from gapinit.workflow.plan import Plan
+
+WEIGHTS_THERE = 0.95
+"""Share of the expected bytes from which a repository's weights count as all there."""
+
+
+@dataclass(frozen=True)
+class File:
+    """A download of some datasets."""
+
+    name: str
+    datasets: list[str]
+    bytes: int | None
+    """To be fetched; None: not known."""
+    unpacked: int
+    known: bool
+    """Whether the publisher's own size is in the table; else it is rounded up."""
+    state: str
+    """`there`, `to fetch`, or `by hand`."""
+    instructions: str = ""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A backbone's weights."""
+
+    backbone: str
+    repository: str
+    bytes: int | None
+    licence: str
+    gated: bool
+    state: str
+    """`made here`, `there`, `to fetch`, or `no folder`."""
+
+
+def dataset_files(plan: Plan, jobs: Jobs, folder: Path, sizes: Sizes) -> list[File]:
+    """Return the downloads of the datasets that the jobs read, each once."""
+    table = read_downloads(Path(plan.config.downloads or folder / "downloads.yaml"))
+    readers: dict[str, list[str]] = {}
+    for dataset in jobs.datasets:
+        for name in plan.retrieved(dataset):
+            readers.setdefault(name, []).append(dataset)
+    data = Path(plan.config.data)
+    return [
+        _file(name, table[name], datasets, data, sizes.downloads.get(name, DownloadSize()))
+        for name, datasets in readers.items()
+        if name in table
+    ]
+
+
+def _file(
+    name: str, download: Download, datasets: list[str], data: Path, size: DownloadSize
+) -> File:
+    count = download.bytes or size.bytes
+    unpacked = size.unpacked if size.unpacked is not None else (count or 0)
+    state, text = "to fetch", ""
+    stamped = (data / "unpacked" / f"{name}.json").is_file()
+    if download.manual is not None:
+        missing = missing_paths(download, data)
+        state = "by hand" if missing else "there"
+        text = instructions(name, download, data) if missing else ""
+    elif stamped or (data / "downloads" / download.file_name).is_file():
+        state, unpacked = "there", 0 if stamped else unpacked
+    return File(name, datasets, count, unpacked, download.bytes is not None, state, text)
+
+
+def weights(plan: Plan, name: str, folder: Path) -> Weights:
+    """Return what has to be fetched of a backbone."""
+    path = folder / "backbones" / f"{name}.yaml"
+    if plan.backbone_setting(name, "family") in PRETRAINED:
+        return Weights(name, "", 0, "", False, "made here")
+    settings = read_settings(path, HubSettings)
+    known = folder / "architectures" / f"{name}.yaml"
+    architecture = read_architecture(known) if known.is_file() else None
+    count = None if architecture is None else stored_bytes(architecture, name)
+    state = _state(plan, settings, count)
+    return Weights(
+        name,
+        settings.repository,
+        count,
+        architecture.licence if architecture else "",
+        bool(architecture and architecture.gated),
+        state,
+    )
+
+
+def stored_bytes(architecture: Architecture, name: str) -> int:
+    """Return the bytes of the published weights: in the dtype that they are stored in."""
+    from gapinit.backbones.shapes import architecture_facts
+
+    facts = architecture_facts(architecture, name)
+    return facts.parameters * VALUE_BYTES[architecture.dtype]
+
+
+def _state(plan: Plan, settings: HubSettings, count: int | None) -> str:
+    made = Path(plan.config.results) / "1_backbones" / settings.name / "config.json"
+    if made.is_file():
+        return "there"
+    if settings.folder is not None:
+        return "there" if (settings.folder / "config.json").is_file() else "no folder"
+    snapshots = hub_cache() / f"models--{settings.repository.replace('/', '--')}" / "snapshots"
+    # Of several revisions one is enough; files are links into the cache.
+    for snapshot in sorted(snapshots.glob("*")):
+        here = sum(file.stat().st_size for file in snapshot.glob("*.safetensors") if file.exists())
+        if here and here >= WEIGHTS_THERE * (count or 0):
+            return "there"
+    return "to fetch"
+
+
+def hub_cache() -> Path:
+    """Return the folder in which the Hugging Face hub's files are kept."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def hub_token() -> bool:
+    """Say whether there is a token for the hub: HF_TOKEN, or the file of `hf auth login`."""
+    from huggingface_hub import get_token
+
+    return bool(get_token())
+
+
+def offline() -> bool:
+    """Say whether the hub is switched off for this shell."""
+    return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")

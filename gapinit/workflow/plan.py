@@ -1,0 +1,395 @@
+"""What a configuration asks for: its runs, its tables, and where each run's inputs lie.
+
+The Snakefile holds one `Plan`; rules ask it which gap, trunk and predictions a run or a table
+needs. No torch: this is read at every parse.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gapinit.config.configuration import Config, load_config
+from gapinit.config.experiments import Experiment, load_experiment, table_rows
+from gapinit.config.methods import METHODS
+from gapinit.config.recipe import Decoding, Layers, Training
+from gapinit.config.runs import Run, TableRow
+from gapinit.config.versions import VERSIONS
+from gapinit.config.yaml_files import read_yaml
+from gapinit.data.dataset import dataset_kind, read_dataset_settings
+from gapinit.data.folder import FolderSettings
+from gapinit.data.manifest import Kind
+from gapinit.data.references import reference_options
+from gapinit.data.scenes.settings import ScenesSettings
+from gapinit.errors import GapinitError
+
+DRAWN = {
+    "figure1b": "VQAv2_accuracy",
+    "dynamics_loss": "loss_oscillation",
+    "dynamics_gradnorm": "loss_oscillation",
+}
+"""Figures that draw the first table with a metric, and that metric."""
+_NUM_LAYERS = ("layers", "num_layers")
+SCORERS = {
+    "CIDEr": "cider",
+    **{f"Bleu_{n}": "bleu" for n in range(1, 5)},
+    "METEOR": "meteor",
+    "ROUGE_L": "rouge",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked configuration with its experiments multiplied out into runs."""
+
+    config: Config
+    folder: Path
+    datasets: dict[str, ScenesSettings | FolderSettings]
+    """The settings of every dataset that the configuration names."""
+    experiments: dict[str, Experiment]
+    rows: dict[str, list[TableRow]]
+
+    @property
+    def in_domain(self) -> str:
+        """Return the dataset that runs are fine-tuned on."""
+        return self.config.datasets.in_domain
+
+    def runs(self, *tables: str) -> list[Run]:
+        """Return the runs of some tables (of all, if none is named), each once."""
+        rows = [row for table in tables or self.rows for row in self.rows[table]]
+        return list(dict.fromkeys(run for row in rows for run in row.runs))
+
+    def trained(self, *tables: str) -> list[Run]:
+        """Return those runs that have an adapter."""
+        return [run for run in self.runs(*tables) if run.trained]
+
+    def chunks(self) -> dict[tuple[int, ...], list[str]]:
+        """Return the seeds that jobs train, and the rows that have a job of just these.
+
+        A row's seeds come in the configuration's order, `training.seeds_per_job` of that order to
+        a job, then those that only an experiment names, in the same way. So a seed added at the end
+        of the configuration's changes no job that was full.
+        """
+        rows: dict[str, list[Run]] = {}
+        for run in self.trained():
+            rows.setdefault(run.row, []).append(run)
+        found: dict[tuple[int, ...], list[str]] = {}
+        for row, runs in rows.items():
+            size = self.training_of(runs[0].backbone).seeds_per_job
+            wanted = [run.seed for run in runs if run.seed is not None]
+            extra = [seed for seed in wanted if seed not in self.config.seeds]
+            for order in (self.config.seeds, extra):
+                for start in range(0, len(order), size):
+                    chunk = tuple(one for one in order[start : start + size] if one in wanted)
+                    if chunk:
+                        found.setdefault(chunk, []).append(row)
+        return found
+
+    def evaluated_on(self, table: str) -> list[str]:
+        """Return the datasets that a table's runs are scored on."""
+        return [self.config.datasets.of(part) for part in self.experiments[table].parts()]
+
+    def scores(self, table: str) -> list[str]:
+        """Return the score files of a table, below the folder of the evaluate stage."""
+        return [
+            f"{run.path}/{dataset}.scores.json"
+            for dataset in self.evaluated_on(table)
+            for run in self.runs(table)
+        ]
+
+    def kind(self, dataset: str) -> Kind:
+        """Return what a dataset holds: captions, questions or conversations."""
+        return dataset_kind(self.datasets[dataset])
+
+    def score_options(self, runs: Sequence[Run], dataset: str, references: str) -> list[str]:
+        """Return what runs' predictions for a dataset are scored against, and how, as options."""
+        options = reference_options(self.kind(dataset), references)
+        if self.kind(dataset) == "captions":
+            options.append(f"--metrics={self.scorers(runs, dataset)}")
+        return options
+
+    def scorers(self, runs: Sequence[Run], dataset: str) -> str:
+        """Return what `gapinit score captions --metrics` takes for the tables that runs are in."""
+        wanted = {
+            SCORERS[metric]
+            for name, experiment in self.experiments.items()
+            if any(run in row.runs for row in self.rows[name] for run in runs)
+            for metric in experiment.metrics
+            if metric in SCORERS and self.config.datasets.of(experiment.part(metric)) == dataset
+        }
+        # CIDEr, BLEU and ROUGE-L share one tokenisation and cost a second; METEOR costs far more.
+        return ",".join(sorted(wanted | {"cider", "bleu", "rouge"}))
+
+    def layers_of(self, backbone: str) -> Layers:
+        """Return how many layers of a backbone are adapted: its own number, or everyone's."""
+        return self.config.layers_of(backbone)
+
+    def training_of(self, backbone: str) -> Training:
+        """Return how a backbone is trained: its own keys over everyone's."""
+        return self.config.training_of(backbone)
+
+    def decoding_of(self, backbone: str) -> Decoding:
+        """Return how a backbone is decoded: its own keys over everyone's."""
+        return self.config.decoding_of(backbone)
+
+    def resource(self, backbone: str, name: str, default: int | None) -> int | None:
+        """Return what a backbone's file says that its jobs need; None: it need not be told."""
+        value: int | None = getattr(self.config.recipe_of(backbone).resources, name)
+        return default if value is None else value
+
+    def max_tokens(self, dataset: str, backbone: str) -> int:
+        """Return the length to which a dataset's training texts are cut."""
+        training = self.training_of(backbone)
+        captions = self.kind(dataset) == "captions"
+        return training.max_caption_tokens if captions else training.max_sequence_tokens
+
+    def max_new_tokens(self, dataset: str, backbone: str) -> int:
+        """Return how long a prediction for a dataset may become."""
+        decoding = self.decoding_of(backbone)
+        captions = self.kind(dataset) == "captions"
+        return decoding.max_new_tokens if captions else decoding.max_answer_tokens
+
+    def gap_name(self, run: Run) -> str:
+        """Return the gap file of a run: its own, or the default one that B is compared with."""
+        source = run.calibration or self.config.calibration.source
+        return f"{source}-{run.calibration_size or self.config.calibration.size}"
+
+    def sources(self, calibration: str) -> list[str]:
+        """Return the datasets that a calibration source draws from."""
+        parts = {
+            "in-domain": ["calibration"],
+            "ood": ["ood"],
+            "mixed": ["calibration", "ood"],
+        }[calibration]
+        return [self.config.datasets.of(part) for part in parts]
+
+    def uses_default_gap(self, run: Run) -> bool:
+        """Return whether a run's direction is the default gap itself, or none."""
+        calibration = self.config.calibration
+        default = f"{calibration.source}-{calibration.size}"
+        return run.noise == 0 and self.gap_name(run) == default
+
+    def version(self, stage: str) -> int:
+        """Return a stage's version: raise it when an edit changes the stage's numbers.
+
+        It is a parameter of the stage's rules: Snakemake does not see edits of imported modules.
+        """
+        return VERSIONS[stage]
+
+    def as_json(self) -> str:
+        """Return the checked configuration as JSON, to be read back by commands."""
+        return self.config.model_dump_json(by_alias=True)
+
+    def first_with(self, metric: str) -> str | None:
+        """Return the first table that has a metric; None: no table has it."""
+        return next((name for name, it in self.experiments.items() if metric in it.metrics), None)
+
+    def generated(self, dataset: str) -> bool:
+        """Return whether the workflow makes a dataset itself."""
+        return isinstance(self.datasets[dataset], ScenesSettings)
+
+    def retrieved(self, dataset: str) -> list[str]:
+        """Return the downloads that a dataset is made of; none if it lies in a folder already."""
+        settings = self.datasets[dataset]
+        if isinstance(settings, ScenesSettings) or dataset in self.config.folders:
+            return []
+        return settings.retrieve
+
+    def annotation_files(self, dataset: str) -> list[str]:
+        """Return the annotation files of a dataset in a folder of the user's own.
+
+        Of other formats than captions the folder is searched by the job itself.
+        """
+        from gapinit.data.locate import find_annotations
+
+        if self.kind(dataset) != "captions":
+            return []
+        root, annotations = self.local_paths(dataset)
+        return [str(path) for path in find_annotations(root, annotations).files]
+
+    def local_options(self, dataset: str) -> str:
+        """Return where a dataset's folder is, as quoted options of `gapinit data prepare`."""
+        if isinstance(self.datasets[dataset], ScenesSettings):
+            return ""
+        root, annotations = self.local_paths(dataset)
+        text = f"--data-root {shlex.quote(str(root))}"
+        if annotations is not None:
+            text += f" --annotations {shlex.quote(str(annotations))}"
+        return text
+
+    def local_paths(self, dataset: str) -> tuple[Path, Path | None]:
+        """Return a dataset's folder, and its annotations if the user says where they are.
+
+        A folder of the user's own goes before what would be retrieved.
+        """
+        settings = self.datasets[dataset]
+        assert isinstance(settings, FolderSettings)
+        if dataset in self.config.folders:
+            return Path(self.config.folders[dataset]), None
+        if settings.retrieve:
+            return Path(self.config.data) / (settings.root or dataset), None
+        root, annotations = self.config.data_root or settings.root, self.config.annotations
+        if root is None:
+            raise GapinitError(
+                f"dataset '{dataset}' is a local folder: say where with --config "
+                "data_root=FOLDER (and annotations=FILE_OR_FOLDER if they are not in "
+                "FOLDER/annotations)"
+            )
+        return Path(root), Path(annotations) if annotations is not None else None
+
+    def backbone_setting(self, backbone: str, key: str) -> Any:
+        """Return one key of a backbone's file."""
+        return read_yaml(self.folder / "backbones" / f"{backbone}.yaml").get(key)
+
+    def python_path(self, executable: str, conda: bool) -> str:
+        """Return shell text that makes rules import gapinit from the workflow's own folder.
+
+        Without conda, `python` is the one that runs Snakemake; with conda, the environment's.
+        """
+        source = shlex.quote(str(self.folder.parent)).replace("{", "{{").replace("}", "}}")
+        text = f"export PYTHONPATH={source}${{{{PYTHONPATH:+:$PYTHONPATH}}}}; "
+        if not conda:
+            programs = shlex.quote(str(Path(executable).parent))
+            text += f"export PATH={programs.replace('{', '{{').replace('}', '}}')}:$PATH; "
+        return text
+
+
+def make_plan(content: Mapping[str, Any], folder: Path, sources: Sequence[Path] = ()) -> Plan:
+    """Check a configuration and everything that it names, and multiply out its experiments.
+
+    `folder` is `config/`. `sources` are the files that `content` was merged from, the last one
+    first in rank; what stands in none of them came from the command line.
+    """
+    origin = _origin(sources, content)
+    config = load_config(content, folder, origin)
+    datasets = {
+        name: read_dataset_settings(folder / "datasets" / f"{name}.yaml")
+        for name in config.datasets.named().values()
+    }
+    experiments, rows = {}, {}
+    for name in config.experiments:
+        path = folder / "experiments" / f"{name}.yaml"
+        experiments[name] = load_experiment(path)
+        _require_datasets(experiments[name], config, name, origin)
+        rows[name] = table_rows(experiments[name], config, str(path))
+    plan = Plan(config, folder, datasets, experiments, rows)
+    for name in experiments:
+        _check_calibration(plan, name)
+    for figure, metric in DRAWN.items():
+        if figure in config.figures and plan.first_with(metric) is None:
+            raise GapinitError(
+                f"{origin(('figures',))}: key 'figures': '{figure}' draws a table with {metric}, "
+                "which no experiment of this configuration has. Add one or leave the figure out."
+            )
+    _check_layers(plan, origin)
+    _check_datasets(plan)
+    return plan
+
+
+def _require_datasets(
+    experiment: Experiment, config: Config, name: str, origin: Callable[[Sequence[Any]], str]
+) -> None:
+    """Refuse an experiment that is trained or scored on what no dataset is configured for."""
+    named = config.datasets.named()
+    for part in (experiment.train, *experiment.parts()):
+        if part not in named:
+            raise GapinitError(
+                f"{origin(('datasets', part))}: key 'datasets.{part}': no dataset is configured "
+                f"for this part, which experiment '{name}' needs. Name one or leave that out."
+            )
+
+
+def _check_layers(plan: Plan, origin: Callable[[Sequence[Any]], str]) -> None:
+    """Refuse more layers than a backbone has, where its file says how many those are."""
+    for name in dict.fromkeys([plan.config.backbone, *(run.backbone for run in plan.runs())]):
+        layers, recipe = plan.layers_of(name), plan.config.recipe_of(name)
+        available = recipe.decoder_layers
+        if available is None or layers.num_layers + layers.exclude_bottom <= available:
+            continue
+        own = recipe.layers is not None
+        place = plan.folder / "backbones" / f"{name}.yaml" if own else origin(_NUM_LAYERS)
+        raise GapinitError(
+            f"{place}: key '{'.'.join(_NUM_LAYERS)}': {layers.num_layers} layers, but backbone "
+            f"'{name}' has {available}, of which exclude_bottom takes away {layers.exclude_bottom}"
+        )
+
+
+def _origin(sources: Sequence[Path], content: Mapping[str, Any]) -> Callable[[Sequence[Any]], str]:
+    """Return a function that names the file in which a key got its value."""
+    files = {str(path): read_yaml(path) for path in sources}
+
+    def origin(key: Sequence[Any]) -> str:
+        if not key:
+            return "configuration"
+        used = _value_at(content, key)
+        held = {name: _value_at(values, key) for name, values in files.items()}
+        # Two that are not a number are never equal, but read alike.
+        holding = [
+            name for name, value in held.items() if value == used or repr(value) == repr(used)
+        ]
+        return holding[-1] if holding else "--config"
+
+    return origin
+
+
+def _value_at(content: Any, key: Sequence[Any]) -> Any:
+    for part in key:
+        if not isinstance(content, Mapping) or part not in content:
+            # Inside a list, or missing: the whole list is what was set.
+            return content if isinstance(content, list) else None
+        content = content[part]
+    return content
+
+
+def _check_calibration(plan: Plan, name: str) -> None:
+    """Refuse sizes that no extraction covers and sources that have no dataset."""
+    plan.evaluated_on(name)
+    largest = plan.config.calibration.pairs() - plan.config.calibration.heldout
+    for run in plan.runs(name):
+        if not METHODS[run.method].uses_gap:
+            continue
+        plan.sources(run.calibration or "in-domain")
+        if (run.calibration_size or 0) > largest:
+            raise GapinitError(
+                f"experiment '{name}': calibration size {run.calibration_size} is above the "
+                f"largest one extracted, {largest}: add it to calibration.sizes"
+            )
+
+
+def _check_datasets(plan: Plan) -> None:
+    """Refuse a calibration larger than the data, and a local folder that cannot be read.
+
+    A folder whose own manifest exists was checked when that was made; any other is read here,
+    so that a wrong one is told before a single job runs. What is yet to be retrieved is not there
+    to be read.
+    """
+    from gapinit.data.check import require_pairs
+    from gapinit.data.folder import read_folder
+    from gapinit.data.manifest import read_manifest
+
+    runs = [run for run in plan.runs() if METHODS[run.method].uses_gap]
+    sources = {name for run in runs for name in plan.sources(run.calibration or "in-domain")}
+    count = plan.config.calibration.pairs()
+    for name in sorted({plan.in_domain, *sources}):
+        settings = plan.datasets[name]
+        if isinstance(settings, ScenesSettings):
+            found = settings.images.train + settings.images.restval
+            if count > found:
+                raise GapinitError(
+                    f"dataset '{name}': calibration needs {count} image-caption pairs (largest "
+                    f"size and held-out sample), found {found} images in the split 'train'. "
+                    "Lower calibration.sizes, calibration.size or calibration.heldout."
+                )
+            continue
+        made = Path(plan.config.results) / "1_data" / name / "manifest.json"
+        root, annotations = plan.local_paths(name)
+        manifest = read_manifest(made) if made.is_file() else None
+        if not plan.retrieved(name):
+            plan.annotation_files(name)  # a missing one is told here, not from inside a rule
+            if manifest is None or manifest.root.resolve() != root.resolve():
+                manifest = read_folder(settings, root, annotations)
+        if manifest is not None:
+            require_pairs(manifest, "train", count)
