@@ -47,11 +47,12 @@ test-cluster: $(CLUSTER) ## the whole workflow on a private Slurm on this machin
 	@if [[ $$(id -u) != 0 ]]; then echo "Run this as root: it makes device nodes for fake GPUs." >&2; exit 1; fi
 	GAPINIT_TEST_CLUSTER=1 $(BIN)/python -m pytest tests/cluster
 
-lint: $(DEV) ## style, types and the workflow's own rules
+lint: $(DEV) ## style, types, order of imports, the workflow's own rules
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/snakefmt --check Snakefile rules
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/snakemake --lint
 
 chaos: $(DEV) ## kill it, starve it, feed it garbage (tests/chaos): three quarters of an hour
