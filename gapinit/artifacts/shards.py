@@ -1,7 +1,7 @@
-"""Parts of an artifact that is extracted by several jobs: each a file of its own, read together.
+"""Parts of an artifact that several jobs extract: each part is a file, and readers take them all.
 
-A shard is a file of the same kind and inputs as the whole, with some of its rows. Nothing is copied
-together: readers take the list of files, which has to be complete.
+A shard is a file of the same kind and inputs as the whole, with some of its items. A shard is whole
+or absent, so a killed extraction resumes at the first shard that is absent.
 """
 
 from __future__ import annotations
@@ -21,54 +21,51 @@ from gapinit.errors import GapinitError
 if TYPE_CHECKING:
     import h5py
 
+STATES_AXES = {"vision": 1, "text": 1, "image_id": 0}
+"""The axis of the pairs in each dataset of a states file."""
+
 
 @dataclass(frozen=True)
 class Shard:
-    """Part `index` (from 1) of `count`: rows `start` to `stop` of the whole's `total`."""
+    """Part `index` (from 1) of `count`."""
 
     index: int = 1
     count: int = 1
-    start: int = 0
-    stop: int = 0
-    total: int = 0
 
     @classmethod
     def parse(cls, text: str | None) -> Shard:
         """Return the shard that "I/N" names; None: the whole."""
-        if text is None:
-            return WHOLE
-        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        match = re.fullmatch(r"(\d+)/(\d+)", "1/1" if text is None else text)
         if match is None or not 1 <= int(match[1]) <= int(match[2]):
             raise GapinitError(
                 f"--shard: expected I/N with I from 1 to N, for example 2/4; found '{text}'"
             )
-        return cls(int(match[1]), int(match[2])) if int(match[2]) > 1 else WHOLE
+        return cls(int(match[1]), int(match[2]))
 
-    def span(self, blocks: int) -> slice:
-        """Return which of so many blocks are this shard's: as many in a row as others have."""
-        return slice((self.index - 1) * blocks // self.count, self.index * blocks // self.count)
+    def of(self, total: int, size: int) -> slice:
+        """Return which of `total` items are this shard's: whole blocks of `size` items.
 
-    def holding(self, blocks: Sequence[slice], total: int) -> Shard:
-        """Return the shard with the rows of its blocks filled in; of the whole, the whole."""
-        if self == WHOLE:
-            return WHOLE
-        start, stop = (blocks[0].start, blocks[-1].stop) if blocks else (0, 0)
-        return Shard(self.index, self.count, start, stop, total)
+        Blocks do not depend on the number of shards, so neither do the numbers computed from them.
+        """
+        blocks = -(-total // size)
+        start, stop = (
+            min(number * blocks // self.count * size, total)
+            for number in (self.index - 1, self.index)
+        )
+        return slice(start, stop)
 
-    def as_json(self) -> dict[str, int]:
-        """Return it as it is recorded in a file."""
-        return asdict(self)
+    def record(self, file: h5py.File) -> None:
+        """Write into an artifact which part it is; the whole has no such attribute."""
+        if self.count > 1:
+            file.attrs["shard"] = json.dumps(asdict(self))
 
 
 WHOLE = Shard()
-STATES_AXES = {"vision": 1, "text": 1, "image_id": 0}
-"""Along which axis the pairs of a states file stand."""
 
 
-def shard_of(file: h5py.File) -> Shard:
-    """Return which part of an artifact an open file is."""
-    found = file.attrs.get("shard")
-    return WHOLE if found is None else Shard(**json.loads(found))
+def blocks_of(count: int, size: int) -> list[slice]:
+    """Return `count` items cut into blocks of `size`; the last may be shorter."""
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def shard_sets(paths: Sequence[Path], kind: str) -> list[list[Path]]:
@@ -76,20 +73,20 @@ def shard_sets(paths: Sequence[Path], kind: str) -> list[list[Path]]:
 
     Raises GapinitError for a set of shards that is not complete, or whose inputs differ.
     """
-    found: dict[Any, dict[int, tuple[Path, Shard]]] = {}
+    found: dict[Any, dict[Shard, Path]] = {}
     for number, path in enumerate(map(Path, paths)):
         with open_hdf5(path, kind) as file:
-            shard, inputs = shard_of(file), hdf5_inputs(file)
-        if shard == WHOLE:
-            found[number] = {1: (path, shard)}
-            continue
-        own = found.setdefault((json.dumps(inputs, sort_keys=True), shard.count), {})
-        if shard.index in own:
+            shard = Shard(**json.loads(file.attrs.get("shard", "{}")))
+            inputs = hdf5_inputs(file)
+        # Two whole files with the same inputs are two artifacts.
+        whole = number if shard == WHOLE else None
+        group = found.setdefault((json.dumps(inputs, sort_keys=True), shard.count, whole), {})
+        if shard in group:
             raise GapinitError(
-                f"{path}: shard {shard.index} of {shard.count}, as {own[shard.index][0]} is. Name "
-                "each shard once."
+                f"{path}: shard {shard.index} of {shard.count}, as {group[shard]} is. Name each "
+                "shard once."
             )
-        own[shard.index] = path, shard
+        group[shard] = path
     return [_complete(group, kind) for group in found.values()]
 
 
@@ -106,45 +103,32 @@ def shard_set(paths: Path | Sequence[Path], kind: str) -> list[Path]:
     return sets[0]
 
 
-def _complete(group: Mapping[int, tuple[Path, Shard]], kind: str) -> list[Path]:
-    ordered = [group[index] for index in sorted(group)]
-    first_path, first = ordered[0]
-    if first == WHOLE:
-        return [first_path]
-    missing = sorted(set(range(1, first.count + 1)) - set(group))
+def _complete(group: Mapping[Shard, Path], kind: str) -> list[Path]:
+    count = next(iter(group)).count
+    shards = [Shard(index, count) for index in range(1, count + 1)]
+    missing = [f"{shard.index}/{count}" for shard in shards if shard not in group]
     if missing:
-        names = ", ".join(f"{index}/{first.count}" for index in missing)
         raise GapinitError(
-            f"{first_path}: shard of a {kind} artifact whose other shards are missing: {names}. "
-            f"Run `gapinit {kind} --shard I/{first.count}` for each and name all files."
+            f"{next(iter(group.values()))}: shard of a {kind} artifact whose other shards are "
+            f"missing: {', '.join(missing)}. Run `gapinit {kind} --shard I/{count}` for each and "
+            "name all files."
         )
-    end = 0
-    for path, shard in ordered:
-        if shard.total != first.total or (shard.stop > shard.start and shard.start != end):
-            raise GapinitError(
-                f"{path}: holds rows {shard.start} to {shard.stop} of {shard.total}, expected rows "
-                f"from {end} of {first.total}. Make all shards again with the same options."
-            )
-        end = max(end, shard.stop)
-    if end != first.total:
-        raise GapinitError(f"{ordered[-1][0]}: the shards end at row {end} of {first.total}")
-    return [path for path, _ in ordered]
+    return [group[shard] for shard in shards]
 
 
 @contextmanager
 def open_shards(paths: Sequence[Path], kind: str, axes: Mapping[str, int]) -> Iterator[h5py.File]:
-    """Open the files of one artifact as one; `axes`: along which each dataset goes on.
+    """Open the files of one artifact as one; `axes`: along which axis each dataset is cut.
 
-    Several files are seen through HDF5's virtual datasets: nothing is copied.
+    Several files are joined by HDF5's virtual datasets: nothing is copied.
     """
     import h5py
 
-    if len(paths) == 1:
-        with open_hdf5(paths[0], kind) as file:
-            yield file
-        return
     with ExitStack() as stack:
         parts = [stack.enter_context(open_hdf5(path, kind)) for path in paths]
+        if len(parts) == 1:
+            yield parts[0]
+            return
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         joined = Path(folder) / "joined.h5"
         with h5py.File(joined, "w") as file:

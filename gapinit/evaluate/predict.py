@@ -17,9 +17,8 @@ import numpy as np
 import torch
 
 from gapinit.artifacts.arrays import stored_type, to_stored
-from gapinit.artifacts.artifacts import sha256
-from gapinit.artifacts.partial import Filled, Layout, blocks_of, resumable_hdf5
-from gapinit.artifacts.shards import Shard
+from gapinit.artifacts.artifacts import create_hdf5, sha256
+from gapinit.artifacts.shards import Shard, blocks_of
 from gapinit.backbones import load_backbone
 from gapinit.backbones.fingerprint import backbone_digest
 from gapinit.backbones.prompts import sample_prompt
@@ -52,13 +51,13 @@ def extract_features(
 
     The file holds `features` (tokens of all images, d), `counts` (images,), `grid` (images, k) and
     `image`, the names. An image about which several questions are asked stands there once.
-    `shard`: "I/N", part of the images. A killed job goes on at its last block that is on disk.
+    `shard`: "I/N", part of the images.
     """
     data = read_manifest(manifest)
     images = data.images(split)
     part = Shard.parse(shard)
-    blocks = blocks_of(len(images), batch_size, part)
-    own = images[blocks[0].start : blocks[-1].stop] if blocks else []
+    own = images[part.of(len(images), batch_size)]
+    blocks = blocks_of(len(own), batch_size)
     require_images(manifest, own, data.root)
     model = load_backbone(backbone, device)
     inputs = {
@@ -69,21 +68,19 @@ def extract_features(
         "version": VERSIONS["predict"],
     }
     counts = np.array([model.image_tokens(*image_size(path)) for path in own], dtype=np.int64)
+    offset = np.concatenate([[0], np.cumsum(counts)])
     kind = stored_type(model.model.dtype)
-    names = np.array([data.file(path) for path in own], dtype=h5py.string_dtype())
-    filled = {
-        "features": Filled((int(counts.sum()), model.hidden_size), kind),
-        "grid": Filled((len(own), model.grid_width), np.dtype(np.int64)),
-    }
-    known = {"counts": counts, "image": names}
-    layout = Layout("features", inputs, known, filled, shard=part.holding(blocks, len(images)))
-    with resumable_hdf5(output, layout) as file:
-        left = blocks[file.done :]
-        for block in track(read_ahead(model, images, left), "image features", len(left)):
+    with create_hdf5(output, "features", inputs) as file:
+        part.record(file)
+        file["counts"] = counts
+        file["image"] = np.array([data.file(path) for path in own], dtype=h5py.string_dtype())
+        file.create_dataset("features", (offset[-1], model.hidden_size), kind)
+        file.create_dataset("grid", (len(own), model.grid_width), np.int64)
+        for block in track(read_ahead(model, own, blocks), "image features", len(blocks)):
             found = model.seen(block.pixels, block.sizes)
-            file.write("features", to_stored(found.tokens, kind))
-            file.write("grid", found.grid.cpu().numpy())
-            file.end_block()
+            tokens = slice(offset[block.rows.start], offset[block.rows.stop])
+            file["features"][tokens] = to_stored(found.tokens, kind)
+            file["grid"][block.rows] = found.grid.cpu().numpy()
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gapinit.artifacts.artifacts import sha256
-from gapinit.artifacts.partial import Filled, Layout, blocks_of, resumable_hdf5
-from gapinit.artifacts.shards import Shard
+from gapinit.artifacts.artifacts import create_hdf5, sha256
+from gapinit.artifacts.shards import Shard, blocks_of
 from gapinit.backbones import load_backbone
 from gapinit.backbones.fingerprint import backbone_digest
 from gapinit.backbones.read_ahead import Block, read_ahead
@@ -58,7 +57,7 @@ def extract_states(
     The file (kind "states") holds `vision` and `text`, (L, N, d) float32, contiguous, written
     block by block: memory does not grow with N. A prefix of the pairs is itself a calibration
     set, so sets of several sizes are nested and cost one extraction. `shard`: "I/N", part of the
-    pairs. A job that was killed goes on at its last block on disk (`gapinit.artifacts.partial`).
+    pairs.
     """
     data = read_manifest(manifest)
     chosen = calibration_pairs(
@@ -79,30 +78,26 @@ def extract_states(
         "version": VERSIONS["states"],
     }
     part = Shard.parse(shard)
-    blocks = blocks_of(len(chosen), batch_size, part)
-    own = chosen[blocks[0].start : blocks[-1].stop] if blocks else []
-    shape = (model.num_layers, len(own), model.hidden_size)
-    filled = {name: Filled(shape, np.dtype("f4"), axis=1) for name in ("vision", "text")}
-    known = {
-        "image_id": np.array([image.image_id for image, _ in own], dtype=np.int64),
-        "caption": np.array([caption for _, caption in own], dtype=h5py.string_dtype()),
-    }
-    layout = Layout("states", inputs, known, filled, shard=part.holding(blocks, len(chosen)))
-    with resumable_hdf5(output, layout) as file:
-        left = blocks[file.done :]
-        paths = [image.path for image, _ in chosen]
-        for block in track(read_ahead(model, paths, left), "states", len(left)):
+    own = chosen[part.of(len(chosen), batch_size)]
+    blocks = blocks_of(len(own), batch_size)
+    paths = [image.path for image, _ in own]
+    with create_hdf5(output, "states", inputs) as file:
+        part.record(file)
+        file["image_id"] = np.array([image.image_id for image, _ in own], dtype=np.int64)
+        file["caption"] = np.array([said for _, said in own], dtype=h5py.string_dtype())
+        for name in ("vision", "text"):
+            file.create_dataset(name, (model.num_layers, len(own), model.hidden_size), "f4")
+        for block in track(read_ahead(model, paths, blocks), "states", len(blocks)):
             vision, text = pooled_states(
                 model,
-                chosen[block.rows],
+                own[block.rows],
                 pooling=pooling,
                 context=context,
                 max_caption_tokens=max_caption_tokens,
                 read=block,
             )
-            file.write("vision", vision.numpy())
-            file.write("text", text.numpy())
-            file.end_block()
+            file["vision"][:, block.rows] = vision.numpy()
+            file["text"][:, block.rows] = text.numpy()
 
 
 def calibration_pairs(

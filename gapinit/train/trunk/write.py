@@ -24,9 +24,8 @@ import numpy as np
 import torch
 
 from gapinit.artifacts.arrays import DTYPES, StoredAs, stored_type, to_stored
-from gapinit.artifacts.artifacts import sha256
-from gapinit.artifacts.partial import Filled, Layout, blocks_of, resumable_hdf5
-from gapinit.artifacts.shards import WHOLE, Shard
+from gapinit.artifacts.artifacts import create_hdf5, sha256
+from gapinit.artifacts.shards import WHOLE, Shard, blocks_of
 from gapinit.backbones import load_backbone
 from gapinit.backbones.fingerprint import backbone_digest
 from gapinit.backbones.prompts import Segment, training_texts
@@ -51,11 +50,6 @@ ENCODED_AT_ONCE = 4096
 """Texts that are lists of Python's numbers at a time."""
 PACKED_TOKENS = 1024
 """Text tokens behind one prefix at most: attention costs the square of a sequence's length."""
-ADVICE = (
-    "Make room; choose another folder; store half as much (`--dtype bfloat16`, "
-    "training.trunk_dtype); or keep the images' tokens alone (`--mode vision`, training.trunk), "
-    "or nothing (`--mode off`)."
-)
 
 
 @dataclass(frozen=True)
@@ -115,15 +109,13 @@ def extract_trunk(
     the names below the dataset's root, and `sha256` of each.
 
     `dtype`: the states' on disk; "auto" is the model's own. `shard`: "I/N", part of the images.
-    A job that was killed goes on at its last block that is on disk (`gapinit.artifacts.partial`).
     """
     first = min(read_layers(layers, strategy))
     own = trunk_mode(mode, first, vision=adapts_vision(strategy))
     part = Shard.parse(shard)
     data = read_manifest(manifest)
     named = data.images(split)
-    for block in blocks_of(len(named), images_per_batch, part):
-        require_images(manifest, named[block], data.root)
+    require_images(manifest, named[part.of(len(named), images_per_batch)], data.root)
     model = load_backbone(backbone, device)
     images, texts = encoded_texts(model, data, split, max_tokens, origin=str(manifest))
     inputs = {
@@ -170,68 +162,63 @@ def write_trunk(
     shard: Shard = WHOLE,
     root: Path | None = None,
 ) -> None:
-    """Write the trunk of some images and their texts, as `extract_trunk` does; the model is cut."""
+    """Write the trunk of some images and their texts, as `extract_trunk` does; cut the model."""
     mode = mode or trunk_mode("auto", first, vision=False)
     first = first if mode == "layer" else 0
-    blocks = blocks_of(len(images), images_per_batch, shard)
-    start, stop = (blocks[0].start, blocks[-1].stop) if blocks else (0, 0)
-    own, own_texts = images[start:stop], texts.of_images(start, stop)
-    layout = _layout(model, own, own_texts, mode, inputs, _stored_kind(model, dtype))
-    attributes: dict[str, Any] = {"first_layer": first, "mode": mode}
-    known = dict(layout.known)
-    if mode == "off":
-        assert root is not None, "images are named below a root"
-        attributes["root"] = os.path.relpath(root, output.parent)
-        names = [Path(os.path.relpath(path, root)).as_posix() for path in own]
-        known["image"] = np.array(names, dtype=h5py.string_dtype())
-        known["sha256"] = np.array([sha256(path) for path in own], dtype=h5py.string_dtype())
-    layout = Layout(
-        "trunk", inputs, known, layout.filled, attributes, shard.holding(blocks, len(images))
-    )
-    # Within this file.
-    rows = [slice(block.start - start, block.stop - start) for block in blocks]
-    with resumable_hdf5(output, layout, ADVICE) as file:
+    items = shard.of(len(images), images_per_batch)
+    own, own_texts = images[items], texts.of_images(items.start, items.stop)
+    blocks = blocks_of(len(own), images_per_batch)
+    kind = _stored_kind(model, dtype)
+    with create_hdf5(output, "trunk", inputs) as file:
+        shard.record(file)
+        file.attrs["first_layer"], file.attrs["mode"] = first, mode
+        offsets = _write_known(file, model, own, own_texts)
         if mode == "off":
+            assert root is not None, "images are named below a root"
+            _write_names(file, own, root, output.parent)
             return
+        if mode == "vision":
+            del offsets["text"]
+        for name, offset in offsets.items():
+            file.create_dataset(name, (offset[-1], model.hidden_size), kind)
         model.keep_below(first)
-        left = rows[file.done :]
-        for block in track(read_ahead(model, own, left), "trunk", len(left)):
+        for block in track(read_ahead(model, own, blocks), "trunk", len(blocks)):
             some = own_texts.of_images(block.rows.start, block.rows.stop)
-            for name, values in _trunk_states(model, block, some.groups(), first).items():
-                kind = layout.filled[name].dtype
-                file.write(name, values if name == "grid" else to_stored(values, kind))
-            file.end_block()
+            grid, states = _trunk_states(model, block, some.groups(), first)
+            file["grid"][block.rows] = grid
+            for name, offset in offsets.items():
+                rows = slice(offset[block.rows.start], offset[block.rows.stop])
+                file[name][rows] = to_stored(states[name], kind)
 
 
-def _layout(
-    model: Backbone,
-    images: Sequence[Path],
-    texts: Texts,
-    mode: Mode,
-    inputs: Mapping[str, Any],
-    kind: np.dtype[Any],
-) -> Layout:
-    """Return what a trunk of these images and texts holds."""
+def _write_known(
+    file: h5py.File, model: Backbone, images: Sequence[Path], texts: Texts
+) -> dict[str, NDArray[np.int64]]:
+    """Write what no forward pass is needed for; return where each image's rows of states begin.
+
+    The offsets are (images + 1,) for each dataset of states that a trunk may hold.
+    """
     counts = np.array([model.image_tokens(*image_size(path)) for path in images], dtype=np.int64)
     in_stream = model.stream_counts(torch.from_numpy(counts)).numpy() + len(model.head)
-    known = {
-        "input_ids": texts.input_ids,
-        "labels": texts.labels,
-        "offset": texts.offset,
-        "image_row": np.repeat(np.arange(len(images)), np.diff(texts.first)),
-        "prefix_offset": np.concatenate([[0], np.cumsum(in_stream)]),
+    offsets = {
+        "prefix": np.concatenate([[0], np.cumsum(in_stream)]),
+        "text": texts.offset[texts.first],
     }
-    grid = Filled((len(images), model.grid_width), np.dtype(np.int64))
-    if mode == "off":
-        known["grid"] = np.zeros(grid.shape, grid.dtype)
-        return Layout("trunk", inputs, known, {})
-    filled = {"prefix": Filled((int(in_stream.sum()), model.hidden_size), kind), "grid": grid}
+    file["input_ids"], file["labels"], file["offset"] = texts.input_ids, texts.labels, texts.offset
+    file["image_row"] = np.repeat(np.arange(len(images)), np.diff(texts.first))
+    file["prefix_offset"] = offsets["prefix"]
+    file["grid"] = np.zeros((len(images), model.grid_width), np.int64)
     if model.cross_attends:
-        known["memory_offset"] = np.concatenate([[0], np.cumsum(counts)])
-        filled["memory"] = Filled((int(counts.sum()), model.hidden_size), kind)
-    if mode == "layer":
-        filled["text"] = Filled((len(texts.input_ids), model.hidden_size), kind)
-    return Layout("trunk", inputs, known, filled)
+        file["memory_offset"] = offsets["memory"] = np.concatenate([[0], np.cumsum(counts)])
+    return offsets
+
+
+def _write_names(file: h5py.File, images: Sequence[Path], root: Path, folder: Path) -> None:
+    """Write which images training reads, by their names below `root`, and their checksums."""
+    names = [Path(os.path.relpath(path, root)).as_posix() for path in images]
+    file.attrs["root"] = os.path.relpath(root, folder)
+    file["image"] = np.array(names, dtype=h5py.string_dtype())
+    file["sha256"] = np.array([sha256(path) for path in images], dtype=h5py.string_dtype())
 
 
 def encoded_texts(
@@ -271,17 +258,18 @@ def encoded_texts(
 @torch.inference_mode()
 def _trunk_states(
     backbone: Backbone, block: Block, groups: Sequence[Sequence[Sequence[int]]], first: int
-) -> dict[str, Any]:
-    """Return the next rows of each dataset for some images and their texts."""
+) -> tuple[NDArray[np.int64], dict[str, torch.Tensor]]:
+    """Return the grids of some images, and the states of them and of their texts, by dataset."""
     images = backbone.seen(block.pixels, block.sizes)
-    found: dict[str, Any] = {"grid": images.grid.cpu().numpy()}
+    grid = images.grid.cpu().numpy()
+    found: dict[str, torch.Tensor] = {}
     if backbone.cross_attends:
         found["memory"] = images.tokens
     if first == 0:
         alone = backbone.embed(images, [[] for _ in groups])
         position = torch.arange(alone.states.shape[1], device=alone.states.device)[None]
         found["prefix"] = alone.states[position < alone.length[:, None]]
-        return found
+        return grid, found
     rows, packs = _packs(groups, PACKED_TOKENS if backbone.packs_texts else 0)
     taken = images.take(rows)
     if any(len(pack) > 1 for pack in packs):
@@ -295,7 +283,7 @@ def _trunk_states(
     once = torch.tensor([row == 0 or rows[row - 1] != rows[row] for row in range(len(rows))])
     found["prefix"] = states[is_prefix & once.to(states.device)[:, None]]
     found["text"] = states[~is_prefix & (position < inputs.length[:, None])]
-    return found
+    return grid, found
 
 
 def _packs(
