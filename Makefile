@@ -33,8 +33,8 @@ all: $(RUNTIME) ## every table and figure of the default configuration, reusing 
 	$(SNAKEMAKE)
 	$(BIN)/gapinit summary results/scenes
 
-test: lint ## lint, then every test
-	$(BIN)/python -m pytest
+test: lint ## lint, then every test, in as many processes as there are cores (at most 8)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal --durations 10
 
 test-cluster: $(CLUSTER) ## the whole workflow on a private Slurm on this machine: installs it, a quarter of an hour
 	@missing=(); for one in $(SLURM); do dpkg-query -W -f '$${Status}\n' $$one 2>/dev/null | grep -q ' installed$$' || missing+=($$one); done; \

@@ -164,7 +164,7 @@ def run_alone(plan: Plan, run: Run, table: str, times: Times) -> float:
         for dataset in plan.sources(run.calibration or plan.config.calibration.source):
             total += times.of("states", f"{run.backbone}/{dataset}")
         total += times.of("gap", f"{run.backbone}/{plan.gap_name(run)}")
-        epochs = run.epochs or plan.training_of(run.backbone).epochs
+        epochs = run.epochs or plan.config.training_of(run.backbone).epochs
         total += epochs * times.of("trunk", f"{run.backbone}/{run.dataset}/{run.layers}")
         total += times.of("train", run.path)
     for dataset in plan.evaluated_on(table):

@@ -107,17 +107,17 @@ def backbone_name(wildcards):
 
 def layers_setting(key):
     """What the plan says of the layers of a job's backbone."""
-    return lambda wildcards: getattr(PLAN.layers_of(backbone_name(wildcards)), key)
+    return lambda wildcards: getattr(PLAN.config.layers_of(backbone_name(wildcards)), key)
 
 
 def training_setting(key):
     """What the plan says of the training of a job's backbone."""
-    return lambda wildcards: getattr(PLAN.training_of(backbone_name(wildcards)), key)
+    return lambda wildcards: getattr(PLAN.config.training_of(backbone_name(wildcards)), key)
 
 
 def decoding_setting(key):
     """What the plan says of the decoding of a job's backbone."""
-    return lambda wildcards: getattr(PLAN.decoding_of(backbone_name(wildcards)), key)
+    return lambda wildcards: getattr(PLAN.config.decoding_of(backbone_name(wildcards)), key)
 
 
 def resource(name, default=None):
@@ -162,7 +162,7 @@ def max_new_tokens(jobs):
 
 def grouping_option(wildcards):
     """Whether batches are of like length, as an option of the command."""
-    training = PLAN.training_of(backbone_name(wildcards))
+    training = PLAN.config.training_of(backbone_name(wildcards))
     return "--group-by-length" if training.group_by_length else ""
 
 
@@ -173,7 +173,7 @@ def train_options(wildcards, output):
     train again, and neither what else a job trains nor its checkpoints or processes change a number.
     """
     folders = [Path(record).parent for record in output.run]
-    training = PLAN.training_of(backbone_name(wildcards))
+    training = PLAN.config.training_of(backbone_name(wildcards))
     processes = training.num_processes
     shared = [f"--num-processes={processes}"] if processes > 1 else []
     options = [

@@ -1,15 +1,30 @@
-"""Fixtures that several test modules share."""
+"""What all test modules share: settings of the session, and fixtures."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
-# A machine that is shared, as CI's is, stalls now and then: no limit on a single example's time.
+# Workers of pytest-xdist share the cores. Set before torch and numpy are imported, and inherited by
+# every command that a test starts.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+# A shared machine, as CI's is, stalls now and then: no limit on a single example's time.
 settings.register_profile("gapinit", deadline=None, print_blob=True)
 settings.load_profile("gapinit")
+
+Once = Callable[[str, Callable[[Path], object]], Path]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the tests of the whole workflow, which take longest, so that none is left last."""
+    items.sort(key=lambda item: "grid" not in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +39,35 @@ def results(tmp_path: Path) -> Path:
     folder = tmp_path / "results of a run"
     folder.mkdir()
     return folder
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Once:
+    """Return a function that builds a folder once a session; all workers then share it.
+
+    `once(name, build)` calls `build(folder)` in the first worker that asks for `name` and returns
+    the folder. Tests must not write into it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    if worker_id != "master":
+        base = base.parent
+
+    def built(name: str, build: Callable[[Path], object]) -> Path:
+        folder, complete = base / name, base / f"{name}.complete"
+        with FileLock(base / f"{name}.lock"):
+            if not complete.exists():
+                folder.mkdir(exist_ok=True)
+                build(folder)
+                complete.touch()
+        return folder
+
+    return built
+
+
+@pytest.fixture(scope="session")
+def grid(once: Once, repository: Path) -> Path:
+    """Return a folder in which every rule ran once on `config/test.yaml`; its name has a space."""
+    from .workflow_calls import snakemake
+
+    configuration = ["--configfile", str(repository / "config/test.yaml")]
+    return once("a workflow", lambda folder: snakemake(folder, *configuration))

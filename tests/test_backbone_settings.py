@@ -54,13 +54,13 @@ def plan(folder: Path, **changes: Any) -> Plan:
 
 def test_only_the_keys_that_a_file_sets_override(folder: Path) -> None:
     made = plan(folder, **OWN)
-    mine, theirs = made.training_of(OTHER), made.training_of(MAIN)
+    mine, theirs = made.config.training_of(OTHER), made.config.training_of(MAIN)
     assert theirs == made.config.training
     assert (mine.batch_size, mine.gradient_accumulation, mine.epochs) == (4, 4, 3)
     assert mine.learning_rate == theirs.learning_rate != Training().learning_rate
-    assert made.layers_of(OTHER) == Layers(num_layers=2)
-    assert made.layers_of(MAIN) == Layers(num_layers=1, exclude_bottom=1)
-    decoding = made.decoding_of(OTHER)
+    assert made.config.layers_of(OTHER) == Layers(num_layers=2)
+    assert made.config.layers_of(MAIN) == Layers(num_layers=1, exclude_bottom=1)
+    decoding = made.config.decoding_of(OTHER)
     assert (decoding.batch_size, decoding.num_beams) == (7, made.config.decoding.num_beams)
     assert made.max_tokens("scenes-test", OTHER) == 9
     assert made.max_new_tokens("scenes-test", OTHER) == 5
@@ -69,7 +69,7 @@ def test_only_the_keys_that_a_file_sets_override(folder: Path) -> None:
 
 def test_layers_without_a_bottom_keep_the_configurations(folder: Path) -> None:
     made = plan(folder, layers={"num_layers": 2})
-    assert made.layers_of(OTHER) == Layers(num_layers=2, exclude_bottom=1)
+    assert made.config.layers_of(OTHER) == Layers(num_layers=2, exclude_bottom=1)
 
 
 def test_runs_have_the_epochs_of_their_backbone(folder: Path) -> None:
@@ -101,8 +101,8 @@ def test_the_written_configuration_keeps_what_a_backbone_overrides(folder: Path)
     again = check_settings(json.loads(made.as_json()), Config, "test")
     assert again == made.config
     for name in (MAIN, OTHER):
-        assert again.training_of(name) == made.training_of(name)
-        assert again.layers_of(name) == made.layers_of(name)
+        assert again.training_of(name) == made.config.training_of(name)
+        assert again.layers_of(name) == made.config.layers_of(name)
     assert check_settings(again.model_dump(mode="json", by_alias=True), Config, "test") == again
 
 

@@ -12,7 +12,7 @@ from gapinit.backbones.shapes import backbone_facts
 from gapinit.cli import app
 from gapinit.errors import GapinitError
 from gapinit.workflow import doctor
-from gapinit.workflow.doctor import Gpu, examine, merged, planned
+from gapinit.workflow.doctor import Gpu, examine
 from gapinit.workflow.doctor.costs import (
     Batch,
     forward_flops,
@@ -26,6 +26,7 @@ from gapinit.workflow.doctor.costs import (
 )
 from gapinit.workflow.doctor.jobs import plan_jobs
 from gapinit.workflow.doctor.sizes import dataset_size, read_sizes
+from gapinit.workflow.plan import merged, read_plan
 
 GB = 10**9
 Usage = namedtuple("Usage", "total used free")
@@ -44,7 +45,7 @@ def nothing_there(tmp_path, monkeypatch):
 def diagnose(repository, tmp_path):
     def diagnosed(name: str, *given: str):
         return examine(
-            planned(repository / "config", *arguments(repository, tmp_path, name, given))
+            read_plan(repository / "config", *arguments(repository, tmp_path, name, given))
         )
 
     return diagnosed
@@ -189,7 +190,7 @@ def test_a_backbone_without_an_architecture_file_is_left_out(repository, diagnos
 
 
 def test_jobs_are_the_plans(repository, tmp_path):
-    plan = planned(repository / "config", *arguments(repository, tmp_path, "paper"))
+    plan = read_plan(repository / "config", *arguments(repository, tmp_path, "paper"))
     jobs = plan_jobs(plan)
     assert jobs.trained == plan.trained()
     scores = {path for table in plan.rows for path in plan.scores(table)}
@@ -199,7 +200,7 @@ def test_jobs_are_the_plans(repository, tmp_path):
 
 
 def test_generated_datasets_have_the_sizes_of_their_settings(repository, tmp_path):
-    plan = planned(repository / "config", *arguments(repository, tmp_path, "test"))
+    plan = read_plan(repository / "config", *arguments(repository, tmp_path, "test"))
     sizes = read_sizes(repository / "config")
     found = {name: dataset_size(plan, name, sizes) for name in plan.datasets}
     assert found["scenes-test"].train.texts == 600 and found["scenes-test"].test.samples == 24
@@ -250,11 +251,11 @@ def test_mappings_are_merged_and_lists_replaced(repository, tmp_path):
         "d": [2],
     }
     file, given = arguments(repository, tmp_path, "test", ["training={batch_size: 4}"])
-    plan = planned(repository / "config", file, given)
+    plan = read_plan(repository / "config", file, given)
     assert plan.config.training.batch_size == 4
     assert plan.config.training.max_caption_tokens == 40
     with pytest.raises(GapinitError, match="expected KEY=VALUE"):
-        planned(repository / "config", file, ["seeds"])
+        read_plan(repository / "config", file, ["seeds"])
 
 
 def test_the_command_exits_with_1_only_if_asked(repository, tmp_path):

@@ -19,7 +19,7 @@ from gapinit.data.manifest import read_manifest
 
 from .test_data_folder import coco_name, karpathy, vqa
 from .test_data_retrieve import Site, jpeg
-from .test_workflow import ROOT, snakemake
+from .workflow_calls import ROOT, snakemake
 
 TABLE = ROOT / "config" / "downloads.yaml"
 TRAIN, VAL = [1, 2, 3, 4], [101, 102, 103, 104]

@@ -1,4 +1,4 @@
-"""What a cluster needs beside the workflow: cancel, scaling."""
+"""What a cluster needs beside the workflow."""
 
 from __future__ import annotations
 
@@ -22,20 +22,3 @@ def cancel(
     jobs = cancel_leftover_jobs(folder)
     names = f": {' '.join(jobs)}" if jobs else ""
     print(f"{len(jobs)} jobs cancelled{names}. The folder is unlocked; call Snakemake again.")
-
-
-@app.command()
-def scaling(
-    configfile: Annotated[Path, typer.Option(help="Configuration, on top of config/default.yaml.")],
-    output: Annotated[Path, typer.Option(help="Markdown page to write.")],
-    gpus: Annotated[list[int] | None, typer.Option(help="Numbers of GPUs.", min=1)] = None,
-) -> None:
-    """Reckon jobs, bytes, GPU-hours and wall time of a configuration on several GPUs."""
-    from gapinit.artifacts.artifacts import atomic_file
-    from gapinit.cli.rehearse import config_folder
-    from gapinit.workflow.doctor import planned
-    from gapinit.workflow.doctor.scaling import scaling_page
-
-    page = scaling_page(planned(config_folder(None), configfile), configfile, gpus or (1, 8, 64))
-    with atomic_file(output, recorded=False) as temporary:
-        temporary.write_text(page, encoding="utf-8")

@@ -113,10 +113,11 @@ def doctor_command(
     ] = None,
 ) -> None:
     """Say beforehand what a configuration downloads, writes and takes, and what is missing."""
-    from gapinit.workflow.doctor import examine, planned
+    from gapinit.workflow.doctor import examine
     from gapinit.workflow.doctor.show import print_diagnosis
+    from gapinit.workflow.plan import read_plan
 
-    found = examine(planned(config_folder(config_folder_), configfile, config or ()), tflops)
+    found = examine(read_plan(config_folder(config_folder_), configfile, config or ()), tflops)
     print_diagnosis(found)
     if strict and found.missing:
         raise typer.Exit(1)

@@ -7,15 +7,15 @@ needs. No torch: this is read at every parse.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from gapinit.config.configuration import Config, load_config
 from gapinit.config.experiments import Experiment, load_experiment, table_rows
-from gapinit.config.methods import METHODS
-from gapinit.config.recipe import Decoding, Layers, Training
 from gapinit.config.runs import Run, TableRow
 from gapinit.config.versions import VERSIONS
 from gapinit.config.yaml_files import read_yaml
@@ -25,20 +25,8 @@ from gapinit.data.manifest import Kind
 from gapinit.data.references import reference_options
 from gapinit.data.scenes.settings import ScenesSettings
 from gapinit.errors import GapinitError
-
-DRAWN = {
-    "figure1b": "VQAv2_accuracy",
-    "dynamics_loss": "loss_oscillation",
-    "dynamics_gradnorm": "loss_oscillation",
-}
-"""Figures that draw the first table with a metric, and that metric."""
-_NUM_LAYERS = ("layers", "num_layers")
-SCORERS = {
-    "CIDEr": "cider",
-    **{f"Bleu_{n}": "bleu" for n in range(1, 5)},
-    "METEOR": "meteor",
-    "ROUGE_L": "rouge",
-}
+from gapinit.evaluate.metrics import CAPTION_METRICS
+from gapinit.workflow.checks import Origin, check_plan, require_datasets
 
 
 @dataclass(frozen=True)
@@ -78,7 +66,7 @@ class Plan:
             rows.setdefault(run.row, []).append(run)
         found: dict[tuple[int, ...], list[str]] = {}
         for row, runs in rows.items():
-            size = self.training_of(runs[0].backbone).seeds_per_job
+            size = self.config.training_of(runs[0].backbone).seeds_per_job
             wanted = [run.seed for run in runs if run.seed is not None]
             extra = [seed for seed in wanted if seed not in self.config.seeds]
             for order in (self.config.seeds, extra):
@@ -114,26 +102,15 @@ class Plan:
     def scorers(self, runs: Sequence[Run], dataset: str) -> str:
         """Return what `gapinit score captions --metrics` takes for the tables that runs are in."""
         wanted = {
-            SCORERS[metric]
+            scorer
             for name, experiment in self.experiments.items()
             if any(run in row.runs for row in self.rows[name] for run in runs)
+            for scorer, metrics in CAPTION_METRICS.items()
             for metric in experiment.metrics
-            if metric in SCORERS and self.config.datasets.of(experiment.part(metric)) == dataset
+            if metric in metrics and self.config.datasets.of(experiment.part(metric)) == dataset
         }
         # CIDEr, BLEU and ROUGE-L share one tokenisation and cost a second; METEOR costs far more.
         return ",".join(sorted(wanted | {"cider", "bleu", "rouge"}))
-
-    def layers_of(self, backbone: str) -> Layers:
-        """Return how many layers of a backbone are adapted: its own number, or everyone's."""
-        return self.config.layers_of(backbone)
-
-    def training_of(self, backbone: str) -> Training:
-        """Return how a backbone is trained: its own keys over everyone's."""
-        return self.config.training_of(backbone)
-
-    def decoding_of(self, backbone: str) -> Decoding:
-        """Return how a backbone is decoded: its own keys over everyone's."""
-        return self.config.decoding_of(backbone)
 
     def resource(self, backbone: str, name: str, default: int | None) -> int | None:
         """Return what a backbone's file says that its jobs need; None: it need not be told."""
@@ -142,15 +119,20 @@ class Plan:
 
     def max_tokens(self, dataset: str, backbone: str) -> int:
         """Return the length to which a dataset's training texts are cut."""
-        training = self.training_of(backbone)
+        training = self.config.training_of(backbone)
         captions = self.kind(dataset) == "captions"
         return training.max_caption_tokens if captions else training.max_sequence_tokens
 
     def max_new_tokens(self, dataset: str, backbone: str) -> int:
         """Return how long a prediction for a dataset may become."""
-        decoding = self.decoding_of(backbone)
+        decoding = self.config.decoding_of(backbone)
         captions = self.kind(dataset) == "captions"
         return decoding.max_new_tokens if captions else decoding.max_answer_tokens
+
+    @property
+    def default_gap(self) -> str:
+        """Return the name of the default gap: layers are chosen and figures drawn from it."""
+        return f"{self.config.calibration.source}-{self.config.calibration.size}"
 
     def gap_name(self, run: Run) -> str:
         """Return the gap file of a run: its own, or the default one that B is compared with."""
@@ -159,24 +141,15 @@ class Plan:
 
     def sources(self, calibration: str) -> list[str]:
         """Return the datasets that a calibration source draws from."""
-        parts = {
-            "in-domain": ["calibration"],
-            "ood": ["ood"],
-            "mixed": ["calibration", "ood"],
-        }[calibration]
-        return [self.config.datasets.of(part) for part in parts]
+        parts = {"in-domain": ["calibration"], "ood": ["ood"], "mixed": ["calibration", "ood"]}
+        return [self.config.datasets.of(part) for part in parts[calibration]]
 
     def uses_default_gap(self, run: Run) -> bool:
         """Return whether a run's direction is the default gap itself, or none."""
-        calibration = self.config.calibration
-        default = f"{calibration.source}-{calibration.size}"
-        return run.noise == 0 and self.gap_name(run) == default
+        return run.noise == 0 and self.gap_name(run) == self.default_gap
 
     def version(self, stage: str) -> int:
-        """Return a stage's version: raise it when an edit changes the stage's numbers.
-
-        It is a parameter of the stage's rules: Snakemake does not see edits of imported modules.
-        """
+        """Return a stage's version, a parameter of its rules (`gapinit.config.versions`)."""
         return VERSIONS[stage]
 
     def as_json(self) -> str:
@@ -212,7 +185,7 @@ class Plan:
 
     def local_options(self, dataset: str) -> str:
         """Return where a dataset's folder is, as quoted options of `gapinit data prepare`."""
-        if isinstance(self.datasets[dataset], ScenesSettings):
+        if self.generated(dataset):
             return ""
         root, annotations = self.local_paths(dataset)
         text = f"--data-root {shlex.quote(str(root))}"
@@ -273,51 +246,46 @@ def make_plan(content: Mapping[str, Any], folder: Path, sources: Sequence[Path] 
     for name in config.experiments:
         path = folder / "experiments" / f"{name}.yaml"
         experiments[name] = load_experiment(path)
-        _require_datasets(experiments[name], config, name, origin)
+        require_datasets(experiments[name], config, name, origin)
         rows[name] = table_rows(experiments[name], config, str(path))
     plan = Plan(config, folder, datasets, experiments, rows)
-    for name in experiments:
-        _check_calibration(plan, name)
-    for figure, metric in DRAWN.items():
-        if figure in config.figures and plan.first_with(metric) is None:
-            raise GapinitError(
-                f"{origin(('figures',))}: key 'figures': '{figure}' draws a table with {metric}, "
-                "which no experiment of this configuration has. Add one or leave the figure out."
-            )
-    _check_layers(plan, origin)
-    _check_datasets(plan)
+    check_plan(plan, origin)
     return plan
 
 
-def _require_datasets(
-    experiment: Experiment, config: Config, name: str, origin: Callable[[Sequence[Any]], str]
-) -> None:
-    """Refuse an experiment that is trained or scored on what no dataset is configured for."""
-    named = config.datasets.named()
-    for part in (experiment.train, *experiment.parts()):
-        if part not in named:
-            raise GapinitError(
-                f"{origin(('datasets', part))}: key 'datasets.{part}': no dataset is configured "
-                f"for this part, which experiment '{name}' needs. Name one or leave that out."
-            )
+def read_plan(folder: Path, configfile: Path | None, given: Sequence[str] = ()) -> Plan:
+    """Return the plan of a configuration file, merged as Snakemake merges it.
+
+    `folder` is `config/`. A value of `given` (`KEY=VALUE`) goes before that of `configfile`, and
+    that before `default.yaml`; mappings are merged key by key.
+    """
+    sources = [folder / "default.yaml", *([configfile] if configfile is not None else [])]
+    content: dict[str, Any] = {}
+    for path in sources:
+        content = merged(content, read_yaml(path))
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise GapinitError(f"--config {text}: expected KEY=VALUE")
+        try:
+            content = merged(content, {key: yaml.safe_load(value)})
+        except yaml.YAMLError:
+            raise GapinitError(f"--config {text}: the value is not valid YAML") from None
+    return make_plan(content, folder, sources)
 
 
-def _check_layers(plan: Plan, origin: Callable[[Sequence[Any]], str]) -> None:
-    """Refuse more layers than a backbone has, where its file says how many those are."""
-    for name in dict.fromkeys([plan.config.backbone, *(run.backbone for run in plan.runs())]):
-        layers, recipe = plan.layers_of(name), plan.config.recipe_of(name)
-        available = recipe.decoder_layers
-        if available is None or layers.num_layers + layers.exclude_bottom <= available:
-            continue
-        own = recipe.layers is not None
-        place = plan.folder / "backbones" / f"{name}.yaml" if own else origin(_NUM_LAYERS)
-        raise GapinitError(
-            f"{place}: key '{'.'.join(_NUM_LAYERS)}': {layers.num_layers} layers, but backbone "
-            f"'{name}' has {available}, of which exclude_bottom takes away {layers.exclude_bottom}"
-        )
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with the keys of `over`, mappings within it likewise."""
+    result = dict(base)
+    for key, value in over.items():
+        known = result.get(key)
+        if isinstance(known, Mapping) and isinstance(value, Mapping):
+            value = merged(known, value)
+        result[key] = value
+    return result
 
 
-def _origin(sources: Sequence[Path], content: Mapping[str, Any]) -> Callable[[Sequence[Any]], str]:
+def _origin(sources: Sequence[Path], content: Mapping[str, Any]) -> Origin:
     """Return a function that names the file in which a key got its value."""
     files = {str(path): read_yaml(path) for path in sources}
 
@@ -342,54 +310,3 @@ def _value_at(content: Any, key: Sequence[Any]) -> Any:
             return content if isinstance(content, list) else None
         content = content[part]
     return content
-
-
-def _check_calibration(plan: Plan, name: str) -> None:
-    """Refuse sizes that no extraction covers and sources that have no dataset."""
-    plan.evaluated_on(name)
-    largest = plan.config.calibration.pairs() - plan.config.calibration.heldout
-    for run in plan.runs(name):
-        if not METHODS[run.method].uses_gap:
-            continue
-        plan.sources(run.calibration or "in-domain")
-        if (run.calibration_size or 0) > largest:
-            raise GapinitError(
-                f"experiment '{name}': calibration size {run.calibration_size} is above the "
-                f"largest one extracted, {largest}: add it to calibration.sizes"
-            )
-
-
-def _check_datasets(plan: Plan) -> None:
-    """Refuse a calibration larger than the data, and a local folder that cannot be read.
-
-    A folder whose own manifest exists was checked when that was made; any other is read here,
-    so that a wrong one is told before a single job runs. What is yet to be retrieved is not there
-    to be read.
-    """
-    from gapinit.data.check import require_pairs
-    from gapinit.data.folder import read_folder
-    from gapinit.data.manifest import read_manifest
-
-    runs = [run for run in plan.runs() if METHODS[run.method].uses_gap]
-    sources = {name for run in runs for name in plan.sources(run.calibration or "in-domain")}
-    count = plan.config.calibration.pairs()
-    for name in sorted({plan.in_domain, *sources}):
-        settings = plan.datasets[name]
-        if isinstance(settings, ScenesSettings):
-            found = settings.images.train + settings.images.restval
-            if count > found:
-                raise GapinitError(
-                    f"dataset '{name}': calibration needs {count} image-caption pairs (largest "
-                    f"size and held-out sample), found {found} images in the split 'train'. "
-                    "Lower calibration.sizes, calibration.size or calibration.heldout."
-                )
-            continue
-        made = Path(plan.config.results) / "1_data" / name / "manifest.json"
-        root, annotations = plan.local_paths(name)
-        manifest = read_manifest(made) if made.is_file() else None
-        if not plan.retrieved(name):
-            plan.annotation_files(name)  # a missing one is told here, not from inside a rule
-            if manifest is None or manifest.root.resolve() != root.resolve():
-                manifest = read_folder(settings, root, annotations)
-        if manifest is not None:
-            require_pairs(manifest, "train", count)

@@ -31,7 +31,7 @@ from gapinit.report.page import make_report
 from gapinit.states.states import extract_states
 from gapinit.tables.measures import read_steps
 from gapinit.train.trunk.write import extract_trunk, read_trunk
-from gapinit.workflow.doctor import planned
+from gapinit.workflow.plan import read_plan
 
 from ..dataset_folders import GOOD
 from ..small_backbone import LAYERS as LAYERS
@@ -184,7 +184,7 @@ def steps_read(root: Path) -> str:
 
 
 def plan_read(root: Path) -> str:
-    plan = planned(root, root / "test.yaml")
+    plan = read_plan(root, root / "test.yaml")
     return digest([run.path for run in plan.runs()], plan.as_json())
 
 

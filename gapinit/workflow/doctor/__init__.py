@@ -1,30 +1,30 @@
 """`gapinit doctor`: what a configuration will download, write, hold in memory and take in time.
 
 Nothing is started, fetched or written. Sizes come from the configuration, from the architecture
-files and from `config/sizes.yaml`; what rests on an assumption is said to.
+files and from `config/sizes.yaml`; the output says which numbers rest on an assumption.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from gapinit.backbones import PRETRAINED
+from gapinit.backbones.facts import Facts
+from gapinit.backbones.shapes import backbone_facts
 from gapinit.config.yaml_files import read_yaml
 from gapinit.errors import GapinitError
+from gapinit.evaluate.metrics.java import find_java
 from gapinit.progress import show_bytes
-from gapinit.workflow.plan import Plan, make_plan
-
-if TYPE_CHECKING:
-    from gapinit.backbones.facts import Facts
-    from gapinit.workflow.doctor.disk import Need
-    from gapinit.workflow.doctor.gpu import Estimate, Work
-    from gapinit.workflow.doctor.jobs import Jobs
-    from gapinit.workflow.doctor.sources import File, Weights
+from gapinit.workflow.doctor import sources
+from gapinit.workflow.doctor.disk import Need, disk_needs
+from gapinit.workflow.doctor.gpu import TFLOPS, Work, gpu_work
+from gapinit.workflow.doctor.jobs import Case, Jobs, plan_jobs
+from gapinit.workflow.doctor.sizes import dataset_size, read_sizes
+from gapinit.workflow.doctor.sources import File, Weights
+from gapinit.workflow.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -55,76 +55,35 @@ class Diagnosis:
     weights: list[Weights]
     needs: list[Need]
     disks: list[Disk]
-    estimate: Estimate
     work: list[Work]
     gpus: list[Gpu]
     missing: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
-def planned(folder: Path, configfile: Path | None, given: Sequence[str] = ()) -> Plan:
-    """Return the plan of a configuration, merged as the Snakefile merges it.
-
-    `default.yaml` first, then the file, then `KEY=VALUE`; mappings are merged key by key.
-    """
-    sources = [folder / "default.yaml", *([configfile] if configfile is not None else [])]
-    content: dict[str, Any] = {}
-    for path in sources:
-        content = merged(content, read_yaml(path))
-    for text in given:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise GapinitError(f"--config {text}: expected KEY=VALUE")
-        try:
-            content = merged(content, {key: yaml.safe_load(value)})
-        except yaml.YAMLError:
-            raise GapinitError(f"--config {text}: the value is not valid YAML") from None
-    return make_plan(content, folder, sources)
-
-
-def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` with the keys of `over`, mappings within it likewise."""
-    result = dict(base)
-    for key, value in over.items():
-        known = result.get(key)
-        if isinstance(known, Mapping) and isinstance(value, Mapping):
-            value = merged(known, value)
-        result[key] = value
-    return result
-
-
 def examine(plan: Plan, tflops: float | None = None) -> Diagnosis:
     """Return what a plan needs and what of it is missing."""
-    from gapinit.workflow.doctor.disk import disk_needs
-    from gapinit.workflow.doctor.gpu import TFLOPS, Estimate
-    from gapinit.workflow.doctor.jobs import plan_jobs
-    from gapinit.workflow.doctor.sizes import dataset_size, read_sizes
-    from gapinit.workflow.doctor.sources import dataset_files, weights
-
     folder, jobs = plan.folder, plan_jobs(plan)
     known = read_sizes(folder)
-    found = {name: dataset_size(plan, name, known) for name in jobs.datasets}
-    sizes = {name: size for name, size in found.items() if size is not None}
+    sizes = {name: dataset_size(plan, name, known) for name in jobs.datasets}
     facts = _facts(jobs.backbones, folder)
-    needs = disk_needs(plan, jobs, facts, sizes)
-    files = dataset_files(plan, jobs, folder, known)
-    published = [weights(plan, name, folder) for name in jobs.backbones]
+
+    def case_of(backbone: str, dataset: str) -> Case | None:
+        if backbone not in facts:
+            return None
+        return Case(plan, backbone, dataset, facts[backbone], sizes[dataset])
+
+    files = sources.dataset_files(plan, jobs, folder, known)
+    weights = [sources.weights(plan, name, folder) for name in jobs.backbones]
+    needs = disk_needs(plan, jobs, case_of)
     rate = TFLOPS if tflops is None else tflops
-    estimate = Estimate(plan, jobs, facts, sizes, rate)
-    diagnosis = Diagnosis(
-        plan=plan,
-        jobs=jobs,
-        tflops=rate,
-        files=files,
-        weights=published,
-        needs=needs,
-        disks=_disks(plan, files, published, needs),
-        estimate=estimate,
-        work=estimate.work(),
-        gpus=_gpus(),
-    )
+    disks = _disks(plan, files, weights, needs)
+    work = gpu_work(jobs, case_of, rate)
+    diagnosis = Diagnosis(plan, jobs, rate, files, weights, needs, disks, work, _gpus())
     diagnosis.notes += [
-        f"dataset '{name}': size not known, left out" for name in found if name not in sizes
+        f"dataset '{name}': size not known, left out"
+        for name, size in sizes.items()
+        if size is None
     ]
     diagnosis.notes += [
         f"backbone '{name}': no file in {folder}/architectures/, its sizes are left out"
@@ -137,9 +96,6 @@ def examine(plan: Plan, tflops: float | None = None) -> Diagnosis:
 
 def _facts(backbones: Sequence[str], folder: Path) -> dict[str, Facts]:
     """Return the shapes of the backbones that have an architecture file or are made here."""
-    from gapinit.backbones import PRETRAINED
-    from gapinit.backbones.shapes import backbone_facts
-
     found = {}
     for name in backbones:
         family = read_yaml(folder / "backbones" / f"{name}.yaml").get("family")
@@ -152,11 +108,9 @@ def _disks(
     plan: Plan, files: Sequence[File], published: Sequence[Weights], needs: Sequence[Need]
 ) -> list[Disk]:
     """Return what is written to each file system, and what is free there."""
-    from gapinit.workflow.doctor.sources import hub_cache
-
     places = [
         *((Path(plan.config.data), _to_write(file)) for file in files),
-        *((hub_cache(), one.bytes or 0) for one in published if one.state == "to fetch"),
+        *((sources.hub_cache(), one.bytes or 0) for one in published if one.state == "to fetch"),
         *((Path(plan.config.results), 0 if need.there else need.bytes) for need in needs),
     ]
     totals: dict[int, int] = {}
@@ -191,8 +145,6 @@ def _gpus() -> list[Gpu]:
 
 def _find_missing(found: Diagnosis) -> None:
     """Add what stands in the way, and what is worth knowing, to a diagnosis."""
-    from gapinit.workflow.doctor.sources import hub_token, offline
-
     missing, notes = found.missing, found.notes
     published = [one for one in found.weights if one.state != "made here"]
     if published and not found.gpus:
@@ -216,21 +168,15 @@ def _find_missing(found: Diagnosis) -> None:
         if one.state == "no folder":
             missing.append(f"backbone '{one.backbone}': its 'folder' holds no config.json")
     for one in fetched:
-        if one.gated and not hub_token():
+        if one.gated and not sources.hub_token():
             missing.append(
                 f"token: {one.repository} is behind the licence '{one.licence}': accept it on the "
                 "hub, then set HF_TOKEN or run `hf auth login`"
             )
-    if fetched and offline():
+    if fetched and sources.offline():
         notes.append("HF_HUB_OFFLINE is set: the workflow fetches weights all the same")
     if found.jobs.predictions:
-        _find_java(missing)
-
-
-def _find_java(missing: list[str]) -> None:
-    from gapinit.evaluate.metrics.java import find_java
-
-    try:
-        find_java()
-    except GapinitError as error:
-        missing.append(str(error))
+        try:
+            find_java()
+        except GapinitError as error:
+            missing.append(str(error))

@@ -9,21 +9,17 @@ Predictions, scores, logs, tables and figures are left out: they are small besid
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from gapinit.backbones.facts import STATE_BYTES
 from gapinit.config.methods import METHODS
 from gapinit.config.runs import Run
 from gapinit.gap.layers import adapts_vision
 from gapinit.train.trunk.modes import TrunkSize, stored_bytes, trunk_mode
+from gapinit.workflow.doctor.jobs import Case, Jobs
 from gapinit.workflow.plan import Plan
-
-if TYPE_CHECKING:
-    from gapinit.backbones.facts import Facts
-    from gapinit.workflow.doctor.jobs import Jobs
-    from gapinit.workflow.doctor.sizes import Size
 
 STEP_BYTES = 60
 """A line of a step log: loss, gradient, rate, alignment."""
@@ -41,110 +37,74 @@ class Need:
     """Whether it is there already and is not written again."""
 
 
-def disk_needs(
-    plan: Plan, jobs: Jobs, facts: Mapping[str, Facts], sizes: Mapping[str, Size]
-) -> list[Need]:
-    """Return what the stages write whose backbone and dataset have known sizes."""
+def disk_needs(plan: Plan, jobs: Jobs, case_of: Callable[[str, str], Case | None]) -> list[Need]:
+    """Return what the stages write, as far as `case_of(backbone, dataset)` knows the sizes."""
     out = Path(plan.config.results) / plan.config.name
-    pairs = plan.config.calibration.pairs()
     needs = []
 
-    def add(kind: str, name: str, count: float, *paths: Path) -> None:
+    def add(kind: str, name: str, count: int, stem: Path) -> None:
+        shards = getattr(plan.config.shards, kind)
+        parts = [f".{index}-of-{shards}" for index in range(1, shards + 1)] if shards > 1 else [""]
+        paths = [stem.with_name(f"{stem.name}{part}.h5") for part in parts]
         there = all(path.exists() for path in paths)
-        needs.append(Need(kind, name, round(count), paths[0], there))
-
-    def parts(stage: str, stem: Path) -> list[Path]:
-        jobs = getattr(plan.config.shards, stage)
-        names = [f".{index}-of-{jobs}" for index in range(1, jobs + 1)] if jobs > 1 else [""]
-        return [stem.with_name(f"{stem.name}{name}.h5") for name in names]
+        needs.append(Need(kind, name, count, paths[0], there))
 
     for backbone, dataset in jobs.states:
-        if backbone in facts:
-            count = facts[backbone].states_bytes(pairs)
-            paths = parts("states", out / "2_states" / backbone / dataset)
-            add("states", f"{backbone}, {dataset}", count, *paths)
+        case = case_of(backbone, dataset)
+        if case is not None:
+            count = case.facts.states_bytes(plan.config.calibration.pairs())
+            add("states", f"{backbone}, {dataset}", count, out / "2_states" / backbone / dataset)
     for backbone, dataset, layers in jobs.trunks:
-        size = sizes.get(dataset)
-        if backbone in facts and size is not None and size.train is not None:
-            count = trunk_bytes(plan, facts[backbone], backbone, dataset, layers, size)
-            paths = parts("trunk", out / "4_train" / "trunk" / backbone / dataset / layers)
-            add("trunk", f"{backbone}, {dataset}, {layers}", count, *paths)
+        case = case_of(backbone, dataset)
+        if case is not None and case.size is not None and case.size.train is not None:
+            stem = out / "4_train" / "trunk" / backbone / dataset / layers
+            add("trunk", f"{backbone}, {dataset}, {layers}", trunk_bytes(case, layers), stem)
     for backbone, dataset in jobs.features:
-        size = sizes.get(dataset)
-        if backbone in facts and size is not None and size.test is not None:
-            tokens = size.test.images * facts[backbone].image_tokens(size.image)
-            count = tokens * facts[backbone].hidden_size * facts[backbone].value_bytes
-            paths = parts("features", out / "5_evaluate" / "features" / backbone / dataset)
-            add("features", f"{backbone}, {dataset}", count, *paths)
+        case = case_of(backbone, dataset)
+        if case is not None and case.size is not None and case.size.test is not None:
+            tokens = case.test.images * case.facts.image_tokens(case.image)
+            count = tokens * case.facts.hidden_size * case.facts.value_bytes
+            stem = out / "5_evaluate" / "features" / backbone / dataset
+            add("features", f"{backbone}, {dataset}", count, stem)
     for run in jobs.trained:
-        if run.backbone in facts:
-            count = run_bytes(plan, run, facts[run.backbone], sizes.get(run.dataset))
-            add("runs", run.backbone, count, out / "4_train" / "runs" / run.path / "run.json")
+        case = case_of(run.backbone, run.dataset)
+        if case is not None:
+            path = out / "4_train" / "runs" / run.path / "run.json"
+            needs.append(Need("runs", run.backbone, run_bytes(case, run), path, path.exists()))
     return needs
 
 
-def trunk_bytes(
-    plan: Plan, facts: Facts, backbone: str, dataset: str, layers: str, size: Size
-) -> int:
+def trunk_bytes(case: Case, layers: str) -> int:
     """Return the bytes of a trunk: each image's prefix and, above the first layer, each text."""
-    assert size.train is not None
-    training = plan.training_of(backbone)
-    images, texts = size.train.images, size.train.texts
-    first = first_layer(plan, facts, backbone, layers)
-    found = TrunkSize(
+    training, facts = case.plan.config.training_of(case.backbone), case.facts
+    images, texts = case.train.images, case.train.texts
+    size = TrunkSize(
         images=images,
         texts=texts,
-        tokens=texts * text_tokens(plan, facts, backbone, dataset, size),
-        prefix=images * facts.prefix_tokens(size.image),
-        memory=images * facts.memory_tokens(size.image),
+        tokens=texts * case.text_tokens,
+        prefix=images * facts.prefix_tokens(case.image),
+        memory=images * facts.memory_tokens(case.image),
         width=facts.hidden_size,
         value_bytes=stored_bytes(training.trunk_dtype, facts.value_bytes),
         grid_width=facts.backbone.grid_width,
     )
-    return round(found.bytes(trunk_mode(training.trunk, first, vision=adapts_vision(layers))))
+    first = min(case.adapted_layers(layers))
+    return round(size.bytes(trunk_mode(training.trunk, first, vision=adapts_vision(layers))))
 
 
-def text_tokens(plan: Plan, facts: Facts, backbone: str, dataset: str, size: Size) -> int:
-    """Return the tokens of a training text, template included, as cut by the recipe."""
-    assert size.train is not None
-    return facts.template.prompt + min(size.train.tokens, plan.max_tokens(dataset, backbone))
-
-
-def adapted_layers(plan: Plan, facts: Facts, backbone: str, layers: str) -> range:
-    """Return the layers that a strategy adapts.
-
-    GG-Safe's are chosen by what is measured; the last ones stand for them: all layers of a decoder
-    have the same size, and only how many run below the first one differs.
-    """
-    count = facts.num_layers if layers.startswith("all") else plan.layers_of(backbone).num_layers
-    return range(facts.num_layers - count, facts.num_layers)
-
-
-def first_layer(plan: Plan, facts: Facts, backbone: str, layers: str) -> int:
-    """Return the lowest adapted layer."""
-    return min(adapted_layers(plan, facts, backbone, layers))
-
-
-def run_bytes(plan: Plan, run: Run, facts: Facts, size: Size | None) -> int:
+def run_bytes(case: Case, run: Run) -> int:
     """Return the bytes of a run's folder: adapter, what its method saves beside, step log."""
-    from gapinit.backbones.facts import STATE_BYTES
-
     assert run.rank is not None and run.layers is not None
-    layers = adapted_layers(plan, facts, run.backbone, run.layers)
-    applies = METHODS[run.method].applies
+    facts, applies = case.facts, METHODS[run.method].applies
+    layers = case.adapted_layers(run.layers)
     rank = 2 * run.rank if "saved as twice the rank" in applies else run.rank
     total = facts.adapter(layers, rank) * STATE_BYTES
-    matrices = [target for layer in layers for target in facts.targets[layer]]
     if "saved beside the adapter" in applies:
+        matrices = [target for layer in layers for target in facts.targets[layer]]
         total += sum(it.d_out * it.d_in for it in matrices) * facts.value_bytes
-    if size is not None and size.train is not None:
-        lines = steps(plan, run, size.train.texts)
-        total += lines * STEP_BYTES
+    if case.size is not None and case.size.train is not None:
+        recipe = case.plan.config.training_of(run.backbone)
+        batches = -(-case.train.texts // recipe.batch_size)
+        steps = -(-batches // recipe.gradient_accumulation) * (run.epochs or recipe.epochs)
+        total += steps * STEP_BYTES
     return total
-
-
-def steps(plan: Plan, run: Run, texts: int) -> int:
-    """Return the optimiser's steps of a run."""
-    recipe = plan.training_of(run.backbone)
-    batches = -(-texts // recipe.batch_size)
-    return -(-batches // recipe.gradient_accumulation) * (run.epochs or recipe.epochs)

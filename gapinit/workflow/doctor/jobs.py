@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from gapinit.config.runs import Run
 from gapinit.workflow.plan import Plan
+
+if TYPE_CHECKING:
+    from gapinit.backbones.facts import Facts
+    from gapinit.workflow.doctor.sizes import Size, Test, Train
 
 Item = TypeVar("Item")
 
@@ -37,49 +42,82 @@ class Jobs:
         return made + learned + 2 * len(self.predictions)
 
 
+@dataclass(frozen=True)
+class Case:
+    """A backbone with known shapes on a dataset, whose size may be unknown."""
+
+    plan: Plan
+    backbone: str
+    dataset: str
+    facts: Facts
+    size: Size | None
+
+    @property
+    def image(self) -> tuple[int, int]:
+        """Return a typical image's width and height."""
+        assert self.size is not None
+        return self.size.image
+
+    @property
+    def train(self) -> Train:
+        """Return the size of the training split, which is known."""
+        assert self.size is not None and self.size.train is not None
+        return self.size.train
+
+    @property
+    def test(self) -> Test:
+        """Return the size of the evaluation split, which is known."""
+        assert self.size is not None and self.size.test is not None
+        return self.size.test
+
+    @property
+    def text_tokens(self) -> int:
+        """Return the tokens of a training text, template included, as cut by the recipe."""
+        longest = self.plan.max_tokens(self.dataset, self.backbone)
+        return self.facts.template.prompt + min(self.train.tokens, longest)
+
+    def adapted_layers(self, layers: str) -> range:
+        """Return the layers that a strategy adapts.
+
+        GG-Safe chooses by what is measured; the last layers stand for its choice: all layers of a
+        decoder have the same size, and only how many run below the first one differs.
+        """
+        total = self.facts.num_layers
+        chosen = self.plan.config.layers_of(self.backbone).num_layers
+        return range(0 if layers.startswith("all") else total - chosen, total)
+
+
 def plan_jobs(plan: Plan) -> Jobs:
     """Return the jobs that a plan's tables and figures need."""
     trained = plan.trained()
-    calibration = plan.config.calibration
-    default = f"{calibration.source}-{calibration.size}"
-    backbones = list(dict.fromkeys([plan.config.backbone, *(run.backbone for run in plan.runs())]))
     # Layers are chosen, and the figures drawn, from the default gap.
     needing = [plan.config.backbone, *(run.backbone for run in trained)]
-    gaps = [(backbone, default) for backbone in needing]
+    gaps = [(backbone, plan.default_gap) for backbone in needing]
     gaps = _once([*gaps, *((run.backbone, plan.gap_name(run)) for run in trained)])
     predictions = _once(
-        [
-            (run, dataset)
-            for table in plan.rows
-            for run in plan.runs(table)
-            for dataset in plan.evaluated_on(table)
-        ]
+        (run, dataset)
+        for table in plan.rows
+        for run in plan.runs(table)
+        for dataset in plan.evaluated_on(table)
     )
     states = _once(
-        [
-            (backbone, dataset)
-            for backbone, name in gaps
-            for dataset in plan.sources(name.rpartition("-")[0])
-        ]
+        (backbone, dataset)
+        for backbone, name in gaps
+        for dataset in plan.sources(name.rpartition("-")[0])
     )
+    trained_on = [(run, run.dataset) for run in trained]
+    datasets = [dataset for _, dataset in [*states, *trained_on, *predictions]]
     return Jobs(
         states=states,
         gaps=gaps,
-        trunks=_once([(run.backbone, run.dataset, str(run.layers)) for run in trained]),
+        trunks=_once((run.backbone, run.dataset, str(run.layers)) for run in trained),
         trained=trained,
-        features=_once([(run.backbone, dataset) for run, dataset in predictions]),
+        features=_once((run.backbone, dataset) for run, dataset in predictions),
         predictions=predictions,
-        datasets=_once(
-            [
-                plan.in_domain,
-                *(dataset for _, dataset in states),
-                *(run.dataset for run in trained),
-                *(dataset for _, dataset in predictions),
-            ]
-        ),
-        backbones=backbones,
+        datasets=_once([plan.in_domain, *datasets]),
+        backbones=_once([plan.config.backbone, *(run.backbone for run in plan.runs())]),
     )
 
 
-def _once(items: list[Item]) -> list[Item]:
+def _once(items: Iterable[Item]) -> list[Item]:
     return list(dict.fromkeys(items))

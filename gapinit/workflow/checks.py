@@ -1,0 +1,111 @@
+"""What a plan is checked for before any job runs, so that an error message comes at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gapinit.config.configuration import Config
+from gapinit.config.experiments import Experiment
+from gapinit.config.methods import METHODS
+from gapinit.data.scenes.settings import ScenesSettings
+from gapinit.errors import GapinitError
+from gapinit.figures import DRAWN_METRIC
+
+if TYPE_CHECKING:
+    from gapinit.workflow.plan import Plan
+
+Origin = Callable[[Sequence[Any]], str]
+"""Names the file in which a key got its value."""
+_NUM_LAYERS = ("layers", "num_layers")
+
+
+def check_plan(plan: Plan, origin: Origin) -> None:
+    """Raise GapinitError for calibration, figures, layers or datasets that cannot be had."""
+    for name in plan.experiments:
+        _check_calibration(plan, name)
+    for figure, metric in DRAWN_METRIC.items():
+        if figure in plan.config.figures and plan.first_with(metric) is None:
+            raise GapinitError(
+                f"{origin(('figures',))}: key 'figures': '{figure}' draws a table with {metric}, "
+                "which no experiment of this configuration has. Add one or leave the figure out."
+            )
+    _check_layers(plan, origin)
+    _check_datasets(plan)
+
+
+def require_datasets(experiment: Experiment, config: Config, name: str, origin: Origin) -> None:
+    """Refuse an experiment that is trained or scored on what no dataset is configured for."""
+    named = config.datasets.named()
+    for part in (experiment.train, *experiment.parts()):
+        if part not in named:
+            raise GapinitError(
+                f"{origin(('datasets', part))}: key 'datasets.{part}': no dataset is configured "
+                f"for this part, which experiment '{name}' needs. Name one or leave that out."
+            )
+
+
+def _check_layers(plan: Plan, origin: Origin) -> None:
+    """Refuse more layers than a backbone has, where its file says how many those are."""
+    for name in dict.fromkeys([plan.config.backbone, *(run.backbone for run in plan.runs())]):
+        layers, recipe = plan.config.layers_of(name), plan.config.recipe_of(name)
+        available = recipe.decoder_layers
+        if available is None or layers.num_layers + layers.exclude_bottom <= available:
+            continue
+        own = recipe.layers is not None
+        place = plan.folder / "backbones" / f"{name}.yaml" if own else origin(_NUM_LAYERS)
+        raise GapinitError(
+            f"{place}: key '{'.'.join(_NUM_LAYERS)}': {layers.num_layers} layers, but backbone "
+            f"'{name}' has {available}, of which exclude_bottom takes away {layers.exclude_bottom}"
+        )
+
+
+def _check_calibration(plan: Plan, name: str) -> None:
+    """Refuse sizes that no extraction covers and sources that have no dataset."""
+    largest = plan.config.calibration.pairs() - plan.config.calibration.heldout
+    for run in plan.runs(name):
+        if not METHODS[run.method].uses_gap:
+            continue
+        plan.sources(run.calibration or "in-domain")
+        if (run.calibration_size or 0) > largest:
+            raise GapinitError(
+                f"experiment '{name}': calibration size {run.calibration_size} is above the "
+                f"largest one extracted, {largest}: add it to calibration.sizes"
+            )
+
+
+def _check_datasets(plan: Plan) -> None:
+    """Refuse a calibration larger than the data, and a local folder that cannot be read.
+
+    A folder whose own manifest exists was checked when that was made; any other is read here,
+    so that a wrong one is told before a single job runs. What is yet to be retrieved is not there
+    to be read.
+    """
+    from gapinit.data.check import require_pairs
+    from gapinit.data.folder import read_folder
+    from gapinit.data.manifest import read_manifest
+
+    runs = [run for run in plan.runs() if METHODS[run.method].uses_gap]
+    sources = {name for run in runs for name in plan.sources(run.calibration or "in-domain")}
+    count = plan.config.calibration.pairs()
+    for name in sorted({plan.in_domain, *sources}):
+        settings = plan.datasets[name]
+        if isinstance(settings, ScenesSettings):
+            found = settings.images.train + settings.images.restval
+            if count > found:
+                raise GapinitError(
+                    f"dataset '{name}': calibration needs {count} image-caption pairs (largest "
+                    f"size and held-out sample), found {found} images in the split 'train'. "
+                    "Lower calibration.sizes, calibration.size or calibration.heldout."
+                )
+            continue
+        made = Path(plan.config.results) / "1_data" / name / "manifest.json"
+        root, annotations = plan.local_paths(name)
+        manifest = read_manifest(made) if made.is_file() else None
+        if not plan.retrieved(name):
+            plan.annotation_files(name)  # a missing one is told here, not from inside a rule
+            if manifest is None or manifest.root.resolve() != root.resolve():
+                manifest = read_folder(settings, root, annotations)
+        if manifest is not None:
+            require_pairs(manifest, "train", count)
