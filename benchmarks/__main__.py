@@ -24,7 +24,6 @@ PROGRAMS = (
     "memory",
     "snakemake_start",
     "startup",
-    "stacked_runs",
 )
 FOLDER = Path(__file__).parent
 # As in the Snakefile: keeping freed memory is much faster than a fresh mapping for each tensor.

@@ -71,13 +71,12 @@ for SEEDS, ROWS in PLAN.chunks().items():
             row="|".join(map(re.escape, ROWS)),
         conda:
             "../envs/gapinit.yaml"
-        threads: training_setting("num_processes")
         resources:
             expected_s=5 + 13 * len(SEEDS),
             mem_mb=backbone_memory(3000),
             gpu_mem_mb=resource("gpu_mem_mb"),
             runtime=runtime_of(480, len(SEEDS)),
-            gpu=training_setting("num_processes"),
+            gpu=1,
         params:
             trunk=lambda wildcards, input: [f"--trunk={path}" for path in trunk_of(wildcards)],
             runs=train_options,

@@ -167,19 +167,17 @@ def grouping_option(wildcards):
 
 
 def train_options(wildcards, output):
-    """The runs of a job and their folders, how often it is saved, and by how many processes.
+    """The runs of a job, their folders, and how often a checkpoint is written, as options.
 
-    As options of the command, worked out from the outputs: params of that kind are no reason to
-    train again, and neither what else a job trains nor its checkpoints or processes change a number.
+    Derived from the outputs, so that Snakemake does not retrain when they change; none of them
+    affects the numbers.
     """
     folders = [Path(record).parent for record in output.run]
     training = PLAN.config.training_of(backbone_name(wildcards))
-    processes = training.num_processes
-    shared = [f"--num-processes={processes}"] if processes > 1 else []
     options = [
         ["--run", str(folder.relative_to(RUNS)), "--output", str(folder)] for folder in folders
     ]
-    return [*sum(options, []), f"--checkpoint-steps={training.checkpoint_steps}", *shared]
+    return [*sum(options, []), f"--checkpoint-steps={training.checkpoint_steps}"]
 
 
 def layers_of(wildcards):

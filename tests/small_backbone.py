@@ -131,7 +131,6 @@ class SmallWorld:
         self,
         goals: dict[Path, Run],
         strategy: str = "naive",
-        together: str = "auto",
         **changes: Any,
     ) -> None:
         """Train runs in one process, each into its folder; `changes` as of `train`."""
@@ -145,7 +144,6 @@ class SmallWorld:
             list(goals),
             recipe=Training(**{"batch_size": 24} | changes),
             lora=Lora(**lora),
-            together=together,
         )
 
 

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -213,18 +214,32 @@ def test_the_last_step_of_an_epoch_is_the_mean_of_its_fewer_batches(
     assert [row["loss"] for row in rows] == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("method", ["gap-init", "lora-gaussian", "pissa", "random-b"])
-def test_the_same_seed_gives_the_same_bits(world: SmallWorld, method: str, tmp_path: Path) -> None:
-    files = ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "steps.csv")
-    for name, seed in (("one", 42), ("two", 42), ("other", 43)):
-        torch.manual_seed(len(name))  # whatever ran before
-        world.train(tmp_path / name, method, seed=seed)
-    for file in files:
-        one, two, other = (
-            (tmp_path / name / file).read_bytes() for name in ("one", "two", "other")
-        )
-        assert one == two
-        assert (one != other) == (file != files[1])
+def test_runs_of_one_process_end_as_each_alone(world: SmallWorld, tmp_path: Path) -> None:
+    """Bit for bit: nothing of one run is left in the model that the next one gets."""
+    kinds = [("gap-init", 42), *((name, 42) for name in CHANGE_BASE), ("gap-init", 43)]
+    runs = [world.run(name, "naive", {"rank": 2, "seed": seed}) for name, seed in kinds]
+    world.train_all({tmp_path / f"shared{i}": run for i, run in enumerate(runs)}, dropout=0.3)
+    files = ("adapter/adapter_model.safetensors", "steps.csv", "run.json")
+    for i, run in enumerate(runs):
+        torch.manual_seed(99)  # whatever ran before
+        world.train_all({tmp_path / f"alone{i}": run}, dropout=0.3)
+        for file in files:
+            one, two = (tmp_path / f"{name}{i}" / file for name in ("shared", "alone"))
+            assert one.read_bytes() == two.read_bytes(), (run.method, file)
+
+
+def test_runs_that_cannot_share_a_process(world: SmallWorld, tmp_path: Path) -> None:
+    one, two = (world.run("random-b", "naive", {"seed": seed}) for seed in (1, 2))
+    other = replace(one, backbone="other")
+    with pytest.raises(GapinitError, match=r"has the backbone 'other', run .* has 'tiny'"):
+        world.train_all({tmp_path / "a": one, tmp_path / "b": other})
+    with pytest.raises(GapinitError, match=r"has the layers 'all', run .* has 'naive'"):
+        world.train_all({tmp_path / "a": one, tmp_path / "b": replace(one, layers="all")})
+    with pytest.raises(GapinitError, match="--run: the same one is given twice"):
+        world.train_all({tmp_path / "a": one, tmp_path / "b": one})
+    with pytest.raises(GapinitError, match="--output: the same one is given twice"):
+        world.train_all({tmp_path / "a": one, tmp_path / "x/../a": two})
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("method", [name for name in TRAINED if name not in CHANGE_BASE])
@@ -429,12 +444,12 @@ def test_half_precision(world: SmallWorld, tmp_path: Path) -> None:
 def test_no_stage_prints_what_a_user_cannot_act_on(world: SmallWorld, tmp_path: Path) -> None:
     program = f"""
 from pathlib import Path
-from gapinit.config import Lora, Training
-from gapinit.predict import extract_features, predict
-from gapinit.runs import Run
-from gapinit.states import extract_states
-from gapinit.train import train_run
-from gapinit.trunk import extract_trunk
+from gapinit.config.configuration import Lora, Training
+from gapinit.config.runs import Run
+from gapinit.evaluate.predict import extract_features, predict
+from gapinit.states.states import extract_states
+from gapinit.train.train import train_run
+from gapinit.train.trunk.write import extract_trunk
 world, out = Path({str(world.root)!r}), Path({str(tmp_path)!r})
 backbone, manifest, layers = world / "backbone", world / "data/manifest.json", world / "layers.json"
 extract_states(backbone, manifest, out / "states.h5", pairs=4, seed=0)

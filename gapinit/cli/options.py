@@ -83,16 +83,3 @@ def _existing_device(name: str) -> str:
                 f"--device {name}: PyTorch {torch.__version__} sees {there} here. Take --device cpu"
             )
     return name
-
-
-def without_options(arguments: Sequence[str], *names: str) -> list[str]:
-    """Return a command line without some of its options and their values."""
-    kept, skip = [], False
-    for argument in arguments:
-        if skip:
-            skip = False
-        elif argument in names:
-            skip = True
-        elif argument.partition("=")[0] not in names:
-            kept.append(argument)
-    return kept

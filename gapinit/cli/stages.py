@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +16,6 @@ from gapinit.cli.options import (
     Split,
     choice,
     device_name,
-    without_options,
 )
 
 app = typer.Typer()
@@ -194,16 +192,9 @@ def train(
     group_by_length: Annotated[
         bool, typer.Option(help="Batches of captions of like length: less padding.")
     ] = False,
-    together: Annotated[
-        str, typer.Option(help="Runs in one pass: always, never, or auto: where it is faster.")
-    ] = "auto",
     checkpoint_steps: Annotated[
         int, typer.Option(help="Steps between checkpoints, 0: none. A killed call resumes.", min=0)
     ] = 200,
-    num_processes: Annotated[
-        int,
-        typer.Option(help="Train on several GPUs (or CPU processes), each batch divided.", min=1),
-    ] = 1,
     device: Device = "auto",
 ) -> None:
     """Train runs on the trunk: for each its adapter folder, step log and run.json."""
@@ -223,31 +214,12 @@ def train(
         "gradient_accumulation": gradient_accumulation,
         "group_by_length": group_by_length,
         "checkpoint_steps": checkpoint_steps,
-        "num_processes": num_processes,
     }
     checked = check_settings(recipe, Training, origin)
     lora = check_settings({"alpha_per_rank": alpha_per_rank, "dropout": dropout}, Lora, origin)
-
-    together = choice(together, "together", ("auto", "always", "never"))
-    from gapinit.train.launch import launch, reported, require_enough_samples
-
-    require_enough_samples(batch_size, num_processes)
-    if num_processes > 1:
-        own = ("--num-processes", "--device", "--log-file")
-        return launch(without_options(sys.argv[1:], *own), num_processes, device)
     device = device_name(device)
-    with reported():
-        from gapinit.train.train import train_runs
+    from gapinit.train.train import train_runs
 
-        train_runs(
-            chosen,
-            backbone,
-            trunk,
-            layers,
-            gap,
-            output,
-            recipe=checked,
-            lora=lora,
-            device=device,
-            together=together,
-        )
+    train_runs(
+        chosen, backbone, trunk, layers, gap, output, recipe=checked, lora=lora, device=device
+    )

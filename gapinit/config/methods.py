@@ -31,9 +31,6 @@ class Method:
     """Data that its initial weights are made from."""
     applies: str = "any rank"
     """Where it applies."""
-    plain: bool = False
-    """Whether it is LoRA of one rank on the unchanged base: then several runs of it can be trained
-    in one pass (`gapinit.train.together`)."""
 
 
 _WIDTH = "any rank; modules that read or write the hidden width"
@@ -51,14 +48,12 @@ METHODS: dict[str, Method] = {
             "Standard LoRA (Gaussian A)",
             "lora_gaussian",
             source="Hu et al. 2022; the paper's baseline (Table 13)",
-            plain=True,
         ),
         Method(
             "lora-kaiming",
             "LoRA (PEFT default, Kaiming A)",
             "lora_kaiming",
             source="Hu et al. 2022 as in PEFT's default initialisation",
-            plain=True,
         ),
         Method("pissa", "PiSSA", "pissa", source="Meng et al. 2024", applies=_CHANGES_BASE),
         Method(
@@ -99,7 +94,6 @@ METHODS: dict[str, Method] = {
             even_rank=True,
             source="PEFT, after Datta 2024",
             applies="even rank",
-            plain=True,
         ),
         Method(
             "corda",
@@ -122,7 +116,6 @@ METHODS: dict[str, Method] = {
             "MiCA (minor singular directions)",
             "mica",
             source="MiCA, arXiv:2604.01694; A = 0, B frozen",
-            plain=True,
         ),
         Method(
             "gap-init",
@@ -133,14 +126,12 @@ METHODS: dict[str, Method] = {
             source="When Is Rank-1 Enough?, Algorithm 1",
             needs="calibration pairs",
             applies=_WIDTH,
-            plain=True,
         ),
         Method(
             "random-b",
             "Random B, zero A",
             "random_b",
             source="control: Gap-Init's zeroed matrix without the gap",
-            plain=True,
         ),
         Method(
             "orthogonal-to-gap",
@@ -150,7 +141,6 @@ METHODS: dict[str, Method] = {
             source="control: a random B with the gap projected out",
             needs="calibration pairs",
             applies=_WIDTH,
-            plain=True,
         ),
         Method(
             "text-mean",
@@ -160,7 +150,6 @@ METHODS: dict[str, Method] = {
             source="control: one of the gap's two ends",
             needs="calibration pairs",
             applies=_WIDTH,
-            plain=True,
         ),
         Method(
             "vision-mean",
@@ -170,7 +159,6 @@ METHODS: dict[str, Method] = {
             source="control: the gap's other end",
             needs="calibration pairs",
             applies=_WIDTH,
-            plain=True,
         ),
         Method(
             "gradient",
@@ -178,7 +166,6 @@ METHODS: dict[str, Method] = {
             "gradient",
             source="control: the best possible first step",
             needs="training batches",
-            plain=True,
         ),
         Method(
             "gap-other-layer",
@@ -188,7 +175,6 @@ METHODS: dict[str, Method] = {
             source="control: a gap, but not this layer's",
             needs="calibration pairs",
             applies=_WIDTH,
-            plain=True,
         ),
         Method(
             "gap-module",
@@ -196,7 +182,6 @@ METHODS: dict[str, Method] = {
             "gap_module",
             source="Gap-Init with `coordinates: module`",
             needs="training batches",
-            plain=True,
         ),
         Method(
             "gap-init-frozen-b",
@@ -207,14 +192,12 @@ METHODS: dict[str, Method] = {
             source="control: the direction alone, never corrected",
             needs="calibration pairs",
             applies=_WIDTH,
-            plain=True,
         ),
         Method(
             "random-b-frozen-b",
             "Random B, zero A, B frozen",
             "random_b_frozen_b",
             source="control: a random direction, never corrected",
-            plain=True,
         ),
     )
 }

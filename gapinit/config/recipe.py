@@ -42,8 +42,6 @@ class Training(Settings):
     """How many seeds of a row one process trains; changes no number."""
     checkpoint_steps: Annotated[int, Field(ge=0)] = 200
     """Steps between checkpoints, 0: none; changes no number."""
-    num_processes: Positive = 1
-    """How many processes, a GPU each, share a training; losses are those of one process."""
 
 
 class Decoding(Settings):

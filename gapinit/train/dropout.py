@@ -1,8 +1,6 @@
-"""Dropout of adapters whose masks are a run's own, whatever else the process draws."""
+"""Dropout of adapters that draws its masks from a generator of the run alone."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from peft import PeftModel
@@ -15,19 +13,13 @@ from gapinit.backbones.padding_free import layout_of
 _OFFSET = 1_000_003
 
 
-def mask_generator(seed: int, device: torch.device, rank: int = 0) -> torch.Generator:
-    """Return the generator that a run's dropout masks are drawn from, on one of its processes."""
-    return torch.Generator(device).manual_seed(seed + (rank + 1) * _OFFSET)
-
-
-def draw_mask(like: Tensor, shape: Sequence[int], p: float, generator: torch.Generator) -> Tensor:
-    """Return zeros with probability p and else 1 / (1 - p), in the dtype and place of `like`."""
-    mask = torch.empty(shape, dtype=like.dtype, device=like.device)
-    return mask.bernoulli_(1 - p, generator=generator).div_(1 - p)
+def mask_generator(seed: int, device: torch.device) -> torch.Generator:
+    """Return the generator that a run's dropout masks are drawn from."""
+    return torch.Generator(device).manual_seed(seed + _OFFSET)
 
 
 class RunDropout(nn.Module):
-    """Dropout that draws from a run's own generator: alone or beside others, the same masks."""
+    """Dropout that draws from a run's own generator: other runs of the process change no mask."""
 
     def __init__(self, p: float, generator: torch.Generator) -> None:
         super().__init__()
@@ -39,12 +31,11 @@ class RunDropout(nn.Module):
         if not self.training:
             return states
         layout = layout_of(states)
-        if layout is None:
-            return states * draw_mask(states, states.shape, self.p, self._generator)
-        # Of padded sequences, as when several runs share a pass.
-        shape = (*layout.valid.shape, states.shape[-1])
-        mask = layout.flat(draw_mask(states, shape, self.p, self._generator))
-        return states * mask.view_as(states)
+        # Drawn for padded sequences: then a mask does not depend on how padding is left out.
+        shape = states.shape if layout is None else (*layout.valid.shape, states.shape[-1])
+        mask = torch.empty(shape, dtype=states.dtype, device=states.device)
+        mask = mask.bernoulli_(1 - self.p, generator=self._generator).div_(1 - self.p)
+        return states * (mask if layout is None else layout.flat(mask).view_as(states))
 
 
 def use_own_dropout(model: PeftModel, generator: torch.Generator) -> None:

@@ -1,4 +1,4 @@
-"""The runs of one pass: their adapters are made one after another and then trained together."""
+"""One run of a process: its adapter is made, trained and written."""
 
 from __future__ import annotations
 
@@ -6,31 +6,27 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
-from torch import Tensor
 from transformers import set_seed
 
 from gapinit.adapters.files import save_adapter
-from gapinit.adapters.lora import ADAPTER, alignment, gap_share, lora_layers, module_directions
+from gapinit.adapters.lora import alignment, gap_share, lora_layers, module_directions
 from gapinit.adapters.methods.setup import Adapted, Setup, adapt
 from gapinit.artifacts.artifacts import atomic_folder, package_versions, write_json
-from gapinit.artifacts.checkpoints import seal
+from gapinit.artifacts.checkpoints import checkpoints_of, seal
 from gapinit.gap.layers import adapts_vision
-from gapinit.train.batch_order import Order, Orders
+from gapinit.train.batch_order import Order
 from gapinit.train.dropout import mask_generator, use_own_dropout
-from gapinit.train.job import Goal, Job, shared_checkpoints
-from gapinit.train.loop import RunsTrainer
-from gapinit.train.processes import is_main, process
+from gapinit.train.job import Goal, Job
+from gapinit.train.loop import RunTrainer
 from gapinit.train.step_log import StepLog
 from gapinit.train.tail_module import Tail
-from gapinit.train.together import StackedTail, Weights, weights_of
 from gapinit.train.trainer_arguments import training_arguments
 
 if TYPE_CHECKING:
@@ -43,7 +39,6 @@ class Prepared:
 
     goal: Goal
     adapted: Adapted
-    weights: Mapping[str, Weights]
     order: Order
     log: StepLog
     alpha: float
@@ -52,45 +47,45 @@ class Prepared:
     trainable_parameters: int
 
 
-def train_group(model: Backbone, job: Job, goals: list[Goal]) -> list[str]:
-    """Train runs in one pass and put each where it waits for the others of its process.
+def train_one(model: Backbone, job: Job, goal: Goal) -> None:
+    """Train a run and put its files where they wait for the other runs of the process.
 
-    Returns what went wrong with some of them. The backbone is left as it was.
+    The backbone is left as it was. Raises GapinitError for a loss that is not finite.
     """
     began = time.monotonic()
-    prepared: list[Prepared] = []
     with _unchanged(model, job.layers), tempfile.TemporaryDirectory() as scratch:
-        for goal in goals:
-            if prepared:
-                _take_off(prepared[-1].adapted.model)
-            prepared.append(_prepare(goal, model, job))
-        last = prepared[-1].adapted
-        before = Path(scratch) / "before-training" if last.converts else None
+        arguments = training_arguments(job.recipe, goal.run, Path(scratch), job.device)
+        one = _prepare(goal, model, job, Order(job.trunk, arguments))
+        peft = one.adapted.model
+        before = Path(scratch) / "before-training" if one.adapted.converts else None
         if before is not None:
-            save_adapter(last.model, before)
-        if len(goals) > 1:
-            give = _train_stacked(model, job, prepared, Path(scratch))
-        else:
-            give = _train_alone(model, job, prepared[0], Path(scratch))
-        for index, one in enumerate(prepared):
-            if one.log.failed is not None or not is_main():
-                continue
-            give(index)
-            with atomic_folder(one.goal.place) as folder:
-                save_adapter(last.model, folder / "adapter", before, with_base=last.saves_base)
-                one.log.write(folder / "steps.csv")
-                write_json(folder / "run.json", _record(one, job))
-                write_json(folder / "process.json", _process(goals, began))
-                seal(folder, one.goal.identity)
-        _take_off(last.model)
-    return [one.log.failed for one in prepared if one.log.failed is not None]
+            save_adapter(peft, before)
+        generator = mask_generator(arguments.seed, model.device)
+        use_own_dropout(peft, generator)
+        trainer = RunTrainer(
+            Tail(peft, model),
+            one.order,
+            one.log,
+            arguments,
+            generator=generator,
+            checkpoints=checkpoints_of(goal.output, goal.identity),
+            identity=goal.identity,
+        )
+        trainer.run()
+        with atomic_folder(goal.place) as folder:
+            save_adapter(peft, folder / "adapter", before, with_base=one.adapted.saves_base)
+            one.log.write(folder / "steps.csv")
+            write_json(folder / "run.json", _record(one, job))
+            write_json(folder / "process.json", _process(began))
+            seal(folder, goal.identity)
+        base: Any = peft.base_model
+        base.unload()  # weights that a method changed stay changed
 
 
-def _prepare(goal: Goal, model: Backbone, job: Job) -> Prepared:
-    """Put a run's adapter on the backbone, and measure what it starts from."""
+def _prepare(goal: Goal, model: Backbone, job: Job, order: Order) -> Prepared:
+    """Put a run's adapter on the backbone, and measure its initial state."""
     run = goal.run
     assert run.seed is not None and run.rank is not None, "train_runs lets no other run come here"
-    order = Order(job.trunk, job.recipe, run, job.device)
     set_seed(run.seed)
     setup = Setup(
         backbone=model,
@@ -116,89 +111,18 @@ def _prepare(goal: Goal, model: Backbone, job: Job) -> Prepared:
     adapted = adapt(run.method, setup)
     heldout = job.gap.heldout_gap if job.gap.heldout_gap is not None else job.gap.gap
     check = module_directions(adapted.model, torch.from_numpy(heldout), only=decoder)
+    directions = module_directions(adapted.model, setup.gap, only=decoder)
     parameters = adapted.model.parameters()
     return Prepared(
         goal=goal,
         adapted=adapted,
-        weights=weights_of(adapted.model),
         order=order,
-        log=StepLog(run.path, module_directions(adapted.model, setup.gap, only=decoder)),
+        log=StepLog(run.path, lora_layers(adapted.model), directions),
         alpha=setup.alpha,
         alignment_at_init=alignment(adapted.model, check),
         gradient_share=share,
         trainable_parameters=sum(one.numel() for one in parameters if one.requires_grad),
     )
-
-
-def _train_alone(model: Backbone, job: Job, one: Prepared, scratch: Path) -> Any:
-    """Train one run in PEFT's own modules; return what `give` of a stack is: nothing is left."""
-    peft = one.adapted.model
-    generator = mask_generator(one.goal.run.seed or 0, model.device, process()[0])
-    use_own_dropout(peft, generator)
-    layers = lora_layers(peft)
-
-    def columns() -> list[dict[str, Tensor]]:
-        return [{name: it.lora_B[ADAPTER].weight.detach()[:, 0] for name, it in layers.items()}]
-
-    _fit(job, [one], Tail(peft, model), columns, [generator], scratch)
-    return lambda index: None
-
-
-def _train_stacked(model: Backbone, job: Job, prepared: list[Prepared], scratch: Path) -> Any:
-    """Train runs on one batch of all; return what gives PEFT's modules the weights of a run."""
-    rank = process()[0]
-    generators = [mask_generator(it.goal.run.seed or 0, model.device, rank) for it in prepared]
-    weights = [one.weights for one in prepared]
-    tail = StackedTail(prepared[-1].adapted.model, model, weights, generators)
-
-    def columns() -> list[dict[str, Tensor]]:
-        found = tail.columns()
-        return [{name: it[run] for name, it in found.items()} for run in range(len(prepared))]
-
-    try:
-        _fit(job, prepared, tail, columns, generators, scratch)
-    finally:
-        tail.finish()
-    return tail.give
-
-
-def _fit(
-    job: Job,
-    prepared: list[Prepared],
-    tail: Tail,
-    columns: Any,
-    generators: list[torch.Generator],
-    scratch: Path,
-) -> None:
-    """Run the training loop to its end, or on from the last checkpoint."""
-    checkpoints, identity = shared_checkpoints([one.goal for one in prepared])
-    steps = job.recipe.checkpoint_steps
-    arguments = training_arguments(
-        job.recipe,
-        prepared[0].goal.run,
-        scratch,
-        job.device,
-        per_device_train_batch_size=1,  # an item is the batches of all runs
-        save_strategy="steps" if steps else "no",
-        save_steps=steps or 1,
-    )
-    trainer = RunsTrainer(
-        tail,
-        Orders(job.trunk, [one.order for one in prepared]),
-        [one.log for one in prepared],
-        columns,
-        arguments,
-        generators=generators,
-        checkpoints=checkpoints,
-        identity=identity,
-    )
-    trainer.run()
-
-
-def _take_off(model: PeftModel) -> None:
-    """Leave the backbone without the adapter; weights that a method changed stay changed."""
-    base: Any = model.base_model
-    base.unload()
 
 
 @contextmanager
@@ -232,13 +156,11 @@ def _record(one: Prepared, job: Job) -> dict[str, Any]:
     }
 
 
-def _process(goals: list[Goal], began: float) -> dict[str, Any]:
-    """Return what `process.json` says: how the run was made, which no number depends on."""
+def _process(began: float) -> dict[str, Any]:
+    """Return what `process.json` says: how the run was made; none of it affects the numbers."""
     return {
-        "seconds": (time.monotonic() - began) / len(goals),
+        "seconds": time.monotonic() - began,
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "threads": torch.get_num_threads(),
-        "processes": process()[1],
         "command": sys.argv[1:],
-        "in_one_pass": [goal.run.path for goal in goals],
     }

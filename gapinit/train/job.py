@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gapinit.artifacts.artifacts import digest, package_versions
-from gapinit.artifacts.checkpoints import checkpoints_of, place_of, sealed
+from gapinit.artifacts.checkpoints import place_of, sealed
 from gapinit.config.versions import VERSIONS
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gapinit.train.trunk.write import Trunk
 
 
-_HOW = {"seeds_per_job", "checkpoint_steps", "num_processes"}
+_HOW = {"seeds_per_job", "checkpoint_steps"}
 """Keys of a recipe that say how a run is trained and change no number."""
 
 
@@ -34,8 +34,6 @@ class Job:
     device: str
     inputs: Mapping[str, Any]
     """Digests of what is trained from, as `run.json` gives them."""
-    processes: int = 1
-    """How many share the training of a run."""
 
     def recipe_of(self, run: Run) -> dict[str, Any]:
         """Return a run's recipe as `run.json` gives it: what changes numbers."""
@@ -72,8 +70,6 @@ class Goal:
             "packages": package_versions(),
             "device": job.device,
         }
-        if job.processes > 1:  # their dropout, and what a checkpoint keeps of it, is their own
-            decisive["processes"] = job.processes
         return cls(run, output, digest(decisive))
 
     @property
@@ -85,9 +81,3 @@ class Goal:
     def done(self) -> bool:
         """Return whether it waits there already, whole."""
         return sealed(self.place, self.identity)
-
-
-def shared_checkpoints(goals: list[Goal]) -> tuple[Path, str]:
-    """Return where checkpoints of runs in one pass lie, and what they belong to."""
-    identity = digest([goal.identity for goal in goals])
-    return checkpoints_of(goals[0].output, identity), identity

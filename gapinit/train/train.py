@@ -2,8 +2,8 @@
 
 The tail is the backbone's own decoder above the frozen part, fed with cached states. Loss and
 gradients are those of the whole model; only the work that no run changes is left out. Runs that
-share backbone, trunk and layers share a process, and where that is faster a pass, too
-(`gapinit.train.together`): each ends as it does when it is trained alone.
+share backbone, trunk and layers share a process, which loads the model once and trains one after
+another: each ends as it does when it is trained alone.
 """
 
 from __future__ import annotations
@@ -22,10 +22,8 @@ from gapinit.config.runs import Run
 from gapinit.errors import GapinitError
 from gapinit.gap.gap_file import read_gap
 from gapinit.gap.layers import adapts_vision, read_layers
-from gapinit.train.group import train_group
+from gapinit.train.group import train_one
 from gapinit.train.job import Goal, Job
-from gapinit.train.processes import is_main, leave_group, own_device, process
-from gapinit.train.together import groups
 from gapinit.train.trunk.write import Trunk, read_trunk
 
 
@@ -58,19 +56,17 @@ def train_runs(
     recipe: Training,
     lora: Lora,
     device: str = "cpu",
-    together: str = "auto",
 ) -> None:
     """Train runs that share backbone, trunk, layers and gap file, each into its own folder.
 
     An output holds `adapter/`, `steps.csv`, `run.json` and, apart from what is the same again for
     the same run, `process.json`. `gap` gives the direction to methods that use one, and to every
-    run the direction against which its step log measures B. `together`: which runs are trained in
-    one pass, `auto`, `always` or `never` (see `gapinit.train.together`).
+    run the direction against which its step log measures B.
 
-    Runs that are done, and a checkpoint of the others every `recipe.checkpoint_steps` steps, are
-    kept beside the outputs until all are done: after a kill the same call goes on from there and
-    ends in the same files. Raises GapinitError for inputs that do not belong together, and for a
-    loss that is not finite, with run and step: the other runs are trained to their end before.
+    Runs that are done, and a checkpoint of the current one every `recipe.checkpoint_steps` steps,
+    are kept beside the outputs until all are done: after a kill the same call resumes from there
+    and ends in the same files. Raises GapinitError for inputs that do not belong together, and for
+    a loss that is not finite, with run and step.
     """
     goals_of = _require_one_trunk(runs, outputs)
     chosen = read_layers(layers, str(runs[0].layers))
@@ -85,26 +81,18 @@ def train_runs(
         "layers": sha256(layers),
         "gap": sha256(gap),
     }
-    job = Job(cached, chosen, directions, recipe, lora, device, inputs, process()[1])
+    job = Job(cached, chosen, directions, recipe, lora, device, inputs)
     goals = [Goal.of(run, output, job) for run, output in goals_of]
     left = [goal for goal in goals if not goal.done]
-    failures: list[str] = []
     if left:
-        job = replace(job, device=own_device(device))
-        model = load_backbone(backbone, job.device)
+        model = load_backbone(backbone, device)
         job = replace(job, trunk=cached.prepare(model))
-        for group in groups([goal.run for goal in left], model, together, lora.dropout):
-            failures += train_group(model, job, [left[place] for place in group])
-        leave_group()
-    if is_main():
-        for goal in goals:
-            if goal.place.is_dir():
-                publish(goal.place, goal.output)
-    if failures:
-        raise GapinitError("; ".join(failures))
-    if is_main():
-        for goal in goals:
-            clear(goal.output)
+        for goal in left:
+            train_one(model, job, goal)
+    for goal in goals:
+        publish(goal.place, goal.output)
+    for goal in goals:
+        clear(goal.output)
 
 
 def _require_one_trunk(runs: Sequence[Run], outputs: Sequence[Path]) -> list[tuple[Run, Path]]:
