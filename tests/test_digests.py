@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -38,48 +39,43 @@ def hdf5(path: Path) -> None:
         file["vision"] = [[1.5, 2.5], [3.5, 4.5]]
 
 
-def test_every_byte_of_an_hdf5_file_counts(tmp_path: Path) -> None:
+def test_every_byte_of_a_file_counts(tmp_path: Path) -> None:
     path = tmp_path / "states.h5"
     hdf5(path)
     good = path.read_bytes()
-    with open_hdf5(path, "states") as file:
-        assert file["vision"][1, 1] == 4.5
+    assert digests.sha256(path) == hashlib.sha256(good).hexdigest()
     draw = random.Random(0)
-    for place in [*draw.sample(range(len(good)), 150), len(good) - 1]:
+    for place in [*draw.sample(range(len(good)), 20), len(good) - 1]:
         flip(path, place)
-        with pytest.raises(GapinitError, match=r"states\.h5: "), open_hdf5(path, "states"):
-            pass
+        with pytest.raises(GapinitError, match=r"states\.h5: altered since"):
+            digests.require_unaltered(path)
         path.write_bytes(good)
-    with open_hdf5(path, "states") as file:
-        assert file["vision"][0, 0] == 1.5
+    path.write_bytes(good[:-1])
+    with pytest.raises(GapinitError, match=r"states\.h5: altered"), open_hdf5(path, "states"):
+        pass
 
 
 def test_json_is_checked_where_it_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "layers.json"
+    path, other = tmp_path / "layers.json", tmp_path / "other.json"
     write_json(path, {"naive": [3, 4]})
-    path.write_text(path.read_text().replace("3", "2"))
+    write_json(other, {"naive": [2, 4]})
+    path.write_bytes(other.read_bytes())
     with pytest.raises(GapinitError, match=r"layers.json: altered .* delete \.layers.json.sha"):
         read_json(path)
     digests.digest_file(path).unlink()
     assert read_json(path) == {"naive": [2, 4]}
 
 
-def test_a_file_swapped_for_another_of_the_same_kind_is_altered(tmp_path: Path) -> None:
-    one, two = tmp_path / "a/scores.json", tmp_path / "b/scores.json"
-    write_json(one, {"CIDEr": 1.0})
-    write_json(two, {"CIDEr": 2.0})
-    one.write_bytes(two.read_bytes())
-    with pytest.raises(GapinitError, match="altered"):
-        read_json(one)
-
-
-def test_a_whole_inner_folder_of_another_run_is_altered(tmp_path: Path) -> None:
+def test_an_inner_folder_of_another_run_is_altered(tmp_path: Path) -> None:
     for name in "ab":
         with atomic_folder(tmp_path / name) as run, atomic_folder(run / "adapter") as adapter:
             (adapter / "weights").write_text(name)
+    digests.require_folder_unaltered(tmp_path / "a/adapter")
     os.rename(tmp_path / "a/adapter", tmp_path / "kept")
     os.rename(tmp_path / "b/adapter", tmp_path / "a/adapter")
-    digests.require_folder_unaltered(tmp_path / "kept")
+    for path in (tmp_path / "a", tmp_path / "a/adapter"):
+        with pytest.raises(GapinitError, match=r"a/adapter/weights: altered"):
+            digests.require_folder_unaltered(path)
     with pytest.raises(GapinitError, match=r"a/adapter/weights: altered"):
         digests.require_unaltered(tmp_path / "a/adapter/weights")
 
@@ -92,49 +88,17 @@ def test_a_folder_that_lacks_a_file_is_refused(tmp_path: Path) -> None:
         digests.require_folder_unaltered(tmp_path / "backbone")
 
 
-def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    path = tmp_path / "a [b].h5"
-    (tmp_path / f".{path.name}.{dead.pid}.partial").write_text("half")
-    (tmp_path / f".{path.name}.1.partial").write_text("of a process that runs")
-    (tmp_path / f".other.h5.{dead.pid}.partial").write_text("of another file")
-    with atomic_file(path) as temporary:
-        temporary.write_text("whole")
-    assert {one.name for one in tmp_path.glob(".*.partial")} == {
-        f".{path.name}.1.partial",
-        f".other.h5.{dead.pid}.partial",
-    }
-
-
 def test_odd_names_are_written_as_sha256sum_does(tmp_path: Path) -> None:
     names = ["a b", "quote'\"", "new\nline", "back\\slash", "ünï"]
     with atomic_folder(tmp_path / "folder") as folder:
         for name in names:
             (folder / name).write_text(name)
-    assert set(digests.read_listing(tmp_path / "folder/.sha256")) == set(names)
+    check = ["sha256sum", "--check", "--strict", ".sha256"]
+    subprocess.run(check, cwd=tmp_path / "folder", check=True, capture_output=True)
     digests.require_folder_unaltered(tmp_path / "folder")
     flip(tmp_path / "folder/new\nline")
     with pytest.raises(GapinitError, match="altered"):
         digests.require_folder_unaltered(tmp_path / "folder")
-
-
-def test_a_large_file_is_read_once_for_its_digest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(digests, "SEEN_ONCE", 100)
-    path = tmp_path / "trunk.h5"
-    with atomic_file(path) as temporary:
-        temporary.write_bytes(bytes(1000))
-    digests.require_unaltered(path)
-    read = []
-    monkeypatch.setattr(digests, "sha256", lambda given: read.append(given) or "")
-    digests.require_unaltered(path)
-    assert not read
-    flip(path)
-    with pytest.raises(GapinitError, match="altered"):
-        digests.require_unaltered(path)
-    assert read
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """Files that other stages read: written whole or not at all, and checked before they are read.
 
-An artifact is written under a temporary name in its own folder, flushed to disk and renamed,
-so that a killed job never leaves a half-written file under a final name. HDF5 artifacts carry
-what made them (kind, format version, inputs, package versions) and a completeness mark.
+An artifact is written under a temporary name in its own folder, flushed to disk and renamed, so a
+killed job never leaves a half-written file under a final name. HDF5 artifacts carry their kind,
+format version, inputs, package versions and a completeness mark.
 """
 
 from __future__ import annotations
@@ -11,18 +11,17 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from glob import escape
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from gapinit.artifacts import digests
-from gapinit.artifacts.digests import mark_checked, record, record_folder, require_unaltered
+from gapinit.artifacts.digests import digest_file, record, record_folder, require_unaltered
+from gapinit.artifacts.digests import recorded as recorded_checksum
 from gapinit.artifacts.digests import sha256 as sha256  # other modules take it from here
 from gapinit.artifacts.storage_errors import naming
 from gapinit.errors import GapinitError
@@ -40,13 +39,11 @@ RECORDED_PACKAGES = ("gapinit", "torch", "transformers", "peft", "numpy", "h5py"
 def atomic_file(path: Path, *, recorded: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` if the block succeeds.
 
-    `recorded`: keep its digest; not of a file that people edit.
+    `recorded`: write its checksum beside it; not for a file that people edit.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _clear_killed(path)
+        temporary = _temporary(path)
         try:
             yield temporary
             with open(temporary, "rb") as handle:
@@ -54,8 +51,6 @@ def atomic_file(path: Path, *, recorded: bool = True) -> Iterator[Path]:
             if recorded:
                 record(path, temporary)
             os.replace(temporary, path)
-            if recorded:
-                mark_checked(path)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -67,11 +62,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     A folder that is already there is replaced as a whole.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _clear_killed(path)
-        shutil.rmtree(temporary, ignore_errors=True)
+        temporary = _temporary(path)
         temporary.mkdir()
         try:
             yield temporary
@@ -83,20 +75,22 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _clear_killed(path: Path) -> None:
-    """Remove what writers of `path` left that were killed: nobody else would, and it may be large.
+def _temporary(path: Path) -> Path:
+    """Return this process's temporary name for `path`; remove what killed writers of it left.
 
-    No two machines write one file at a time (Snakemake's lock), so a number that no process here
-    has is a dead writer's.
+    Snakemake's lock keeps two machines from writing one file at a time, so a process number in a
+    temporary name that no process on this machine has is a dead writer's.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{escape(path.name)}.*.partial"):
         number = left.name.removesuffix(".partial").rpartition(".")[2]
-        if not number.isdigit() or int(number) == os.getpid() or _runs(int(number)):
+        if not number.isdigit() or (int(number) != os.getpid() and _runs(int(number))):
             continue
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         else:
             left.unlink(missing_ok=True)
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
 def _runs(process: int) -> bool:
@@ -135,19 +129,15 @@ def read_json(path: Path) -> Any:
         raise GapinitError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise GapinitError(f"{str(path)!r}: no file name ({error})") from None
+    require_unaltered(path, content)
     try:
-        value = parse_json(content.decode("utf-8"))
+        return parse_json(content.decode("utf-8"))
     except RecursionError:
-        problem = "not a readable JSON (nested too deeply)"
+        raise GapinitError(f"{path}: not a readable JSON (nested too deeply)") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        problem = f"not valid JSON ({error})"
+        raise GapinitError(f"{path}: not valid JSON ({error})") from None
     except ValueError as error:  # a number of more digits than Python reads, NaN, a key twice
-        problem = f"not a readable JSON ({error})"
-    else:
-        require_unaltered(path, content)
-        return value
-    advice = ". Delete it and run the stage that makes it again." if digests.recorded(path) else ""
-    raise GapinitError(f"{path}: {problem}{advice}")
+        raise GapinitError(f"{path}: not a readable JSON ({error})") from None
 
 
 def parse_json(text: str) -> Any:
@@ -168,7 +158,7 @@ def _no_constant(name: str) -> Any:
 
 
 def digest(content: Any) -> str:
-    """Return a SHA-256 of any JSON-like value, independent of the order of its keys."""
+    """Return the SHA-256 of a JSON-like value, independent of the order of its keys."""
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -189,38 +179,39 @@ def create_hdf5(path: Path, kind: str, inputs: Mapping[str, Any]) -> Iterator[h5
     """Open a new HDF5 artifact for writing; it appears under `path` only when complete.
 
     `kind` names what is in it ("states", "gap", "trunk", "features"); `inputs` is what it was
-    made from (digests, sizes, options) and is kept with the package versions in its attributes.
+    made from (checksums, sizes, options), kept with the package versions in its attributes.
     """
     import h5py
 
     with atomic_file(path) as temporary, h5py.File(temporary, "w") as file:
-        write_header(file, kind, inputs)
+        file.attrs["kind"] = kind
+        file.attrs["format_version"] = FORMAT_VERSION
+        file.attrs["inputs"] = json.dumps(dict(inputs), sort_keys=True, default=str)
+        file.attrs["packages"] = json.dumps(package_versions(), sort_keys=True)
         yield file
         file.attrs["complete"] = True
 
 
-def write_header(file: h5py.File, kind: str, inputs: Mapping[str, Any]) -> None:
-    """Write what an HDF5 artifact is and what it was made from."""
-    file.attrs["kind"] = kind
-    file.attrs["format_version"] = FORMAT_VERSION
-    file.attrs["inputs"] = json.dumps(dict(inputs), sort_keys=True, default=str)
-    file.attrs["packages"] = json.dumps(package_versions(), sort_keys=True)
-
-
 @contextmanager
 def open_hdf5(path: Path, kind: str) -> Iterator[h5py.File]:
-    """Open a complete HDF5 artifact of the given kind for reading, or say what is wrong with it."""
+    """Open a complete HDF5 artifact of the given kind for reading, or say what is wrong with it.
+
+    Its checksum is compared first: HDF5's library may crash or loop without end on a damaged file.
+    Hence a file without a recorded checksum is refused.
+    """
     import h5py
 
     path = Path(path)
     if not path.is_file():
         raise GapinitError(f"{path}: no such file (expected an HDF5 file of kind '{kind}')")
-    ours = bool(digests.recorded(path))
-    if ours:
-        # First of all: HDF5's library may crash or loop without end on a flipped bit.
-        require_unaltered(path)
-    else:
-        _require_readable(path)
+    if recorded_checksum(path) is None:
+        name = digest_file(path).name
+        raise GapinitError(
+            f"{path}: no checksum beside it (expected {name}). Copy that file, too, or run the "
+            f"stage again. If you trust the file as it is: cd {quote(str(path.parent))} && sha256sum "
+            f"{quote(path.name)} > {quote(name)}"
+        )
+    require_unaltered(path)
     try:
         file = h5py.File(path, "r")
     except OSError as error:
@@ -228,98 +219,38 @@ def open_hdf5(path: Path, kind: str) -> Iterator[h5py.File]:
             f"{path}: not a readable HDF5 file ({error}). Delete it and run the stage again."
         ) from None
     with file:
-        try:
-            _require_whole(file, path, kind)
-        except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
-            raise _damaged(path, error) from None
-        try:
-            yield file
-        except FOREIGN as error:
-            # A file of ours is as it was written: then this is a defect of gapinit.
-            if ours:
-                raise
-            raise _damaged(path, error) from error
-
-
-_TRIAL = """
-import sys, h5py
-with h5py.File(sys.argv[1], "r") as file:
-    for value in file.attrs.values():
-        pass
-    for name in file:
-        if isinstance(file.get(name, getlink=True), h5py.HardLink):
-            data = file[name]
-            if isinstance(data, h5py.Dataset) and data.dtype.kind == "O":
-                data[()]
-"""
-TRIAL_SECONDS = 60.0
-
-
-def _require_readable(path: Path) -> None:
-    """Let another process read a file of unknown origin first, and stop it if that has no end.
-
-    It may fail for any reason that a message here names better; only what would take this process
-    along is an error: a loop or a crash inside HDF5's library.
-    """
-    command = [sys.executable, "-I", "-c", _TRIAL, os.path.abspath(path)]
-    try:
-        done = subprocess.run(command, capture_output=True, check=False, timeout=TRIAL_SECONDS)
-        problem = "reading it crashes HDF5's library" if done.returncode < 0 else None
-    except subprocess.TimeoutExpired:
-        problem = f"HDF5's library came to no end within {TRIAL_SECONDS:g} s"
-    if problem is not None:
-        raise GapinitError(f"{path}: damaged ({problem}). Delete it and run the stage again.")
-
-
-FOREIGN = (
-    OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError, OverflowError,
-    MemoryError,
-)  # fmt: skip
-"""What h5py and numpy raise for a file whose content is not what its kind says."""
-
-
-def _damaged(path: Path, error: Exception) -> GapinitError:
-    said = " ".join(str(error).split())[:300]
-    return GapinitError(
-        f"{path}: damaged, or not a file that gapinit wrote ({type(error).__name__}: {said}). "
-        "Delete it and run the stage again."
-    )
+        _require_whole(file, path, kind)
+        yield file
 
 
 def _require_whole(file: h5py.File, path: Path, kind: str) -> None:
     """Refuse a file of another kind or version, an incomplete one, and one that is not plain."""
     import h5py
 
-    found = file.attrs.get("kind")
-    if not isinstance(found, str) or found != kind:
-        raise GapinitError(f"{path}: expected an HDF5 file of kind '{kind}', found '{found}'")
-    version = file.attrs.get("format_version")
-    if _shape(version) or version != FORMAT_VERSION:
-        raise GapinitError(
-            f"{path}: format version {version}, expected {FORMAT_VERSION}. Delete it and run the "
-            "stage again."
-        )
-    complete = file.attrs.get("complete", False)
-    if _shape(complete) or not complete:
-        raise GapinitError(f"{path}: incomplete. Delete it and run the stage again.")
-    if not isinstance(json.loads(file.attrs["inputs"]), dict):
-        raise ValueError("'inputs' is no object")
+    expected = {"kind": kind, "format_version": FORMAT_VERSION, "complete": True}
+    for name, value in expected.items():
+        found = file.attrs.get(name)
+        if str(found) != str(value):
+            raise GapinitError(
+                f"{path}: expected an HDF5 file of {name.replace('_', ' ')} '{value}', found "
+                f"'{found}'. Delete it and run the stage again."
+            )
     size = path.stat().st_size
     for name in file:
         # Links out of the file would read any file on this machine as if it were data.
         plain = isinstance(file.get(name, getlink=True), h5py.HardLink)
-        if not plain or not isinstance(file[name], h5py.Dataset):
-            raise ValueError(f"'{name}' is not an array of this file")
-        data = file[name]
-        if data.external or data.is_virtual or data.chunks is not None:
-            raise ValueError(f"'{name}' is not stored in one piece in this file")
-        if data.nbytes > size:
-            raise ValueError(f"'{name}' is larger than the file")
-
-
-def _shape(value: Any) -> tuple[int, ...]:
-    """Return the shape of an attribute's value; a single one has none."""
-    return tuple(getattr(value, "shape", ()) or ())
+        data = file[name] if plain else None
+        if (
+            not isinstance(data, h5py.Dataset)
+            or data.external
+            or data.is_virtual
+            or data.chunks is not None
+            or data.nbytes > size
+        ):
+            raise GapinitError(
+                f"{path}: '{name}' is not an array that lies in this file in one piece. Delete the "
+                "file and run the stage again."
+            )
 
 
 def hdf5_inputs(file: h5py.File) -> dict[str, Any]:

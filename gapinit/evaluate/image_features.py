@@ -10,14 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-from gapinit.artifacts.arrays import (
-    Rows,
-    as_tensor,
-    joined_rows,
-    memory_map,
-    require_offsets,
-    require_rows,
-)
+from gapinit.artifacts.arrays import Rows, as_tensor, joined_rows, memory_map
 from gapinit.artifacts.artifacts import hdf5_inputs, open_hdf5
 from gapinit.artifacts.shards import shard_set
 from gapinit.backbones.inputs import Images
@@ -83,11 +76,6 @@ def read_features(path: Path | Sequence[Path]) -> Features:
             counts.append(file["counts"][:])
             grids.append(file["grid"][:])
             names += file["image"].asstr()[:].tolist()
-            require_rows("features", file["features"])
-            ends = np.concatenate([[0], np.cumsum(counts[-1])])
-            require_offsets("counts", ends, len(file["features"]))
-            if not len(counts[-1]) == len(file["image"]) == len(grids[-1]):
-                raise ValueError("'counts', 'image' and 'grid' are not of as many images")
     return Features(
         paths[0],
         inputs,

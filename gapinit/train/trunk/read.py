@@ -7,28 +7,18 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 
-from gapinit.artifacts.arrays import (
-    Rows,
-    as_tensor,
-    joined_rows,
-    memory_map,
-    require_offsets,
-    require_places,
-    require_rows,
-    widened,
-)
+from gapinit.artifacts.arrays import Rows, as_tensor, joined_rows, memory_map, widened
 from gapinit.artifacts.artifacts import hdf5_inputs, open_hdf5
 from gapinit.artifacts.shards import shard_set
 from gapinit.errors import GapinitError
 from gapinit.train.trunk.modes import Mode
 
 if TYPE_CHECKING:
-    import h5py
     from numpy.typing import NDArray
 
     from gapinit.backbones.base import Backbone
@@ -259,11 +249,7 @@ def _joined_files(files: Sequence[ImageFiles]) -> ImageFiles:
 
 def _read_file(path: Path) -> Trunk:
     with open_hdf5(path, "trunk") as file:
-        mode = str(file.attrs["mode"])
-        if mode not in get_args(Mode):
-            raise GapinitError(f"{path}: unknown mode '{mode}'. Delete it and run the stage again.")
-
-        _require_consistent(file)
+        mode = cast("Mode", file.attrs["mode"])
 
         def ragged(name: str) -> Ragged | None:
             if name not in file:
@@ -277,7 +263,7 @@ def _read_file(path: Path) -> Trunk:
             files = ImageFiles(root, names, file["sha256"].asstr()[:].tolist())
         return Trunk(
             first_layer=int(file.attrs["first_layer"]),
-            mode=mode,  # type: ignore[arg-type]
+            mode=mode,
             prefix=ragged("prefix"),
             prefix_lengths=np.diff(file["prefix_offset"][:]),
             grid=file["grid"][:],
@@ -290,23 +276,3 @@ def _read_file(path: Path) -> Trunk:
             inputs=hdf5_inputs(file),
             files=files,
         )
-
-
-def _require_consistent(file: h5py.File) -> None:
-    """Raise ValueError for numbers that point beyond what they number."""
-    offset, ids = file["offset"][:], file["input_ids"]
-    require_offsets("offset", offset, len(ids))
-    if file["labels"].shape != ids.shape or file["image_row"].shape != (len(offset) - 1,):
-        raise ValueError("'labels', 'input_ids', 'image_row' and 'offset' do not belong together")
-    for name in ("prefix", "memory"):
-        if name in file:
-            require_rows(name, file[name])
-            require_offsets(f"{name}_offset", file[f"{name}_offset"][:], len(file[name]))
-    images = len(file["prefix_offset"]) - 1
-    require_places("image_row", file["image_row"][:], images)
-    if len(file["grid"]) != images or file["grid"].dtype.kind not in "iu":
-        raise ValueError(f"'grid' has no row for each of {images} images")
-    if "text" in file:
-        require_rows("text", file["text"], file["prefix"].shape[-1])
-        if len(file["text"]) != len(ids):
-            raise ValueError(f"'text' has {len(file['text'])} rows for {len(ids)} tokens")
