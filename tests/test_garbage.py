@@ -11,13 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from PIL import Image
 
-from gapinit.artifacts.artifacts import create_hdf5, parse_json, read_json
+from gapinit.artifacts.artifacts import read_json
 from gapinit.backbones import load_backbone
 from gapinit.config.yaml_files import read_yaml
 from gapinit.errors import GapinitError
-from gapinit.gap.gap_file import estimate_gap_file, read_gap
 from gapinit.gap.spot import spot_gap
 from gapinit.gap.vector import gap_vector
 
@@ -76,55 +74,6 @@ def test_identical_samples_are_ties_and_no_trouble(
     assert spot.geometric == pytest.approx(np.zeros(number), abs=1e-6)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 0.0])
-def test_states_that_are_no_numbers_leave_no_gap_file(tmp_path: Path, value: float) -> None:
-    draw = np.random.default_rng(0)
-    states = draw.standard_normal((2, 30, 5)).astype(np.float32)
-    states[1, 4] = value
-    with create_hdf5(tmp_path / "states.h5", "states", {"backbone": "x"}) as file:
-        file["text"], file["vision"] = states, states + np.float32(1)
-        file["image_id"] = np.arange(30)
-    with pytest.raises(GapinitError, match=r"states\.h5: layer 1, sample 4"):
-        estimate_gap_file(
-            [tmp_path / "states.h5"], tmp_path / "gap.h5", size=20, heldout=10, neighbours=3,
-            alpha_semantic=1.0, alpha_geometric=1.0, smoothing="spot",
-        )  # fmt: skip
-    assert not (tmp_path / "gap.h5").exists()
-
-
-@settings(max_examples=200)
-@given(
-    st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-        max_leaves=8,
-    )
-)
-def test_json_that_is_good_is_read_as_it_is(value: object) -> None:
-    text = json.dumps(value)
-    if "Infinity" in text:
-        with pytest.raises(ValueError, match="is no JSON number"):
-            parse_json(text)
-    else:
-        assert parse_json(text) == value
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ('{"a": 1, "a": 2}', "the key 'a' stands twice"),
-        ('{"a": NaN}', "NaN is no JSON number"),
-        ('{"a": -Infinity}', "-Infinity is no JSON number"),
-        ("[" * 100_000, "nested too deeply"),
-        ("9" * 5000, "not a readable JSON"),
-    ],
-)
-def test_json_that_could_be_read_wrongly_is_refused(tmp_path: Path, text: str, words: str) -> None:
-    (tmp_path / "a.json").write_text(text)
-    with pytest.raises(GapinitError, match=rf"a\.json: .*{words}"):
-        read_json(tmp_path / "a.json")
-
-
 def test_yaml_that_holds_itself_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text("a: &a\n  b: [1, *a]\n")
@@ -149,12 +98,6 @@ def test_a_tokenizer_of_another_model_is_refused(world: SmallWorld, tmp_path: Pa
         load_backbone(folder)
 
 
-def test_constant_images_are_seen_and_measured(world: SmallWorld, tmp_path: Path) -> None:
-    model = load_backbone(world.backbone)
-    looked = model.look([Image.new("RGB", (16, 16), colour) for colour in ("black", "white")])
-    assert finite(looked.tokens.float().numpy())
-
-
 def test_the_same_call_gives_the_same_bytes_and_two_threads_nearly_the_same(
     world: SmallWorld, tmp_path: Path
 ) -> None:
@@ -177,13 +120,3 @@ def test_the_same_call_gives_the_same_bytes_and_two_threads_nearly_the_same(
     for name, value in one.items():
         scale = float(value.abs().max()) or 1.0
         assert float((value - two[name]).abs().max()) <= 1e-5 * scale, name
-
-
-def test_a_gap_is_the_same_in_any_number_of_threads(world: SmallWorld, tmp_path: Path) -> None:
-    found = read_gap(world.gap)
-    estimate_gap_file(
-        [world.states], tmp_path / "gap.h5", size=12, heldout=8, neighbours=3,
-        alpha_semantic=1.0, alpha_geometric=1.0, smoothing="spot",
-    )  # fmt: skip
-    assert (tmp_path / "gap.h5").read_bytes() == world.gap.read_bytes()
-    assert finite(found.gap)

@@ -12,14 +12,13 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 from PIL import Image
 
 from gapinit.adapters.files import load_adapter
 from gapinit.artifacts import artifacts
-from gapinit.artifacts.artifacts import open_hdf5, read_json
+from gapinit.artifacts.artifacts import read_json
 from gapinit.backbones import load_backbone
 from gapinit.backbones.hub import FILES, HubSettings, link_backbone
 from gapinit.config.configuration import Config
@@ -127,27 +126,6 @@ def test_an_adapter_cannot_have_modules_imported(
     (tmp_path / "evil.py").write_text("raise SystemExit('imported')")
     with pytest.raises(GapinitError, match=f"adapter_config.json: the key '{key}'"):
         load_adapter(load_backbone(world.backbone), folder)
-
-
-@pytest.mark.parametrize("where", ["attribute", "array", "vlen"])
-def test_a_pickle_in_an_hdf5_file_stays_bytes(tmp_path: Path, where: str) -> None:
-    path, mark = tmp_path / "states.h5", tmp_path / "mark"
-    with h5py.File(path, "w") as file:
-        file.attrs.update(kind="states", format_version=1, complete=True, inputs="{}")
-        opaque = np.void(evil(mark))
-        if where == "attribute":
-            file.attrs["inputs"] = opaque
-        elif where == "array":
-            file["text"] = opaque
-        else:
-            data = file.create_dataset("text", (1,), dtype=h5py.vlen_dtype(np.dtype("u1")))
-            data[0] = np.frombuffer(evil(mark), "u1")
-    try:
-        with open_hdf5(path, "states") as file:
-            file["text"][()]
-    except GapinitError as error:
-        assert "states.h5" in str(error)
-    assert not mark.exists()
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "processor"])

@@ -211,7 +211,12 @@ def test_a_batch_is_padded_behind_the_captions(world: SmallWorld) -> None:
     assert tail(**noisy)["loss"].item() == pytest.approx(tail(**batch)["loss"].item(), rel=1e-6)
 
 
-def test_files_of_other_kinds_are_refused(world: SmallWorld, tmp_path: Path) -> None:
+def test_damaged_and_foreign_files_are_refused(world: SmallWorld, tmp_path: Path) -> None:
+    whole = world.trunk("naive").read_bytes()
+    cut = tmp_path / "cut.h5"
+    cut.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(GapinitError, match=r"cut.h5: not a readable HDF5 file"):
+        read_trunk(cut)
     with pytest.raises(GapinitError, match="expected an HDF5 file of kind 'trunk', found 'states'"):
         read_trunk(world.states)
     with pytest.raises(GapinitError, match=r"none.h5: no such file"):

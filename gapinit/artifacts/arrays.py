@@ -1,7 +1,7 @@
 """States on disk: contiguous HDF5 datasets, read through memory maps, in the model's own precision.
 
-A model that runs in bfloat16 has states of 16 bits; they are kept as those bits, since neither
-HDF5 nor numpy has such a number, and nothing is lost. Everything else is float32 or float16.
+States in bfloat16 are stored as unsigned integers with the same bits, since neither HDF5 nor numpy
+has that type; nothing is lost. Other states are float32 or float16.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ _TYPES: dict[torch.dtype, np.dtype[Any]] = {
     torch.float16: np.dtype("f2"),
     torch.float32: np.dtype("f4"),
 }
-
 
 StoredAs = Literal["auto", "float32", "bfloat16"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -52,8 +51,8 @@ def widened(rows: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def memory_map(path: Path, dataset: h5py.Dataset) -> NDArray[Any]:
-    """Map a contiguous HDF5 dataset through its offset in the file; what is changed stays here."""
-    if dataset.size == 0:  # it lies nowhere in the file
+    """Map a contiguous HDF5 dataset by its offset in the file; changes stay in memory."""
+    if dataset.size == 0:  # it has no place in the file
         return np.zeros(dataset.shape, dataset.dtype)
     return np.memmap(
         path, mode="c", dtype=dataset.dtype, shape=dataset.shape, offset=dataset.id.get_offset()
@@ -61,7 +60,7 @@ def memory_map(path: Path, dataset: h5py.Dataset) -> NDArray[Any]:
 
 
 def as_tensor(rows: NDArray[Any]) -> torch.Tensor:
-    """Return stored rows as a tensor that reads them from disk when they are taken."""
+    """Return stored rows as a tensor; mapped rows are read from disk when they are used."""
     tensor = torch.from_numpy(rows)
     return tensor.view(torch.bfloat16) if rows.dtype == BITS else tensor
 
@@ -79,7 +78,7 @@ class JoinedRows:
         return self.shape[0]
 
     def __getitem__(self, rows: slice | NDArray[np.int64]) -> NDArray[Any]:
-        """Return rows in a row, or rows by their numbers."""
+        """Return consecutive rows, or rows by their numbers."""
         if isinstance(rows, slice):
             start, stop, _ = rows.indices(len(self))
             part = int(np.searchsorted(self._ends, start, side="right"))

@@ -17,11 +17,9 @@ from contextlib import contextmanager
 from glob import escape
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from gapinit.artifacts.digests import digest_file, record, record_folder, require_unaltered
-from gapinit.artifacts.digests import recorded as recorded_checksum
+from gapinit.artifacts.digests import record, record_folder, require_unaltered
 from gapinit.artifacts.digests import sha256 as sha256  # other modules take it from here
 from gapinit.artifacts.storage_errors import naming
 from gapinit.errors import GapinitError
@@ -197,29 +195,22 @@ def open_hdf5(path: Path, kind: str) -> Iterator[h5py.File]:
     """Open a complete HDF5 artifact of the given kind for reading, or say what is wrong with it.
 
     Its checksum is compared first: HDF5's library may crash or loop without end on a damaged file.
-    Hence a file without a recorded checksum is refused.
+    A file without a record (Snakemake's cache between workflows keeps none) is read unchecked.
     """
     import h5py
 
     path = Path(path)
     if not path.is_file():
         raise GapinitError(f"{path}: no such file (expected an HDF5 file of kind '{kind}')")
-    if recorded_checksum(path) is None:
-        name = digest_file(path).name
-        raise GapinitError(
-            f"{path}: no checksum beside it (expected {name}). Copy that file, too, or run the "
-            f"stage again. If you trust the file as it is: cd {quote(str(path.parent))} && sha256sum "
-            f"{quote(path.name)} > {quote(name)}"
-        )
     require_unaltered(path)
     try:
         file = h5py.File(path, "r")
-    except OSError as error:
+        _require_whole(file, path, kind)
+    except (OSError, RuntimeError, KeyError) as error:
         raise GapinitError(
             f"{path}: not a readable HDF5 file ({error}). Delete it and run the stage again."
         ) from None
     with file:
-        _require_whole(file, path, kind)
         yield file
 
 

@@ -13,7 +13,13 @@ from glob import escape
 from pathlib import Path
 
 from gapinit.artifacts.artifacts import atomic_folder, read_json, write_json
-from gapinit.artifacts.digests import is_record, require_folder_unaltered
+from gapinit.artifacts.digests import (
+    LISTING,
+    is_record,
+    read_listing,
+    record_folder,
+    require_folder_unaltered,
+)
 from gapinit.errors import GapinitError
 
 _SEAL = "seal.json"
@@ -21,19 +27,23 @@ _PREFIX = ".partial-"
 
 
 def seal(folder: Path, identity: str) -> None:
-    """Write into a folder of `atomic_folder` what it belongs to."""
-    write_json(folder / _SEAL, {"identity": identity})
+    """Write into a folder what it belongs to, and the checksums of its files."""
+    write_json(folder / _SEAL, {"identity": identity}, recorded=False)
+    record_folder(folder)
 
 
 def sealed(folder: Path, identity: str) -> bool:
-    """Return whether a folder belongs to `identity`, and holds what was written."""
+    """Return whether a folder belongs to `identity`, and holds just what was sealed."""
+    if not (folder / LISTING).is_file():
+        return False
+    names = {path.relative_to(folder).as_posix() for path in _files(folder)}
+    if names != read_listing(folder / LISTING).keys():
+        return False
     try:
-        if read_json(folder / _SEAL) != {"identity": identity}:
-            return False
         require_folder_unaltered(folder)
+        return bool(read_json(folder / _SEAL) == {"identity": identity})
     except GapinitError:
         return False
-    return True
 
 
 def place_of(output: Path, identity: str) -> Path:
@@ -49,8 +59,8 @@ def checkpoints_of(output: Path, identity: str) -> Path:
 def publish(place: Path, output: Path) -> None:
     """Put a finished run under its final name, and leave it where it waits, too."""
     with atomic_folder(output) as folder:
-        for path in place.rglob("*"):
-            if path.is_dir() or is_record(path) or path == place / _SEAL:
+        for path in _files(place):
+            if path == place / _SEAL:
                 continue
             target = folder / path.relative_to(place)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -64,3 +74,7 @@ def clear(output: Path) -> None:
     """Remove all that waits for an output or was left of earlier trainings to it."""
     for path in output.parent.glob(f"{_PREFIX}{escape(output.name)}-*"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and not is_record(path)]

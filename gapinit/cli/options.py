@@ -55,14 +55,13 @@ def device_name(name: str) -> str:
 
     if name != "auto":
         return _existing_device(name)
-    from gapinit.devices import has_nvidia, take_gpus, visible_devices
+    from gapinit.devices import claim_gpu
 
-    if not has_nvidia() or torch.version.cuda is None or not visible_devices():
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    taken = take_gpus()
+    claimed = claim_gpu() if torch.version.cuda is not None else None
     if torch.cuda.is_available():
         return "cuda"
-    taken.release()  # a driver that this PyTorch cannot use
+    if claimed is not None:
+        claimed.release()  # a driver that this PyTorch cannot use
     return "cpu"
 
 

@@ -1,4 +1,4 @@
-"""Which positions of a sequence are the caption's, and the mean of a state over some positions."""
+"""The caption's positions in a sequence, and the mean of the states at some positions."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Pooling = Literal["mean", "last"]
 
 
 def caption_positions(inputs: Inputs, labels: Sequence[Sequence[int]]) -> Tensor:
-    """Return where the captions' own tokens stand, (n, width) bool: no BOS, template or padding.
+    """Return the positions of the captions' own tokens, (n, width) bool: no BOS, template, padding.
 
-    `labels`: of each text, as it was encoded. A label is the next token, so what is learned stands
-    behind a position that has a label.
+    `labels`: each text's labels as `encode_captions` returns them, -100 where nothing is learned.
+    A label is the next token, so a caption's token follows each position that has a label.
     """
     where = torch.zeros(inputs.states.shape[:2], dtype=torch.bool)
     for row, (start, found) in enumerate(zip(inputs.prefix_length.tolist(), labels, strict=True)):
@@ -27,16 +27,16 @@ def caption_positions(inputs: Inputs, labels: Sequence[Sequence[int]]) -> Tensor
 
 
 def pool(states: Tensor, where: Tensor, pooling: Pooling) -> Tensor:
-    """Return the mean of each sequence's states over some positions, or the last of them.
+    """Return the mean of each sequence's states over some positions, or the last of these states.
 
-    `states`: (n, width, d); `where`: (n, width) bool. The result is (n, d) float64: a mean of many
-    half-precision states loses the small gap.
+    `states`: (n, width, d); `where`: (n, width) bool. The result is (n, d) float64, because a mean
+    of many half-precision states would lose the small gap.
     """
     return pool_sides(states, where[:, None], pooling)[:, 0]
 
 
 def pool_sides(states: Tensor, where: Tensor, pooling: Pooling) -> Tensor:
-    """Return what `pool` does over k sets of positions, (n, k, width), as (n, k, d)."""
+    """Pool over k sets of positions, `where` (n, k, width), as `pool` does; return (n, k, d)."""
     if states.device.type == "mps":  # has no float64
         states = states.cpu()
     where = where.to(states.device)

@@ -135,9 +135,9 @@ def pooled_states(
 ) -> tuple[Tensor, Tensor]:
     """Return the pooled vision and text states of some pairs, each (L, n, d) float32.
 
-    Layers are read by hooks at their own output, before the final norm that Hugging Face applies
-    to the last entry of `hidden_states`: behind it, layer L would lie in other coordinates. A hook
-    pools at once, so that no layer's states outlive it. `read`: the pairs' images, if they are.
+    Hooks read each layer's own output. Hugging Face's last entry of `hidden_states` comes after the
+    final norm, so layer L would be in other coordinates than the rest. A hook pools at once: only
+    one layer's full states are in memory. `read`: the pairs' images if they were read ahead.
     """
     if read is None:
         images = backbone.look([load_image(image.path) for image, _ in pairs])
@@ -159,9 +159,9 @@ def pooled_states(
 
 
 def _pooled(backbone: Backbone, inputs: Inputs, pooling: Pooling, said: Tensor | None) -> Tensor:
-    """Return each layer's vision state and, given where the captions stand, text state.
+    """Return each layer's vision state and, given the captions' positions, its text state.
 
-    (L, n, 1 or 2, d) float32.
+    The result is (L, n, 1 or 2, d) float32.
     """
     apart: list[tuple[Tensor, Tensor]] = []
 
@@ -170,7 +170,8 @@ def _pooled(backbone: Backbone, inputs: Inputs, pooling: Pooling, said: Tensor |
         if seen is states:
             sides = [where] if said is None else [where, said]
             return pool_sides(states, torch.stack(sides, dim=1), pooling).float()
-        if not (apart and apart[-1][0] is seen):  # features that no layer changes are pooled once
+        # Cross-attended features are the same in every layer: they are pooled once.
+        if not (apart and apart[-1][0] is seen):
             apart.append((seen, pool(seen, where, pooling).float()))
         vision = apart[-1][1]
         if said is None:

@@ -9,12 +9,11 @@ import subprocess
 import sys
 import time
 from base64 import b64decode
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-SNAKEMAKE = Path(sys.executable).parent / "snakemake"
 STAGES = {
     "data": "data",
     "backbone": "backbone",
@@ -26,7 +25,6 @@ STAGES = {
     "features": "predict",
     "predict": "predict",
     "score": "score",
-    "configuration": "tables",
     "table": "tables",
     "runs": "tables",
     "claims": "tables",
@@ -35,66 +33,58 @@ STAGES = {
 }
 """Command of `gapinit` -> stage."""
 NOT_COMPARED = re.compile(
-    r"(^|/)(logs|benchmarks)/|process\.json$|costs\.csv$|\.(pdf|png|svg|html)$|\.sha256(-read)?$|"
-    r"\.snakemake_timestamp$"
+    r"(^|/)(logs|benchmarks)/|process\.json$|costs\.csv$|\.(pdf|png|svg|html)$|\.sha256$|"
+    r"\.snakemake_timestamp$|\.partial"
 )
-RESUMED = re.compile(r"resum|taken up|goes on (from|at|behind)|go on (from|at)", re.IGNORECASE)
+"""Files that say what a run took, or that hold the time of their making."""
+SETTINGS = """\
+backbones: {}
+experiments: [test-captioning]
+figures: [figure1a, figure2]
+shards: {states: 2, trunk: 2}
+training: {checkpoint_steps: 4, epochs: 5}
+"""
+"""On top of the small grid: one experiment, whose runs are long enough to be killed on the way."""
 
 
-OFTEN = "training:\n  checkpoint_steps: 4\n  epochs: 5\n"
-"""On top of the small grid, whose runs are too short to be killed on the way."""
-
-
-def command(folder: Path, *arguments: str, cores: int = 2) -> list[str]:
-    """Return the command of the README, on the small grid."""
-    often = folder / "often.yaml"
-    often.write_text(OFTEN, encoding="utf-8")
-    return [
-        str(SNAKEMAKE), *arguments, "--snakefile", str(ROOT / "Snakefile"), "--cores", str(cores),
-        "--configfile", str(ROOT / "config/test.yaml"), str(often),
-    ]  # fmt: skip
-
-
-def start(folder: Path, log: Path, *arguments: str, cores: int = 2) -> subprocess.Popen[bytes]:
+def start(folder: Path, log: Path, *arguments: str) -> subprocess.Popen[bytes]:
     """Start the workflow in a process group of its own."""
     folder.mkdir(parents=True, exist_ok=True)
+    settings = folder / "settings.yaml"
+    settings.write_text(SETTINGS, encoding="utf-8")
+    command = [
+        str(Path(sys.executable).parent / "snakemake"), *arguments, "--cores", "2",
+        "--snakefile", str(ROOT / "Snakefile"),
+        "--configfile", str(ROOT / "config/test.yaml"), str(settings),
+    ]  # fmt: skip
     with log.open("ab") as file:
         return subprocess.Popen(
-            command(folder, *arguments, cores=cores),
-            cwd=folder, stdout=file, stderr=subprocess.STDOUT,
-            env={**os.environ, "NO_COLOR": "1"}, start_new_session=True,
-        )  # fmt: skip
+            command, cwd=folder, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
 
 
-def finish(folder: Path, log: Path, *arguments: str, cores: int = 2) -> int:
+def finish(folder: Path, log: Path, *arguments: str) -> int:
     """Run the workflow to its end and return its exit status."""
-    return start(folder, log, *arguments, cores=cores).wait()
+    return start(folder, log, *arguments).wait()
 
 
-def processes(group: int) -> Iterator[tuple[int, list[str]]]:
-    """Yield the processes of a process group with their command lines."""
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit():
-            continue
-        try:
-            if os.getpgid(int(entry)) != group:
-                continue
-            with open(f"/proc/{entry}/cmdline", "rb") as file:
-                yield int(entry), file.read().decode(errors="replace").split("\0")
-        except OSError:
-            continue
+def _processes(group: int) -> Iterator[list[str]]:
+    """Yield the command lines of a process group."""
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):
+            if os.getpgid(int(entry)) == group:
+                with open(f"/proc/{entry}/cmdline", encoding="utf-8", errors="replace") as file:
+                    yield file.read().split("\0")
 
 
-def running(group: int) -> list[str]:
+def running(group: int) -> set[str]:
     """Return the stages that a group's jobs are in."""
-    found = []
-    for _, words in processes(group):
-        if words[1:3] != ["-m", "gapinit"]:
-            continue
-        rest = words[5:] if words[3:4] == ["--log-file"] else words[3:]
-        if rest and rest[0] in STAGES:
-            found.append(STAGES[rest[0]])
-    return found
+    found = set()
+    for words in _processes(group):
+        if words[1:3] == ["-m", "gapinit"]:
+            rest = words[5:] if words[3:4] == ["--log-file"] else words[3:]
+            found.add(STAGES.get(rest[0] if rest else "", ""))
+    return found - {""}
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
@@ -104,40 +94,22 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     process.wait()
     # Java has a group of its own; it ends when nobody reads it any more.
     end = time.monotonic() + 5
-    while time.monotonic() < end and any(processes(process.pid)):
+    while time.monotonic() < end and any(_processes(process.pid)):
         time.sleep(0.05)
 
 
-def incomplete(folder: Path) -> set[str]:
-    """Return the outputs of jobs that Snakemake knows it did not see end."""
-    found = set()
-    for path in (folder / ".snakemake/incomplete").glob("*/**/*"):
-        if path.is_file():
-            found.add(_decoded("".join(path.relative_to(folder / ".snakemake/incomplete").parts)))
-    for path in (folder / ".snakemake/incomplete").glob("*"):
-        if path.is_file() and path.name != "migration_underway":
-            found.add(_decoded(path.name))
-    return found
-
-
-def _decoded(name: str) -> str:
-    for text in (name, name.replace("@", "")):
-        try:
-            return b64decode(text + "=" * (-len(text) % 4), altchars=b"-_").decode()
-        except (ValueError, UnicodeDecodeError):
-            continue
-    return name
-
-
 def committed(folder: Path) -> dict[str, tuple[int, int]]:
-    """Return inode and time of every file under a final name whose job was seen to end."""
-    begun = incomplete(folder)
+    """Return inode and time of every file whose job Snakemake saw end."""
+    marks = folder / ".snakemake/incomplete"
+    begun = {
+        _decoded("".join(path.relative_to(marks).parts).replace("@", ""))
+        for path in marks.rglob("*")
+        if path.is_file() and path.name != "migration_underway"
+    }
     found = {}
     for path in (folder / "results").rglob("*"):
         name = path.relative_to(folder).as_posix()
-        if not path.is_file() or path.name.startswith(".") or ".partial" in name:
-            continue
-        if NOT_COMPARED.search(name):
+        if not path.is_file() or path.name.startswith(".") or NOT_COMPARED.search(name):
             continue
         # A job's files beside its outputs are begun when those are.
         if any(name == one or Path(name).is_relative_to(Path(one).parent) for one in begun):
@@ -147,11 +119,13 @@ def committed(folder: Path) -> dict[str, tuple[int, int]]:
     return found
 
 
-def differences(one: Path, other: Path) -> tuple[int, list[str]]:
-    """Compare what two runs left, byte for byte; return how many files, and what differs.
+def _decoded(name: str) -> str:
+    """Return the output that a mark of Snakemake's is for."""
+    return b64decode(name + "=" * (-len(name) % 4), altchars=b"-_").decode()
 
-    What a run took stands in `process.json` and `costs.csv`, and they are left out.
-    """
+
+def differences(one: Path, other: Path) -> tuple[int, list[str]]:
+    """Compare what two runs left, byte for byte; return how many files, and what differs."""
     names = [
         {
             path.relative_to(folder).as_posix()
@@ -164,8 +138,3 @@ def differences(one: Path, other: Path) -> tuple[int, list[str]]:
     both = sorted(names[0] & names[1])
     found += [name for name in both if (one / name).read_bytes() != (other / name).read_bytes()]
     return len(both), found
-
-
-def resumptions(lines: Sequence[str]) -> int:
-    """Count the lines in which a stage says that it goes on where it was killed."""
-    return sum(1 for line in lines if RESUMED.search(line))

@@ -1,0 +1,95 @@
+"""The small grid, killed at seeded random moments of every stage, ends as an undisturbed one does.
+
+After each SIGKILL of the whole process group the workflow is started again as a user would, until
+it is done. Its files then equal those of the undisturbed run byte for byte, and no file or shard
+whose job had ended was made again.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from .grid import committed, differences, finish, kill, running, start
+
+SEED = 60
+QUOTAS = {
+    "data": 1, "backbone": 2, "states": 2, "gap": 1, "trunk": 2, "train": 4, "predict": 2,
+    "score": 1, "tables": 1, "figures": 1,
+}  # fmt: skip
+"""How often each stage is killed; two jobs run at once, so one kill may count for two stages."""
+LASTS = {
+    "data": 2.5, "backbone": 12.0, "states": 7.0, "gap": 3.0, "trunk": 9.0, "train": 14.0,
+    "predict": 9.0, "score": 5.0, "tables": 4.0, "figures": 5.0,
+}  # fmt: skip
+"""About how many seconds a job of a stage lasts, imports included."""
+POLL = 0.05
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(3000),
+    pytest.mark.skipif(
+        "GAPINIT_TEST_CHAOS" not in os.environ, reason="ten minutes: `make chaos` runs it"
+    ),
+]
+
+
+def test_killed_runs_end_as_an_undisturbed_one(tmp_path: Path) -> None:
+    undisturbed, folder, log = tmp_path / "undisturbed", tmp_path / "killed", tmp_path / "log"
+    status = finish(undisturbed, log)
+    assert status == 0, log.read_text(errors="replace")[-3000:]
+    draw, hit, kills = random.Random(SEED), Counter[str](), 0
+    before: dict[str, tuple[int, int]] = {}
+    made_again: list[str] = []
+    while True:
+        again = ["--rerun-incomplete", "--nolock"] if kills else []
+        process = start(folder, log, *again)
+        struck = _strike(process, hit, draw)
+        kill(process) if struck else process.wait()
+        now = {name: place for name in before if (place := _place(folder / name)) is not None}
+        made_again += [name for name, place in before.items() if now.get(name) != place]
+        if not struck:
+            break
+        kills += 1
+        hit.update(struck)
+        before = now | committed(folder)
+    assert process.returncode == 0, log.read_text(errors="replace")[-3000:]
+    compared, different = differences(undisturbed / "results", folder / "results")
+    print(f"kills: {kills}, by stage: {dict(hit)}, files compared: {compared}")
+    assert compared > 50 and different == []
+    assert made_again == [], "files whose jobs had ended"
+    assert set(hit) == set(QUOTAS), "every stage is killed"
+
+
+def _place(path: Path) -> tuple[int, int] | None:
+    if not path.exists():
+        return None
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns
+
+
+def _strike(process: subprocess.Popen[bytes], hit: Counter[str], draw: random.Random) -> set[str]:
+    """Wait for a stage that is to be killed, then for a moment within it; return what then runs.
+
+    Empty: the run came to its end.
+    """
+    while process.poll() is None:
+        wanted = {stage for stage in running(process.pid) if hit[stage] < QUOTAS[stage]}
+        if not wanted:
+            time.sleep(POLL)
+            continue
+        # The stage that was killed least comes first: short stages are missed otherwise.
+        goal = min(sorted(wanted), key=lambda stage: hit[stage] / QUOTAS[stage])
+        end = time.monotonic() + draw.uniform(0.0, 0.9) * LASTS[goal]
+        # A stage that is about to be over is struck rather than missed.
+        while time.monotonic() < end and goal in running(process.pid):
+            time.sleep(POLL)
+        struck = running(process.pid)
+        if process.poll() is None and struck & wanted:
+            return struck
+    return set()
