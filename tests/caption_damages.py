@@ -32,33 +32,27 @@ flickr30k = Section(DAMAGES, "flickr30k", "dataset_flickr30k.json")
 captions = Section(DAMAGES, "captions2017", C)
 single = Section(DAMAGES, "single", "mine.json")
 
-karpathy("image missing", remove(IMAGE), "images[1] | names the image 'COCO_train")
-karpathy("image truncated", truncate(IMAGE), f"{IMAGE} | {IMAGE_ENTRY} | damaged image")
-karpathy("image empty", write(IMAGE, ""), f"{IMAGE} | {IMAGE_ENTRY} | damaged image")
-karpathy("no image", write(IMAGE, "<html>"), f"{IMAGE} | {IMAGE_ENTRY} | or none of JPEG")
+karpathy(remove(IMAGE), "images[1] | names the image 'COCO_train")
+karpathy(truncate(IMAGE), f"{IMAGE} | {IMAGE_ENTRY} | damaged image")
+karpathy(write(IMAGE, ""), f"{IMAGE} | {IMAGE_ENTRY} | damaged image")
+karpathy(write(IMAGE, "<html>"), f"{IMAGE} | {IMAGE_ENTRY} | or none of JPEG")
 karpathy(
-    "too many pixels",
     lambda root: Image.new("1", (20_000, 10_000)).save(root / IMAGE, "PNG"),
     f"{IMAGE} | {IMAGE_ENTRY} | too many pixels",
 )
 karpathy(
-    "too small",
     lambda root: Image.new("RGB", (4, 30)).save(root / IMAGE),
     f"{IMAGE} | {IMAGE_ENTRY} | too small: 4 x 30",
 )
 karpathy(
-    "image is a folder",
-    lambda root: ((root / IMAGE).unlink(), (root / IMAGE).mkdir()),
-    "images[1] | names the image",
+    lambda root: ((root / IMAGE).unlink(), (root / IMAGE).mkdir()), "images[1] | names the image"
 )
-karpathy("image link out", link_out(IMAGE), f"{IMAGE} | {IMAGE_ENTRY} | a link that leads out")
+karpathy(link_out(IMAGE), f"{IMAGE} | {IMAGE_ENTRY} | a link that leads out")
 karpathy(
-    "dangling link",
     lambda root: ((root / IMAGE).unlink(), (root / IMAGE).symlink_to("nowhere")),
     "images[1] | names the image",
 )
 karpathy(
-    "folder link out",
     link_out("images/train2014"),
     "images/train2014 | named by dataset_coco.json images[0] | a link that leads out of",
 )
@@ -68,118 +62,72 @@ def image(number: int, **changes: Any) -> Change:
     return edit(K, lambda content: content["images"][number].update(changes))
 
 
+karpathy(image(1, filename="/etc/passwd"), "images[1] | '/etc/passwd' leaves the image root")
+karpathy(image(1, filepath="../data/images/train2014"), "images[1] | leaves the image root")
+karpathy(image(1, filename="..\\x.jpg"), "images[1] | leaves the image root")
+karpathy(image(1, cocoid=1), "images[1] | duplicate image id 1, already used by images[0]")
+karpathy(image(1, imgid=0), "images[1] | duplicate imgid 0, already used by images[0]")
+karpathy(without(K, "images", 1, "cocoid"), "images[1] | the key 'cocoid' is missing")
+karpathy(without(K, "images", 1, "filepath"), "images[1] | the key 'filepath' is missing")
 karpathy(
-    "absolute path",
-    image(1, filename="/etc/passwd"),
-    "images[1] | '/etc/passwd' leaves the image root",
-)
-karpathy(
-    "parent path",
-    image(1, filepath="../data/images/train2014"),
-    "images[1] | leaves the image root",
-)
-karpathy("windows path", image(1, filename="..\\x.jpg"), "images[1] | leaves the image root")
-karpathy(
-    "image id twice",
-    image(1, cocoid=1),
-    "images[1] | duplicate image id 1, already used by images[0]",
-)
-karpathy(
-    "imgid twice", image(1, imgid=0), "images[1] | duplicate imgid 0, already used by images[0]"
-)
-karpathy(
-    "cocoid missing",
-    without(K, "images", 1, "cocoid"),
-    "images[1] | the key 'cocoid' is missing",
-)
-karpathy(
-    "filepath missing",
-    without(K, "images", 1, "filepath"),
-    "images[1] | the key 'filepath' is missing",
-)
-karpathy(
-    "sentence id twice",
     edit(K, lambda c: c["images"][1]["sentences"][1].update(sentid=10)),
     "images[1].sentences[1] | duplicate annotation id (sentid) 10",
 )
+karpathy(image(1, sentences=[{"raw": " \t\n"}]), "images[1].sentences[0] | the caption is empty")
+karpathy(image(1, sentences=[]), "images[1] | has no caption")
+karpathy(image(1, sentences="a"), "images[1] | 'sentences': expected a list, found 'a'")
+karpathy(image(1, sentences=[{}]), "images[1].sentences[0] | the key 'raw' is missing")
+karpathy(image(1, cocoid=1.5), "images[1] | 'cocoid': expected a whole number, found 1.5")
+karpathy(without(K, "images", 1, "filename"), "images[1] | the key 'filename' is missing")
+karpathy(image(1, split="dev"), "images[1] | expected one of")
+karpathy(without(K, "images", 1, "split"), "images[1] | the key 'split' is missing (cocoid 2)")
+karpathy(image(1, cocoid="2"), "images[1] | 'cocoid': expected a whole number, found '2'")
 karpathy(
-    "white space",
-    image(1, sentences=[{"raw": " \t\n"}]),
-    "images[1].sentences[0] | the caption is empty",
+    image(1, sentences=[{"raw": 5}]), "images[1].sentences[0] | 'raw': expected a string, found 5"
 )
-karpathy("no sentence", image(1, sentences=[]), "images[1] | has no caption")
-karpathy("unknown split", image(1, split="dev"), "images[1] | expected one of")
+karpathy(edit(K, lambda c: c["images"].append("x")), "images[7] | expected an object, found 'x'")
 karpathy(
-    "split missing",
-    without(K, "images", 1, "split"),
-    "images[1] | the key 'split' is missing (cocoid 2)",
-)
-karpathy(
-    "id of a wrong type",
-    image(1, cocoid="2"),
-    "images[1] | 'cocoid': expected a whole number, found '2'",
-)
-karpathy(
-    "raw of a wrong type",
-    image(1, sentences=[{"raw": 5}]),
-    "images[1].sentences[0] | 'raw': expected a string, found 5",
-)
-karpathy(
-    "entry of a wrong type",
-    edit(K, lambda c: c["images"].append("x")),
-    "images[7] | expected an object, found 'x'",
-)
-karpathy(
-    "two defects in one entry",
     image(1, split="dev", filename="no.jpg"),
     "images[1] | expected one of",
     "images[1] | names the image 'no.jpg'",
 )
 karpathy(
-    "bad entry and its bad image",
     lambda root: (image(1, split="dev")(root), (root / IMAGE).write_text("")),
     "images[1] | 'split': expected one of",
     f"{IMAGE} | {IMAGE_ENTRY} | damaged image",
 )
 karpathy(
-    "empty split",
     edit(K, lambda c: c.update(images=[i for i in c["images"] if i["split"] != "val"])),
     "split 'val' | has no images",
 )
 karpathy(
-    "no images",
     edit(K, lambda c: c.update(images=[])),
     *[f"split '{split}' | has no images" for split in ("train", "val", "test")],
 )
 karpathy(
-    "key missing at the top",
     edit(K, lambda c: c.pop("images")),
     " | expected the key 'images' at the top level, found 'dataset'",
 )
-karpathy("half a file", truncate(K), " | not valid JSON")
-karpathy("too deep", write(K, "[" * 100_000), " | nested too deeply")
-karpathy("a number too long", write(K, '{"images": ' + "9" * 5000 + "}"), " | not a readable JSON")
-karpathy("not UTF-8", lambda root: (root / K).write_bytes(b"\xff\xfe{}"), " | not valid JSON")
-karpathy("empty file", write(K, ""), " | not valid JSON")
-karpathy("a list at the top", write(K, "[1]"), " | expected an object at the top")
-karpathy("annotations link out", link_out(K), " | a link that leads out of")
+karpathy(truncate(K), " | not valid JSON")
+karpathy(write(K, "[" * 100_000), " | nested too deeply")
+karpathy(write(K, '{"images": ' + "9" * 5000 + "}"), " | not a readable JSON")
+karpathy(lambda root: (root / K).write_bytes(b"\xff\xfe{}"), " | not valid JSON")
+karpathy(write(K, ""), " | not valid JSON")
+karpathy(write(K, "[1]"), " | expected an object at the top")
+karpathy(link_out(K), " | a link that leads out of")
 karpathy(
-    "trained on and tested on under another id",
     image(5, filename=name_2014(2), filepath="train2014"),
     "images[1] | is in the split 'train' and, as images[5], in 'test'",
 )
 karpathy(
-    "trained on and tested on as a copy",
     copy(IMAGE, f"images/val2014/{name_2014(6)}"),
     "images[1] | and COCO_val2014_000000000006.jpg) is in the split 'train' and, as images[5]",
 )
 karpathy(
-    "restval is trained on",
     copy(f"images/val2014/{name_2014(4)}", f"images/val2014/{name_2014(6)}"),
     "images[3] | is in the split 'restval' and, as images[5], in 'test'",
 )
 karpathy(
-    "moved to another split",
     edit(
         K,
         lambda c: c["images"].append(
@@ -189,13 +137,8 @@ karpathy(
     "images[7] | duplicate image id 2, already used by images[1]",
     "images[1] | is in the split 'train' and, as images[7], in 'test'",
 )
+flickr30k(remove("flickr30k-images/1001.jpg"), "images[1] | names the image '1001.jpg'")
 flickr30k(
-    "flickr image missing",
-    remove("flickr30k-images/1001.jpg"),
-    "images[1] | names the image '1001.jpg'",
-)
-flickr30k(
-    "flickr id missing",
     without("dataset_flickr30k.json", "images", 1, "imgid"),
     "images[1] | the key 'imgid' is missing",
 )
@@ -205,56 +148,38 @@ def note(number: int, **changes: Any) -> Change:
     return edit(C, lambda content: content["annotations"][number].update(changes))
 
 
+captions(remove("train2017/000000000002.jpg"), "images[1] | names the image '000000000002.jpg'")
 captions(
-    "captions image missing",
-    remove("train2017/000000000002.jpg"),
-    "images[1] | names the image '000000000002.jpg'",
-)
-captions(
-    "caption empty",
     note(2, caption=""),
     "annotations[2] | the caption is empty. Write one or remove the entry. (id 20)",
 )
+captions(without(C, "annotations", 2, "caption"), "annotations[2] | the key 'caption' is missing")
+captions(note(2, caption=None), "annotations[2] | 'caption': expected a string, found null")
+captions(note(2, caption="a \ud800"), "annotations[2] | found half of a character pair")
+captions(note(2, id=10), "annotations[2] | duplicate annotation id 10")
+captions(note(2, id=True), "annotations[2] | 'id': expected a whole number, found true")
+captions(note(2, id=2**70), "annotations[2] | 'id': expected a number of at most 64 bits")
+captions(note(2, image_id=99), "annotations[2] | 'image_id': 99 is no entry of 'images'")
 captions(
-    "caption missing",
-    without(C, "annotations", 2, "caption"),
-    "annotations[2] | the key 'caption' is missing",
-)
-captions("annotation id twice", note(2, id=10), "annotations[2] | duplicate annotation id 10")
-captions(
-    "annotation without image",
-    note(2, image_id=99),
-    "annotations[2] | 'image_id': 99 is no entry of 'images'",
-)
-captions(
-    "image without annotation",
     edit(C, lambda c: c.update(annotations=c["annotations"][2:])),
     "images[0] | image 1 has no caption",
 )
+captions(edit(C, lambda c: c["images"][1].update(id=1)), "images[1] | duplicate image id 1")
 captions(
-    "captions image id twice",
-    edit(C, lambda c: c["images"][1].update(id=1)),
-    "images[1] | duplicate image id 1",
-)
-captions(
-    "captions image id of a wrong type",
     edit(C, lambda c: c["images"][1].update(id="2")),
     "images[1] | 'id': expected a whole number, found '2'",
 )
+captions(edit(C, lambda c: c["images"].append(None)), "images[3] | expected an object, found null")
 captions(
-    "captions of no images",
-    edit(C, lambda c: c.update(images=[], annotations=[])),
-    " | has no captioned images",
+    edit(C, lambda c: c["images"][1].update(file_name="")),
+    "images[1] | 'file_name': expected a file name, found ''",
 )
+captions(edit(C, lambda c: c.update(images=[], annotations=[])), " | has no captioned images")
+captions(edit(C, lambda c: c.update(images={})), " | 'images': expected a list, found an object")
+captions(edit(C, lambda c: c.update(annotations=7)), " | 'annotations': expected a list, found 7")
+captions(remove(V), f"{V} |  | no such file, but captions_train2017")
+captions(truncate(C), " | not valid JSON")
 captions(
-    "captions without list",
-    edit(C, lambda c: c.update(annotations=7)),
-    " | 'annotations': expected a list, found 7",
-)
-captions("half a pair", remove(V), f"{V} |  | no such file, but captions_train2017")
-captions("half a captions file", truncate(C), " | not valid JSON")
-captions(
-    "an image of both files",
     lambda root: (
         copy("train2017/000000000002.jpg", "val2017/000000000002.jpg")(root),
         edit(V, lambda c: c["images"].append({"id": 99, "file_name": "000000000002.jpg"}))(root),
@@ -263,7 +188,6 @@ captions(
     "images[1] | in the split 'train' and, as images[2] of captions_val2017.json, in 'val'",
 )
 captions(
-    "an image id of both files",
     edit(
         V,
         lambda c: (
@@ -274,23 +198,16 @@ captions(
     "images[1] | image 2 (000000000002.jpg and 000000000006.jpg) is in the split 'train'",
 )
 captions(
-    "bytes of both files",
     copy("train2017/000000000002.jpg", "val2017/000000000006.jpg"),
     "images[1] | the picture (000000000002.jpg and 000000000006.jpg) is in the split",
 )
 single(
-    "single captions",
     edit("mine.json", lambda c: c["annotations"][0].pop("id")),
     "annotations[0] | the key 'id' is missing",
 )
+single(write("mine.json", "null"), " | expected annotations or questions, found null")
 single(
-    "single captions no object",
-    write("mine.json", "null"),
-    " | expected annotations or questions, found null",
-)
-single(
-    "single captions with one picture twice",
     copy("images/1.jpg", "images/3.jpg"),
     "images[3] | the picture (3.jpg and 1.jpg) is also that of images[1]",
 )
-single("single captions no JSON", write("mine.json", "{"), " | not valid JSON")
+single(write("mine.json", "{"), " | not valid JSON")

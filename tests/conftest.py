@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 from hypothesis import settings
+
+from .file_server import Site, Table, published
 
 # Workers of pytest-xdist share the cores. Set before torch and numpy are imported, and inherited by
 # every command that a test starts.
@@ -71,3 +73,26 @@ def grid(once: Once, repository: Path) -> Path:
 
     configuration = ["--configfile", str(repository / "config/test.yaml")]
     return once("a workflow", lambda folder: snakemake(folder, *configuration))
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Site]:
+    """Run one file server for all tests of downloads."""
+    site = Site()
+    yield site
+    site.server.shutdown()
+    site.server.server_close()
+
+
+@pytest.fixture
+def site(server: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """Return the file server, with small files in the real formats and without a fault."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server.reset(published())
+    return server
+
+
+@pytest.fixture
+def table(site: Site, tmp_path: Path) -> Table:
+    """Return a table of the server's files, to be written to a temporary folder."""
+    return Table(site, tmp_path / "downloads.yaml")

@@ -1,4 +1,4 @@
-"""How the damages of dataset folders are written down: what is done, and what is then told."""
+"""The notation of damages of dataset folders: the change, and the lines that report it."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import Any
 
 Change = Callable[[Path], object]
 Damages = dict[str, tuple[str, Change, list[tuple[str, str, str]]]]
-"""By name: the good folder, what is done to it, and file, entry and words of each line told."""
+"""By name: the good folder, the damage, and file, entry and words of each line that reports it."""
 
 
 class Section:
-    """Damages of one good folder; what is told names `file` unless it says otherwise."""
+    """Damages of one good folder; a line names `file` unless it says otherwise."""
 
     def __init__(self, damages: Damages, folder: str, file: str) -> None:
         self.damages, self.folder, self.file = damages, folder, file
 
-    def __call__(self, name: str, change: Change, *told: str) -> None:
+    def __call__(self, change: Change, *told: str) -> None:
         """Add a damage; `told` is written "entry | words" or "file | entry | words"."""
-        assert name not in self.damages
         lines = []
         for text in told:
             *file, entry, words = text.split(" | ")
             lines.append((file[0] if file else self.file, entry, words))
+        name = f"{self.folder} {len(self.damages)}: {told[0]}"
         self.damages[name] = (self.folder, change, lines)
 
 

@@ -157,7 +157,7 @@ def small_world(base: Path) -> SmallWorld:
     world = SmallWorld(Path(mkdtemp(prefix="small-world-", dir=base)))
     settings = world.root / "tiny.yaml"
     settings.write_text(yaml.safe_dump(DATASET), encoding="utf-8")
-    prepare_dataset(settings, world.root / "data", progress=False)
+    prepare_dataset(settings, world.root / "data")
     captions = [text for image in world.images("train") for text in image.captions]
     make_backbone(world.backbone, captions)
     write_json(world.layers, LAYERS)

@@ -244,7 +244,7 @@ def pretraining(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "corpus_lines": 40,
     }
     (folder / "data.yaml").write_text(yaml.safe_dump(content))
-    prepare_dataset(folder / "data.yaml", folder / "data", progress=False)
+    prepare_dataset(folder / "data.yaml", folder / "data")
     (folder / "backbone.yaml").write_text(yaml.safe_dump(BACKBONE))
     return folder
 

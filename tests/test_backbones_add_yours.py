@@ -295,7 +295,7 @@ def test_the_yaml_makes_a_backbone_that_goes_through_every_stage(
     make_backbone(settings, None, small.backbone, 1)
     assert load_backbone(small.backbone).prompts.question == question
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(DATASET), encoding="utf-8")
-    prepare_dataset(tmp_path / "tiny.yaml", tmp_path / "data", progress=False)
+    prepare_dataset(tmp_path / "tiny.yaml", tmp_path / "data")
     extract_states(small.backbone, small.manifest, small.states, pairs=20, seed=0)
     estimate_gap_file(
         [small.states],

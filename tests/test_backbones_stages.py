@@ -53,7 +53,7 @@ def test_every_stage_runs_and_predicts_what_stock_peft_does(case: Case, tmp_path
     small = SmallWorld(tmp_path)
     case.write(small.backbone)
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(DATASET), encoding="utf-8")
-    prepare_dataset(tmp_path / "tiny.yaml", tmp_path / "data", progress=False)
+    prepare_dataset(tmp_path / "tiny.yaml", tmp_path / "data")
     extract_states(small.backbone, small.manifest, small.states, pairs=20, seed=0)
     estimate_gap_file(
         [small.states],

@@ -17,8 +17,9 @@ from gapinit.artifacts.artifacts import read_json, sha256
 from gapinit.data.captions import CaptionedImage, load_coco_captions, load_karpathy
 from gapinit.data.check import require_pairs
 from gapinit.data.dataset import prepare_dataset, read_dataset_settings
+from gapinit.data.defects import Defects
 from gapinit.data.manifest import Manifest, read_manifest, write_manifest
-from gapinit.data.pretraining import read_alt_text, read_corpus
+from gapinit.data.pretraining import read_pretraining
 from gapinit.data.references import write_captions
 from gapinit.data.scenes.settings import ScenesSettings
 from gapinit.errors import GapinitError
@@ -47,7 +48,7 @@ def pretraining(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def prepared(name: str, factory: pytest.TempPathFactory) -> Path:
     output = factory.mktemp(name)
-    prepare_dataset(DATASETS / f"{name}.yaml", output, progress=False)
+    prepare_dataset(DATASETS / f"{name}.yaml", output)
     return output
 
 
@@ -107,12 +108,12 @@ def test_coco_captions_are_read_by_pycocotools(coco: Path, split: str) -> None:
 
 
 def test_the_two_loaders_agree(coco: Path) -> None:
-    by_karpathy = load_karpathy(coco / "dataset_coco.json", coco)
+    by_karpathy = load_karpathy(coco / "dataset_coco.json", coco, Defects())
     by_coco = [
         image
         for split in ("train", "val")
         for image in load_coco_captions(
-            coco / "annotations" / f"captions_{split}2014.json", coco, split
+            coco / "annotations" / f"captions_{split}2014.json", coco, split, Defects()
         )
     ]
     assert len(by_karpathy) == len(by_coco) == 164
@@ -146,7 +147,7 @@ def test_splits_are_disjoint_in_ids_files_and_bytes(coco: Path, flickr30k: Path)
 def test_flickr30k_has_the_layout_of_the_real_one(flickr30k: Path) -> None:
     content = read_json(flickr30k / "dataset_flickr30k.json")
     assert set(content) == {"images", "dataset"} and content["dataset"] == "flickr30k"
-    loaded = load_karpathy(flickr30k / "dataset_flickr30k.json", flickr30k)
+    loaded = load_karpathy(flickr30k / "dataset_flickr30k.json", flickr30k, Defects())
     for entry, image in zip(content["images"], loaded, strict=True):
         assert set(entry) == {"sentids", "imgid", "sentences", "split", "filename"}
         assert entry["filename"].removesuffix(".jpg").isdigit()
@@ -156,7 +157,7 @@ def test_flickr30k_has_the_layout_of_the_real_one(flickr30k: Path) -> None:
 
 
 def test_pretraining_folder(pretraining: Path) -> None:
-    pairs, corpus = read_alt_text(pretraining), read_corpus(pretraining)
+    pairs, corpus = read_pretraining(pretraining, Defects())
     assert (len(pairs), len(corpus)) == (600, 1500)
     assert len({path for path, _ in pairs}) == 300
     assert all(path.is_file() for path, _ in pairs)
@@ -205,7 +206,7 @@ def test_another_picture_under_the_same_name_is_another_dataset(tmp_path: Path) 
     digests = []
     for shade in (10, 10, 200):
         Image.new("RGB", (16, 16), (shade, 0, 0)).save(folder / "images" / "1.png")
-        prepare_dataset(LOCAL, tmp_path / "out", data_root=folder, progress=False)
+        prepare_dataset(LOCAL, tmp_path / "out", data_root=folder)
         digests.append(read_manifest(tmp_path / "out" / "manifest.json").images_digest)
     assert digests[0] == digests[1] != digests[2]
 
@@ -241,7 +242,7 @@ def test_a_single_captions_file_is_split_by_the_seed(tmp_path: Path) -> None:
         output = tmp_path / f"out{number}"
         # A relative path that only exists below data_root.
         file = Path("annotations/captions.json")
-        prepare_dataset(config, output, data_root=folder, annotations=file, progress=False)
+        prepare_dataset(config, output, data_root=folder, annotations=file)
         outputs.append(read_manifest(output / "manifest.json").splits)
     ids = [{s: [i.image_id for i in found] for s, found in splits.items()} for splits in outputs]
     assert ids[0] == ids[1] != ids[2]
@@ -252,13 +253,15 @@ def test_a_single_captions_file_is_split_by_the_seed(tmp_path: Path) -> None:
 
 def test_white_space_in_captions_is_collapsed(tmp_path: Path) -> None:
     folder = small_coco(tmp_path / "data")
-    images = load_coco_captions(folder / "annotations" / "captions.json", folder, "train")
+    images = load_coco_captions(
+        folder / "annotations" / "captions.json", folder, "train", Defects()
+    )
     assert [image.captions for image in images[:2]] == [("caption of 1",), ("caption of 2",)]
 
 
 def test_val_file_becomes_the_test_split(tmp_path: Path) -> None:
     folder = small_coco(tmp_path / "data")
-    prepare_dataset(LOCAL, tmp_path / "out", data_root=folder, progress=False)
+    prepare_dataset(LOCAL, tmp_path / "out", data_root=folder)
     manifest = read_manifest(tmp_path / "out" / "manifest.json")
     assert [image.image_id for image in manifest.split("train")] == list(range(1, 11))
     assert [image.image_id for image in manifest.split("test")] == list(range(101, 111))
@@ -286,14 +289,15 @@ def test_images_are_found_in_the_usual_places(tmp_path: Path, place: str) -> Non
         "sentences": [{"raw": "a cat", "tokens": ["a", "cat"], "imgid": 0, "sentid": 0}],
     }
     write_json(tmp_path / "k.json", {"images": [entry], "dataset": "coco"})
-    (image,) = load_karpathy(tmp_path / "k.json", tmp_path)
+    (image,) = load_karpathy(tmp_path / "k.json", tmp_path, Defects())
     assert image.path == tmp_path / place / name
     content = {
         "images": [{"id": 9, "file_name": name}],
         "annotations": [{"id": 1, "image_id": 9, "caption": "a cat"}],
     }
     write_json(tmp_path / "c.json", content)
-    assert load_coco_captions(tmp_path / "c.json", tmp_path, "train")[0].path == image.path
+    (other,) = load_coco_captions(tmp_path / "c.json", tmp_path, "train", Defects())
+    assert other.path == image.path
 
 
 def test_require_pairs(coco: Path) -> None:
@@ -350,7 +354,7 @@ def coco_sample() -> Path:
 
 def test_real_coco_photographs(tmp_path: Path) -> None:
     folder = coco_sample()
-    prepare_dataset(LOCAL, tmp_path / "out", data_root=folder, progress=False)
+    prepare_dataset(LOCAL, tmp_path / "out", data_root=folder)
     manifest = read_manifest(tmp_path / "out" / "manifest.json")
     assert {split: len(images) for split, images in manifest.splits.items()} == {
         "train": 50,

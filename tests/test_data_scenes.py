@@ -19,8 +19,9 @@ from pycocoevalcap.bleu.bleu import Bleu
 
 from gapinit.config.yaml_files import check_settings
 from gapinit.data.scenes import corpus, language, render, world
+from gapinit.data.scenes.items import sample_items
 from gapinit.data.scenes.settings import ScenesSettings
-from gapinit.data.scenes.write import make_scenes, sample_items
+from gapinit.data.scenes.write import make_scenes
 from gapinit.errors import GapinitError
 
 REPOSITORY = Path(__file__).resolve().parents[1]

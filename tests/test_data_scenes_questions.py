@@ -30,7 +30,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("questions")
     for name in ("vqa", "okvqa", "pope", "instruct"):
         settings = DATASETS / f"scenes-test-{name}.yaml"
-        prepare_dataset(settings, folder / name, progress=False)
+        prepare_dataset(settings, folder / name)
     return folder
 
 
@@ -151,7 +151,7 @@ def test_adversarial_objects_stand_beside_the_one_asked_for(tmp_path: Path) -> N
         "name: p\ngenerator: scenes\nlayout: pope\ndomain: studio\nseed: 1\n"
         "images: {test: 150}\nquestions_per_image: 2\n"
     )
-    prepare_dataset(settings, tmp_path / "p", progress=False)
+    prepare_dataset(settings, tmp_path / "p")
     items = sample_items(read_settings(settings, ScenesSettings))
     together: Counter[tuple[str, str]] = Counter()
     for item in items:
@@ -179,7 +179,7 @@ def test_conversations_are_llavas(made: Path) -> None:
 
 def test_the_same_seed_gives_the_same_bytes(made: Path, tmp_path: Path) -> None:
     for name in ("vqa", "pope", "instruct"):
-        prepare_dataset(DATASETS / f"scenes-test-{name}.yaml", tmp_path / name, progress=False)
+        prepare_dataset(DATASETS / f"scenes-test-{name}.yaml", tmp_path / name)
         for path in sorted((made / name).rglob("*.*")):
             again = tmp_path / name / path.relative_to(made / name)
             assert again.read_bytes() == path.read_bytes(), path

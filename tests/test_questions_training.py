@@ -66,7 +66,7 @@ def asking(tmp_path_factory: pytest.TempPathFactory) -> Asking:
         content = {"name": layout, "generator": "scenes", "layout": layout, "domain": "studio"}
         content |= {"seed": 3, "images": sizes, "questions_per_image": 2}
         settings.write_text(yaml.safe_dump(content), encoding="utf-8")
-        prepare_dataset(settings, world.root / layout, progress=False)
+        prepare_dataset(settings, world.root / layout)
     texts = [sample.text for sample in world.data("vqa").split("train")]  # type: ignore[union-attr]
     make_backbone(world.backbone, [*texts, "Question: Short answer: yes no red"], max_positions=200)
     return world

@@ -102,7 +102,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("data")
     write_json(folder / "tiny.yaml", DATASET)
-    prepare_dataset(folder / "tiny.yaml", folder / "data", progress=False)
+    prepare_dataset(folder / "tiny.yaml", folder / "data")
     return folder / "data" / "manifest.json"
 
 

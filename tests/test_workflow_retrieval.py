@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import threading
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +13,8 @@ import yaml
 from gapinit.data.downloads import read_downloads
 from gapinit.data.manifest import read_manifest
 
+from .file_server import Site, jpeg, zipped
 from .test_data_folder import coco_name, karpathy, vqa
-from .test_data_retrieve import Site, jpeg
 from .workflow_calls import ROOT, snakemake
 
 TABLE = ROOT / "config" / "downloads.yaml"
@@ -78,20 +74,16 @@ def contents(folder: Path) -> dict[str, list[tuple[str, bytes]]]:
     }
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, Path]]:
-    """Serve small files under the real names; yield the site and a table with their digests."""
+@pytest.fixture
+def site(server: Site, tmp_path_factory: pytest.TempPathFactory) -> tuple[Site, Path]:
+    """Serve small files under the real names; return the site and a table with their digests."""
     folder = tmp_path_factory.mktemp("made")
     entries = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
     files: dict[str, bytes] = {}
     for name, held in contents(folder).items():
         download = read_downloads(TABLE)[name]
         if download.unpack:
-            buffer = io.BytesIO()
-            with zipfile.ZipFile(buffer, "w") as archive:
-                for path, content in held:
-                    archive.writestr(path, content)
-            body = buffer.getvalue()
+            body = zipped(dict(held))
         else:
             ((_, body),) = held
         files[download.file_name] = body
@@ -102,11 +94,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, Path]
         ]  # fmt: skip
     table = folder / "downloads.yaml"
     table.write_text(yaml.safe_dump(entries), encoding="utf-8")
-    served = Site(files)
-    threading.Thread(target=served.server.serve_forever, args=(0.01,), daemon=True).start()
-    yield served, table
-    served.server.shutdown()
-    served.server.server_close()
+    server.reset(files)
+    return server, table
 
 
 DATASETS = ("coco", "coco-calibration", "vqav2", "okvqa", "pope", "llava-instruct")
@@ -147,19 +136,10 @@ def test_every_dataset_of_the_paper_is_retrieved_and_checked(
 @pytest.mark.slow
 def test_a_wrong_checksum_stops_with_its_name(site: tuple[Site, Path], tmp_path: Path) -> None:
     served, table = site
-    kept = served.files["coco_pope_random.json"]
-    served.files["coco_pope_random.json"] = kept.replace(b"yes", b"no!")
-    try:
-        output = snakemake(
-            tmp_path,
-            *options(site),
-            "--show-failed-logs",
-            "--",
-            "data/unpacked/pope-random.json",
-            expect=1,
-        )
-    finally:
-        served.files["coco_pope_random.json"] = kept
+    name = "coco_pope_random.json"
+    served.files[name] = served.files[name].replace(b"yes", b"no!")
+    target = ("--show-failed-logs", "--", "data/unpacked/pope-random.json")
+    output = snakemake(tmp_path, *options(site), *target, expect=1)
     assert "SHA-256" in output and "coco_pope_random.json" in output
     assert "Traceback" not in output
     assert not (tmp_path / "data/downloads/coco_pope_random.json").exists()

@@ -35,7 +35,8 @@ from gapinit.backbones.pretraining import (
 from gapinit.backbones.source import PromptSettings, Source, write_source
 from gapinit.config.backbone_settings import BackboneSettings
 from gapinit.config.versions import VERSIONS
-from gapinit.data.pretraining import ALT_TEXT, CORPUS, read_alt_text, read_corpus
+from gapinit.data.defects import Defects
+from gapinit.data.pretraining import ALT_TEXT, CORPUS, read_pretraining
 
 
 class MiniSettings(BackboneSettings):
@@ -79,8 +80,8 @@ def make(
     """
     torch.set_num_threads(threads)
     torch.manual_seed(settings.seed)
-    corpus = read_corpus(data)
-    pairs = read_alt_text(data)
+    with Defects() as defects:
+        pairs, corpus = read_pretraining(data, defects)
     backbone = build(settings, train_tokenizer(corpus, settings.vocabulary))
     model = backbone.model.train().requires_grad_(True)
     sight, seed = sight_of(backbone), settings.seed

@@ -75,14 +75,15 @@ def data_check(
     """List every defect of a dataset, or of all datasets of a configuration, by file and entry."""
     from gapinit.data.check_target import check_target
 
-    checked = check_target(target, progress=True)
+    checked = check_target(target)
     for note in checked.notes:
         print(f"note: {note}", file=sys.stderr)
-    for line in map(str, checked.defects or checked.lines):
+    summary = checked.summary()
+    for line in map(str, checked.defects or summary):
         # File names may hold bytes that are no text.
         print(line.encode("utf-8", "backslashreplace").decode())
     count = len(checked.defects)
-    none = "no defects" if checked.lines else "nothing to check yet"
+    none = "no defects" if summary else "nothing to check yet"
     print(f"{count} defect{'s' * (count > 1)}" if count else none)
     if count:
         raise typer.Exit(1)

@@ -1,8 +1,7 @@
-"""Find the annotation files of a folder, and tell their formats by what is in them."""
+"""Find the annotation files of a folder, tell their formats by their content, and read them."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -10,10 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from gapinit.data.captions import load_coco_captions, load_karpathy
+from gapinit.data.conversations import load_llava
 from gapinit.data.defects import Defects
-from gapinit.data.entries import read_any, shown
-from gapinit.data.locate import leading_out
-from gapinit.data.pretraining import ALT_TEXT
+from gapinit.data.entries import read_any, read_lines, shown
+from gapinit.data.locate import POPE_CATEGORIES, leading_out
+from gapinit.data.pretraining import ALT_TEXT, read_pretraining
+from gapinit.data.questions import AnswerKey, load_pope, load_vqa
 from gapinit.errors import GapinitError
 
 Format = Literal[
@@ -22,7 +24,7 @@ Format = Literal[
 DEPTH = 4  # folders below the root that are searched
 SUFFIXES = (".json", ".jsonl")
 OWN_FILES = ("manifest.json", "scenes.json")
-# Other files of the same releases, of which nothing is read here.
+# Files of the same releases that gapinit does not read.
 _UNUSED = re.compile(
     r"^(instances|person_keypoints|stuff|panoptic|image_info)_|complementary_pairs|test2015|test-dev"
 )
@@ -35,22 +37,44 @@ _BY_NAME: dict[Format, re.Pattern[str]] = {
     "conversations": re.compile(r"llava|conversation|instruct"),
     "answers": re.compile(r"annotation|answer"),
 }
+_WORDS = re.compile("openended|multiplechoice|questions?|annotations?|answers?|[-_. ]")
+_POPE_KEYS = {"image", "text", "label"}
+_OBJECT_KEYS = {"bbox", "segmentation", "segments_info", "category_id", "keypoints"}
 
 
 @dataclass(frozen=True)
 class AnnotationFile:
-    """An annotation file and its format.
+    """An annotation file, its format, and the split of its samples ('' if not known).
 
-    `answers` belongs to a file of questions: the file that holds their annotations. A `broken`
-    file is one that cannot be read as JSON, which has been told.
+    `answers`: of a file of questions, the file that holds their annotations. `broken`: the file
+    cannot be read as JSON, which is a defect already.
     """
 
     path: Path
     format: Format
-    question_ids: frozenset[int] = frozenset()
-    has_raw_answers: bool = False
+    split: str = ""
+    answers: Path | None = None
     broken: bool = False
-    answers: AnnotationFile | None = None
+
+
+def read_samples(
+    file: AnnotationFile, root: Path, defects: Defects, answer_key: AnswerKey = "answer"
+) -> Sequence[Any]:
+    """Read an annotation file whose images lie below `root`: one reader for each format."""
+    path = file.path
+    if file.format == "karpathy":
+        return load_karpathy(path, root, defects)
+    if file.format == "captions":
+        return load_coco_captions(path, root, file.split, defects)
+    if file.format == "pope":
+        category = next((word for word in POPE_CATEGORIES if word in path.name), "")
+        return load_pope(path, root, category, defects)
+    if file.format == "conversations":
+        return load_llava(path, root, defects, file.split or "train")
+    if file.format == "alt_text":
+        return read_pretraining(path.parent, defects)[0]
+    split = file.split or "test"
+    return load_vqa(path, file.answers, root, split, defects, answer_key=answer_key)
 
 
 def find_annotation_files(folder: Path, defects: Defects) -> list[AnnotationFile]:
@@ -60,23 +84,23 @@ def find_annotation_files(folder: Path, defects: Defects) -> list[AnnotationFile
     COCO's pair of captions files, and links that lead out of the folder.
     """
     found = (classify(path, defects) for path in _walk(folder, defects))
-    files = pair_questions([file for file in found if file is not None], defects)
+    files = _pair_questions([file for file in found if file is not None], defects)
     _note_half_pairs(files, defects)
     return files
 
 
 def given_files(paths: Sequence[Path], defects: Defects) -> list[AnnotationFile]:
-    """Return the given annotation files; to a single one of questions or answers, its other half.
+    """Return the given annotation files; a single one of questions or answers with its other half.
 
-    The other half is looked for in the same folder.
+    The other half has the same name but for words such as "questions", in the same folder.
     """
     files = [file for path in paths if (file := classify(path, defects)) is not None]
     if len(files) == 1 and files[0].format in ("questions", "answers"):
-        beside = (path for path in sorted(files[0].path.parent.iterdir()) if path.is_file())
-        others = (classify(path, Defects()) for path in beside if path.suffix in SUFFIXES)
-        kin = [other for other in others if other is not None and _belong(files[0], other)]
-        files += sorted(kin, key=lambda other: _kinship(files[0], other))[-1:]
-    return pair_questions(files, defects)
+        (path,) = paths
+        beside = [other for other in sorted(path.parent.iterdir()) if other.suffix in SUFFIXES]
+        kin = [other for other in beside if other != path and _stem(other) == _stem(path)]
+        files += [file for other in kin if (file := classify(other, Defects())) is not None]
+    return _pair_questions(files, defects)
 
 
 def _walk(folder: Path, defects: Defects) -> Iterator[Path]:
@@ -117,37 +141,41 @@ def _is_own(path: Path) -> bool:
 
 
 def classify(path: Path, defects: Defects) -> AnnotationFile | None:
-    """Tell a file's format by its content, or by its name if that tells nothing.
+    """Tell the format and the split of a file.
 
     None: a file of another kind, or, noted as a defect, one that cannot be read.
     """
     name = path.name.lower()
     if _UNUSED.search(name):
         return None
+    word = re.search("train|val|test", name)
+    split = word[0] if word else ""
     if name == ALT_TEXT:
-        return AnnotationFile(path, "alt_text")
+        return AnnotationFile(path, "alt_text", split)
     try:
         content = read_any(path)
     except GapinitError as error:
-        if _are_question_lines(path):
-            return AnnotationFile(path, "pope")
-        known = _by_name(name)
+        known = "pope" if _has_pope_lines(path) else _by_name(name)
         if known == "pope":
-            return AnnotationFile(path, "pope")
+            return AnnotationFile(path, "pope", split)
         note_error(error, path, defects)
-        return None if known is None else AnnotationFile(path, known, broken=True)
-    kind = _format(content, name)
+        return None if known is None else AnnotationFile(path, known, split, broken=True)
+    kind = file_format(content, name)
     if kind is None and not (isinstance(content, dict | list) and content):
         defects.add(path, "", f"expected annotations or questions, found {shown(content)}")
-    if kind is None:
-        return None
-    if kind in ("questions", "answers"):
-        entries = _dicts(content, "questions" if kind == "questions" else "annotations")
-        ids = (entry.get("question_id") for entry in entries)
-        numbers = frozenset(number for number in ids if isinstance(number, int))
-        raw = any(_any_has(_dicts(entry, "answers"), "raw_answer") for entry in entries)
-        return AnnotationFile(path, kind, numbers, raw)
-    return AnnotationFile(path, kind)
+    return None if kind is None else AnnotationFile(path, kind, split)
+
+
+def _has_pope_lines(path: Path) -> bool:
+    """Tell whether a file that is no JSON as a whole has lines like POPE's."""
+    try:
+        return any(_is_pope(entry.fields) for entry in read_lines(path, Defects()))
+    except GapinitError:
+        return False
+
+
+def _is_pope(fields: dict[str, Any]) -> bool:
+    return len(_POPE_KEYS & fields.keys()) > 1
 
 
 def note_error(error: GapinitError, path: Path, defects: Defects) -> None:
@@ -155,107 +183,69 @@ def note_error(error: GapinitError, path: Path, defects: Defects) -> None:
     defects.add(path, "", str(error).removeprefix(f"{path}: "))
 
 
-def _format(content: Any, name: str) -> Format | None:
-    if isinstance(content, dict):
-        if "questions" in content:
-            return "questions"
-        if "annotations" in content:
-            return _annotations_format(content, name)
-        if "images" in content:
-            split = _any_has(_dicts(content, "images"), "sentences", "split")
-            return "karpathy" if split else _by_name(name) or "karpathy"
-        if len({"image", "text", "label"} & content.keys()) > 1:
-            return "pope"
-    if isinstance(content, list):
-        entries = [entry for entry in content if isinstance(entry, dict)]
-        if _any_has(entries, "conversations"):
-            return "conversations"
-        if _any_has(entries, "caption"):  # predictions, in COCO's format of results
-            return None
-        if _any_has(entries, "label"):
-            return "pope"
-    return _by_name(name)
-
-
-def _annotations_format(content: dict[str, Any], name: str) -> Format | None:
-    notes = _dicts(content, "annotations")
-    if _any_has(notes, "caption"):
-        return "captions"
-    if _any_has(notes, "answers", "question_id"):
-        return "answers"
-    if _any_has(notes, "bbox", "segmentation", "segments_info", "category_id", "keypoints"):
-        return None
+def file_format(content: Any, name: str) -> Format | None:
+    """Tell a file's format by its content, or by its name if the content does not show it."""
     known = _by_name(name)
-    return known if known in ("captions", "answers") and "images" not in content else "captions"
+    if isinstance(content, list):
+        keys = _keys(content)
+        if "conversations" in keys:
+            return "conversations"
+        if "caption" in keys:  # predictions, in COCO's format of results
+            return None
+        return "pope" if "label" in keys else known
+    if not isinstance(content, dict):
+        return known
+    if "questions" in content:
+        return "questions"
+    if "annotations" in content:
+        keys = _keys(content["annotations"])
+        if "caption" not in keys and keys & {"answers", "question_id"}:
+            return "answers"
+        if "caption" not in keys and keys & _OBJECT_KEYS:
+            return None
+        named = known == "answers" and not keys and "images" not in content
+        return "answers" if named else "captions"
+    if "images" in content:
+        shows = _keys(content["images"]) & {"sentences", "split"}
+        return "karpathy" if shows else known or "karpathy"
+    return "pope" if _is_pope(content) else known
 
 
-def _dicts(content: Any, key: str) -> list[dict[str, Any]]:
-    """Return the objects in the list under a key; none if there is no such list."""
-    entries = content.get(key) if isinstance(content, dict) else None
-    listed = entries if isinstance(entries, list) else []
-    return [entry for entry in listed if isinstance(entry, dict)]
-
-
-def _any_has(entries: Sequence[dict[str, Any]], *keys: str) -> bool:
-    return any(key in entry for entry in entries for key in keys)
+def _keys(values: Any) -> set[str]:
+    """Return the keys of all objects in a list; none if there is no list."""
+    listed = values if isinstance(values, list) else []
+    return {key for entry in listed if isinstance(entry, dict) for key in entry}
 
 
 def _by_name(name: str) -> Format | None:
     return next((kind for kind, pattern in _BY_NAME.items() if pattern.search(name)), None)
 
 
-def _are_question_lines(path: Path) -> bool:
-    """Tell whether a file that is no JSON as a whole has lines like those of POPE."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return False
-    for line in lines:
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(value, dict) and len({"image", "text", "label"} & value.keys()) > 1:
-            return True
-    return False
-
-
-def pair_questions(files: Sequence[AnnotationFile], defects: Defects) -> list[AnnotationFile]:
-    """Give each file of questions the file of its annotations: same question ids, or same name."""
+def _pair_questions(files: Sequence[AnnotationFile], defects: Defects) -> list[AnnotationFile]:
+    """Give each file of questions the file of its annotations: same name, same folder first."""
     answers = [file for file in files if file.format == "answers"]
     paired, used = [], set()
-    for file in files:
-        if file.format == "questions":
-            partner = max(answers, key=lambda other: _kinship(file, other), default=None)
-            if partner is not None and _belong(file, partner):
-                used.add(partner.path)
-                file = replace(file, answers=partner)
-            elif not file.broken:
-                expected = re.sub("questions?", "annotations", file.path.name, flags=re.IGNORECASE)
-                expected = expected.replace("OpenEnded_", "")
-                problem = f"no file has the annotations of these questions (expected {expected})"
-                defects.add(file.path, "", problem)
-        if file.format != "answers":
-            paired.append(file)
+    for file in (file for file in files if file.format != "answers"):
+        same = [other.path for other in answers if _stem(other.path) == _stem(file.path)]
+        if file.format == "questions" and same:
+            partner = max(same, key=lambda path: path.parent == file.path.parent)
+            used.add(partner)
+            file = replace(file, answers=partner)
+        elif file.format == "questions" and not file.broken:
+            expected = re.sub("questions?", "annotations", file.path.name, flags=re.IGNORECASE)
+            expected = expected.replace("OpenEnded_", "")
+            problem = f"no file has the annotations of these questions (expected {expected})"
+            defects.add(file.path, "", problem)
+        paired.append(file)
     for file in answers:
         if file.path not in used and not file.broken:
             defects.add(file.path, "", "no file has the questions of these annotations")
     return paired
 
 
-def _belong(one: AnnotationFile, other: AnnotationFile) -> bool:
-    formats = {one.format, other.format}
-    return formats == {"questions", "answers"} and any(_kinship(one, other)[:2])
-
-
-def _kinship(one: AnnotationFile, other: AnnotationFile) -> tuple[int, int, int]:
-    """Tell how much speaks for questions and answers belonging together: ids, names, folder."""
-    names = [
-        re.sub("openended|multiplechoice|questions?|annotations?|answers?|[-_. ]", "", stem)
-        for stem in (one.path.stem.lower(), other.path.stem.lower())
-    ]
-    shared = len(one.question_ids & other.question_ids)
-    return shared, int(names[0] == names[1]), int(one.path.parent == other.path.parent)
+def _stem(path: Path) -> str:
+    """Return what a file of questions and the file of its annotations have in common by name."""
+    return _WORDS.sub("", path.stem.lower())
 
 
 def _note_half_pairs(files: Sequence[AnnotationFile], defects: Defects) -> None:

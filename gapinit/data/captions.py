@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gapinit.data.defects import Defects
 from gapinit.data.entries import (
     Entry,
-    clean_caption,
-    file_name,
+    Seen,
+    as_entries,
+    by_id,
     locate_image,
+    read_entries,
     read_object,
-    shown,
     top_list,
 )
 from gapinit.data.locate import coco_folders, image_number, karpathy_folders
-from gapinit.errors import GapinitError
 
 # Karpathy and Fei-Fei's split trains on `restval` too: the validation images it does not use.
 KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
@@ -34,73 +33,53 @@ class CaptionedImage:
     split: str
 
 
-def load_karpathy(
-    annotations: Path, image_root: Path, defects: Defects | None = None
-) -> list[CaptionedImage]:
+def load_karpathy(annotations: Path, image_root: Path, defects: Defects) -> list[CaptionedImage]:
     """Load every split of a Karpathy-format JSON (`dataset_coco.json`, `dataset_flickr30k.json`).
 
-    The image id is the `cocoid`, or the `imgid` in a file that has none (Flickr30k). Defects are
-    raised together, or added to `defects` if that is given.
+    The image id is the `cocoid`, or the `imgid` in a file that has none (Flickr30k).
     Source: Karpathy and Fei-Fei, Deep Visual-Semantic Alignments, 2015 (the published splits).
     """
-    noted = Defects() if defects is None else defects
-    seen = _Ids(annotations, noted)
-    values = top_list(read_object(annotations), "images", annotations)
-    keys = [key for key in ("cocoid", "imgid", "filepath") if _most_have(values, key)]
-    images = []
-    for index, value in enumerate(values):
-        entry = Entry(value, annotations, f"images[{index}]", noted)
-        image = _karpathy_image(entry, keys, image_root, seen)
-        if image is not None:
-            images.append(image)
-    if defects is None:
-        noted.raise_if_any()
-    return images
+    seen: Seen = {}
+    entries = list(read_entries(annotations, "images", defects))
+    # Not every file has these keys; a file that has one in most entries must have it in all.
+    optional = ("cocoid", "imgid", "filepath")
+    keys = {key for key in optional if 2 * sum(key in e.fields for e in entries) > len(entries)}
+    images = [_karpathy_image(entry, keys, image_root, seen) for entry in entries]
+    return [image for image in images if image is not None]
 
 
-def _most_have(values: list[Any], key: str) -> bool:
-    return sum(isinstance(value, dict) and key in value for value in values) * 2 > len(values)
-
-
-def _karpathy_image(entry: Entry, keys: list[str], root: Path, seen: _Ids) -> CaptionedImage | None:
-    """Read one entry; `keys` are those that not every file has, but most entries of this one."""
+def _karpathy_image(entry: Entry, keys: set[str], root: Path, seen: Seen) -> CaptionedImage | None:
     expected = {*keys, *entry.fields}
     image_id = entry.integer("cocoid" if "cocoid" in expected else "imgid")
-    name = file_name(entry, "filename")
+    name = entry.file_name("filename")
     filepath = entry.text("filepath") if "filepath" in expected else ""
-    split = entry.text("split")
-    if split is not None and split not in KARPATHY_SPLITS:
-        known = ", ".join(KARPATHY_SPLITS)
-        entry.problem(f"'split': expected one of {known}, found {shown(split)}")
+    split = entry.choice("split", KARPATHY_SPLITS)
     captions = _sentences(entry, seen)
-    fresh = image_id is not None and seen.add("image id", image_id, entry)
+    fresh = image_id is not None and entry.is_first(seen, "image id", image_id)
     number = entry.integer("imgid") if expected >= {"cocoid", "imgid"} else None
     if fresh and number is not None:
-        seen.add("imgid", number, entry)
+        entry.is_first(seen, "imgid", number)
     path = None
     if name is not None and filepath is not None:
         path = locate_image(entry, root, karpathy_folders(filepath), name, filepath)
     if path is not None:
         entry.names_image(path, image_id, split or "")
-    used = KARPATHY_SPLITS.get(split or "")
-    if image_id is None or path is None or used is None or not captions or not fresh:
+    if image_id is None or path is None or split is None or not captions or not fresh:
         return None
-    return CaptionedImage(image_id, path, captions, used)
+    return CaptionedImage(image_id, path, captions, KARPATHY_SPLITS[split])
 
 
-def _sentences(entry: Entry, seen: _Ids) -> tuple[str, ...]:
+def _sentences(entry: Entry, seen: Seen) -> tuple[str, ...]:
     captions = []
-    sentences = entry.items("sentences")
+    sentences = entry.inner("sentences")
     if sentences is not None and not sentences:
         entry.problem("'sentences': the image has no caption. Add one or remove the entry.")
-    for number, value in enumerate(sentences or ()):
-        place = f"{entry.place}.sentences[{number}]"
-        sentence = Entry(value, entry.file, place, entry.defects)
+    for sentence in sentences or ():
         if "sentid" in sentence.fields:
             sentid = sentence.integer("sentid")
             if sentid is not None:
-                seen.add("annotation id (sentid)", sentid, sentence)
-        text = clean_caption(sentence, "raw")
+                sentence.is_first(seen, "annotation id (sentid)", sentid)
+        text = sentence.words("raw", "caption")
         if text is not None:
             captions.append(text)
     return tuple(captions)
@@ -108,39 +87,33 @@ def _sentences(entry: Entry, seen: _Ids) -> tuple[str, ...]:
 
 def karpathy_held_out(annotations: Path) -> set[int]:
     """Return the image ids of a Karpathy split's validation and test images, without files."""
-    defects = Defects()
     held_out = set()
-    for index, value in enumerate(top_list(read_object(annotations), "images", annotations)):
-        entry = Entry(value, annotations, f"images[{index}]", defects)
-        if entry.text("split") in ("val", "test"):
-            image_id = entry.integer("cocoid" if "cocoid" in entry.fields else "imgid")
-            if image_id is not None:
-                held_out.add(image_id)
-    defects.raise_if_any()
-    return held_out
+    with Defects() as defects:
+        for entry in read_entries(annotations, "images", defects):
+            if entry.text("split") in ("val", "test"):
+                held_out.add(entry.integer("cocoid" if "cocoid" in entry.fields else "imgid"))
+    return {image_id for image_id in held_out if image_id is not None}
 
 
 def load_coco_captions(
-    annotations: Path, image_root: Path, split: str, defects: Defects | None = None
+    annotations: Path, image_root: Path, split: str, defects: Defects
 ) -> list[CaptionedImage]:
     """Load a COCO captions JSON (`captions_train2017.json`) as the split `split`.
 
     Images are looked for in `<split>2017/`, `<split>2014/`, `images/` and the root itself, and
     under a name of COCO's in the folders of the other split too.
-    Keys that captions do not need (`type`, `categories`) are ignored. Defects are raised
-    together, or added to `defects` if that is given.
+    Keys that captions do not need (`type`, `categories`) are ignored.
     Source: the COCO data format, section "Image Captioning" (cocodataset.org).
     """
-    noted = Defects() if defects is None else defects
     content = read_object(annotations)
-    images = top_list(content, "images", annotations)
+    listed = top_list(content, "images", annotations)
     notes = top_list(content, "annotations", annotations)
-    seen = _Ids(annotations, noted)
-    entries, others = _image_entries(images, seen)
-    captions = _captions_by_image(notes, entries, others, seen)
+    images, others = by_id(as_entries(listed, "images", annotations, defects), "id", "image id")
+    noted = as_entries(notes, "annotations", annotations, defects)
+    captions = _captions_by_image(noted, images, others)
     loaded = []
-    for image_id, entry in [*entries.items(), *((None, entry) for entry in others)]:
-        name = file_name(entry, "file_name")
+    for image_id, entry in [*images.items(), *((None, entry) for entry in others)]:
+        name = entry.file_name("file_name")
         path = locate_image(entry, image_root, coco_folders(split, name), name) if name else None
         if path is not None:
             entry.names_image(path, image_id, split)
@@ -150,78 +123,31 @@ def load_coco_captions(
             entry.problem(f"image {image_id} has no caption. Add one or remove the entry.")
         elif path is not None and captions[image_id]:
             loaded.append(CaptionedImage(image_id, path, tuple(captions[image_id]), split))
-    if defects is None:
-        noted.raise_if_any()
     return loaded
 
 
-def _image_entries(images: list[Any], seen: _Ids) -> tuple[dict[int, Entry], list[Entry]]:
-    """Return the entries by image id, and those whose id cannot be used."""
-    entries: dict[int, Entry] = {}
-    others = []
-    for index, value in enumerate(images):
-        entry = Entry(value, seen.file, f"images[{index}]", seen.defects)
-        image_id = entry.integer("id")
-        if image_id is not None and seen.add("image id", image_id, entry):
-            entries[image_id] = entry
-        else:
-            others.append(entry)
-    return entries, others
-
-
 def _captions_by_image(
-    notes: list[Any], images: dict[int, Entry], others: list[Entry], seen: _Ids
+    notes: Iterable[Entry], images: dict[int, Entry], others: list[Entry]
 ) -> dict[int, list[str]]:
     """Return the captions by image id; an image whose captions are all defective has none.
 
-    The captions of an image entry whose id is wrong, and told as such, are not told again.
+    An image entry whose id is wrong is a defect already; its captions are no further defects.
     """
     names = (entry.fields.get("file_name") for entry in others)
     told = {image_number(name) for name in names if isinstance(name, str)}
     captions: dict[int, list[str]] = {}
-    for index, value in enumerate(notes):
-        entry = Entry(value, seen.file, f"annotations[{index}]", seen.defects)
+    seen: Seen = {}
+    for entry in notes:
         note_id, image_id = entry.integer("id"), entry.integer("image_id")
         if note_id is not None:
-            seen.add("annotation id", note_id, entry)
-        text = clean_caption(entry, "caption")
+            entry.is_first(seen, "annotation id", note_id)
+        text = entry.words("caption", "caption")
         if image_id is None:
             continue
-        if image_id not in images:
-            if image_id not in told:
-                entry.problem(f"'image_id': {image_id} is no entry of 'images'")
-            continue
-        captions.setdefault(image_id, [])
-        if text is not None:
-            captions[image_id].append(text)
+        if image_id in images:
+            found = captions.setdefault(image_id, [])
+            if text is not None:
+                found.append(text)
+        elif image_id not in told:
+            entry.problem(f"'image_id': {image_id} is no entry of 'images'")
     return captions
-
-
-def is_karpathy(annotations: Path) -> bool:
-    """Tell a Karpathy split, which has its own splits, from a COCO captions file, by its keys."""
-    content = read_object(annotations)
-    if "annotations" in content:
-        return False
-    images = top_list(content, "images", annotations)
-    if any(isinstance(entry, dict) and "sentences" in entry for entry in images):
-        return True
-    raise GapinitError(
-        f"{annotations}: expected COCO captions (keys 'images' and 'annotations') or a Karpathy "
-        "split (key 'images', each with 'sentences'), found neither"
-    )
-
-
-class _Ids:
-    """The ids seen so far in one file, to find those that occur twice."""
-
-    def __init__(self, file: Path, defects: Defects) -> None:
-        self.file, self.defects = file, defects
-        self._first: dict[tuple[str, Hashable], str] = {}
-
-    def add(self, kind: str, value: int, entry: Entry) -> bool:
-        """Remember an id; a second one is noted as a defect and False is returned."""
-        first = self._first.setdefault((kind, value), entry.place)
-        if first == entry.place:
-            return True
-        entry.problem(f"duplicate {kind} {value}, already used by {first}")
-        return False

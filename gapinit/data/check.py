@@ -7,7 +7,6 @@ import os
 import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 from gapinit.data.defects import Defects
@@ -21,9 +20,7 @@ MAX_ASPECT = 200  # Qwen2-VL's processor refuses more
 MAX_THREADS = 8
 
 
-def check_images(
-    paths: Iterable[Path], defects: Defects, *, progress: bool = False
-) -> dict[Path, str]:
+def check_images(paths: Iterable[Path], defects: Defects) -> dict[Path, str]:
     """Decode every image once, in threads; note those that cannot be used, hash the others.
 
     An image is refused if it cannot be opened, is damaged or truncated, is not in a plain image
@@ -34,28 +31,18 @@ def check_images(
     digests = {}
     threads = min(MAX_THREADS, os.cpu_count() or 1)
     with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
-        warnings.simplefilter("ignore")  # what Pillow only warns of is an error or harmless here
-        results: Iterable[CheckedImage] = pool.map(check_image, unique)
-        if progress:
-            results = track(results, "checking images", total=len(unique))
-        for path, checked in zip(unique, results, strict=True):
-            if checked.problem is None:
-                digests[path] = checked.sha256
+        warnings.simplefilter("ignore")  # a warning of Pillow is an error here, or harmless
+        results = track(pool.map(_check_image, unique), "checking images", total=len(unique))
+        for path, (problem, sha256) in zip(unique, results, strict=True):
+            if problem is None:
+                digests[path] = sha256
             else:
-                defects.add(path, "", checked.problem)
+                defects.add(path, "", problem)
     return digests
 
 
-@dataclass(frozen=True)
-class CheckedImage:
-    """What is wrong with an image file (None: nothing), and its SHA-256 if nothing is."""
-
-    problem: str | None
-    sha256: str = ""
-
-
-def check_image(path: Path) -> CheckedImage:
-    """Decode one image file to the end and hash it."""
+def _check_image(path: Path) -> tuple[str | None, str]:
+    """Decode one image file to the end; return its problem, or None and its SHA-256."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -66,15 +53,15 @@ def check_image(path: Path) -> CheckedImage:
                 problem = size_problem(image.size, Image.MAX_IMAGE_PIXELS)
                 if problem is None:
                     image.convert("RGB")
-            return CheckedImage(problem, checksum)
+            return problem, checksum
     except UnidentifiedImageError:
-        return CheckedImage(f"damaged image, or none of {', '.join(FORMATS)}")
+        return f"damaged image, or none of {', '.join(FORMATS)}", ""
     except Image.DecompressionBombError as error:
-        return CheckedImage(f"too many pixels ({error})")
+        return f"too many pixels ({error})", ""
     except PermissionError as error:
-        return CheckedImage(f"cannot be read ({error.strerror})")
+        return f"cannot be read ({error.strerror})", ""
     except Exception as error:  # Pillow's decoders raise many kinds on damaged bytes
-        return CheckedImage(f"damaged image ({type(error).__name__}: {error})")
+        return f"damaged image ({type(error).__name__}: {error})", ""
 
 
 def size_problem(size: tuple[int, int], max_pixels: int | None) -> str | None:
@@ -96,7 +83,7 @@ def check_splits(manifest: Manifest, required: Sequence[str], defects: Defects) 
         if not manifest.splits.get(split):
             defects.add(origin, f"split '{split}'", "has no images, expected at least 1")
     trained = {image.image_id: image.path for image in manifest.splits.get("train", ())}
-    # Validation may be the test images themselves, so each image is told once.
+    # Validation and test may be the same images: each is reported once.
     held_out = {
         image.image_id: (split, image.path)
         for split in ("val", "test")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gapinit.data.annotation_files import (
@@ -14,15 +13,14 @@ from gapinit.data.annotation_files import (
     given_files,
     note_error,
     note_link,
+    read_samples,
 )
-from gapinit.data.captions import KARPATHY_SPLITS, load_coco_captions, load_karpathy
+from gapinit.data.captions import KARPATHY_SPLITS
 from gapinit.data.check import check_images
-from gapinit.data.conversations import load_llava
 from gapinit.data.defects import Defect, Defects, NamedImage
-from gapinit.data.locate import KARPATHY_NAMES, POPE_CATEGORIES, YEARS
+from gapinit.data.locate import KARPATHY_NAMES, YEARS
 from gapinit.data.overlap import LoadedFile, note_overlaps
-from gapinit.data.pretraining import CORPUS, read_alt_text, read_corpus
-from gapinit.data.questions import check_questions, load_pope, load_vqa
+from gapinit.data.pretraining import CORPUS
 from gapinit.errors import GapinitError
 
 SAMPLES: dict[Format, str] = {
@@ -35,13 +33,24 @@ SAMPLES: dict[Format, str] = {
 }
 
 
-@dataclass(frozen=True)
-class FolderCheck:
-    """What was checked, and what is wrong with it."""
+@dataclass
+class Checked:
+    """The result of `gapinit data check`: files, digests of images, defects, and notes."""
 
-    files: list[LoadedFile]
-    digests: dict[Path, str]
-    defects: list[Defect]
+    files: list[LoadedFile] = field(default_factory=list)
+    digests: dict[Path, str] = field(default_factory=dict)
+    defects: list[Defect] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, other: Checked) -> None:
+        """Add the result for another folder; a defect of both is listed once."""
+        self.files += other.files
+        self.digests |= other.digests
+        self.add_defects(other.defects)
+
+    def add_defects(self, defects: Iterable[Defect]) -> None:
+        """Add defects, each once."""
+        self.defects = list(dict.fromkeys([*self.defects, *defects]))
 
     def summary(self) -> list[str]:
         """Return a line for each file that was checked, and one for the images."""
@@ -50,16 +59,14 @@ class FolderCheck:
             f"{len({image.path for image in loaded.images})} images"
             for loaded in self.files
         ]
-        return [*lines, f"{len(self.digests)} images decoded"]
+        return [*lines, f"{len(self.digests)} images decoded"] if lines else []
 
 
-def check_folder(
-    folder: Path, only: Sequence[Path] | None = None, *, progress: bool = False
-) -> FolderCheck:
+def check_folder(folder: Path, only: Sequence[Path] | None = None) -> Checked:
     """Check the annotation files in a folder, or `only` some of them, and all that they name.
 
-    The folder is searched a few levels deep and never left through a link. A folder without any
-    annotation file is an error.
+    The folder is searched a few levels deep; links that lead out of it are not followed. A folder
+    without any annotation file is an error.
     """
     defects = Defects()
     files = given_files(only, defects) if only else find_annotation_files(folder, defects)
@@ -69,10 +76,10 @@ def check_folder(
             f"{folder}: no annotation file (looked for captions such as {names}, for questions of "
             "VQAv2, OK-VQA and POPE, and for conversations of LLaVA)"
         )
-    loaded = [load_file(file, folder, defects) for file in files if not file.broken]
-    digests = _decode(loaded, defects, progress)
+    loaded = [_load_file(file, folder, defects) for file in files if not file.broken]
+    digests = _decode(loaded, defects)
     note_overlaps(loaded, digests, defects)
-    return FolderCheck(loaded, digests, _once(defects))
+    return Checked(loaded, digests, _once(defects))
 
 
 def _once(defects: Defects) -> list[Defect]:
@@ -85,7 +92,7 @@ def _once(defects: Defects) -> list[Defect]:
     ]
 
 
-def load_file(file: AnnotationFile, folder: Path, defects: Defects) -> LoadedFile:
+def _load_file(file: AnnotationFile, folder: Path, defects: Defects) -> LoadedFile:
     """Load one annotation file; its images may lie below `folder` or any folder on the way to it.
 
     The first of these folders below which an image is found is the root.
@@ -117,44 +124,13 @@ def _roots(file: AnnotationFile, folder: Path) -> list[Path]:
 
 
 def _load(file: AnnotationFile, root: Path, defects: Defects) -> int:
-    """Load a file and return the number of its good samples; one of no use is a defect."""
-    others = [file.answers.path] if file.answers else [file.path.with_name(CORPUS)]
+    """Load a file and return the number of its good samples; an unreadable file is a defect."""
+    other = file.answers or file.path.with_name(CORPUS)
     try:
-        return _samples(file, root, defects)
+        return len(read_samples(file, root, defects))
     except GapinitError as error:
-        found = next((path for path in others if str(error).startswith(f"{path}: ")), file.path)
-        note_error(error, found, defects)
+        note_error(error, other if str(error).startswith(f"{other}: ") else file.path, defects)
         return 0
-
-
-def _samples(file: AnnotationFile, root: Path, defects: Defects) -> int:
-    path = file.path
-    if file.format == "karpathy":
-        return len(load_karpathy(path, root, defects))
-    if file.format == "captions":
-        return len(load_coco_captions(path, root, split_in_name(path), defects))
-    if file.format == "pope":
-        category = next((word for word in POPE_CATEGORIES if word in path.name), "")
-        return len(load_pope(path, root, category, defects))
-    if file.format == "conversations":
-        return len(load_llava(path, root, defects, split_in_name(path) or "train"))
-    if file.format == "alt_text":
-        read_corpus(path.parent)
-        return len(read_alt_text(path.parent, defects))
-    split = split_in_name(path) or "test"
-    if file.answers is None:
-        check_questions(path, root, split, defects)
-        return 0
-    answers = file.answers
-    if answers.has_raw_answers:
-        load_vqa(path, answers.path, root, split, defects, answer_key="raw_answer")
-    return len(load_vqa(path, answers.path, root, split, defects))
-
-
-def split_in_name(path: Path) -> str:
-    """Return the split that an annotation file's name tells, or nothing."""
-    found = re.search("train|val|test", path.name.lower())
-    return found[0] if found else ""
 
 
 def _note_empty(file: AnnotationFile, defects: Defects) -> None:
@@ -186,14 +162,14 @@ def _named_by(image: NamedImage) -> str:
     return f"named by {image.file.name} {image.entry}"
 
 
-def _decode(loaded: Sequence[LoadedFile], defects: Defects, progress: bool) -> dict[Path, str]:
+def _decode(loaded: Sequence[LoadedFile], defects: Defects) -> dict[Path, str]:
     """Decode every image once; a damaged one is told with the first entry that names it."""
     first: dict[Path, NamedImage] = {}
     for file in loaded:
         for image in file.images:
             first.setdefault(image.path, image)
     noted = Defects()
-    digests = check_images(first, noted, progress=progress)
+    digests = check_images(first, noted)
     for defect in noted.found:
         image = first[Path(defect.file)]
         defects.add(defect.file, _named_by(image), defect.problem)

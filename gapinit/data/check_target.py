@@ -1,20 +1,21 @@
-"""`gapinit data check`: find what a folder or a configuration file stands for, and check it."""
+"""`gapinit data check`: find the datasets of a folder, file or configuration, and check them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gapinit.config.yaml_files import read_yaml
+from gapinit.data.annotation_files import SUFFIXES
 from gapinit.data.captions import karpathy_held_out
-from gapinit.data.check_folder import FolderCheck, check_folder
+from gapinit.data.check_folder import Checked, check_folder
 from gapinit.data.dataset import read_dataset_settings
-from gapinit.data.defects import Defect, Defects
+from gapinit.data.defects import Defects
 from gapinit.data.entries import read_any
-from gapinit.data.folder import FolderSettings
-from gapinit.data.locate import find_annotations, find_pope_files, find_question_files
+from gapinit.data.folder import FolderSettings, dataset_files
+from gapinit.data.locate import find_annotations
 from gapinit.data.overlap import LoadedFile, note_overlap
 from gapinit.data.scenes.settings import ScenesSettings
 from gapinit.errors import GapinitError
@@ -24,23 +25,9 @@ CONFIGURATION_KEYS = {"datasets", "experiments", "backbone"}
 TRAINED_ON = ("in-domain", "calibration", "vqa", "instruct")
 
 
-@dataclass
-class Checked:
-    """What `gapinit data check` tells: defects, what was checked, and what is not there yet."""
-
-    defects: list[Defect] = field(default_factory=list)
-    lines: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def add(self, found: FolderCheck) -> None:
-        """Add what was found in one folder, each defect once."""
-        self.defects = list(dict.fromkeys([*self.defects, *found.defects]))
-        self.lines += found.summary()
-
-
 @dataclass(frozen=True)
 class Place:
-    """Where a dataset lies: a folder, and its annotation files if others lie there too."""
+    """The folder of a dataset, and its annotation files if the folder holds others too."""
 
     folder: Path
     only: tuple[Path, ...] | None = None
@@ -48,46 +35,42 @@ class Place:
     """A Karpathy split whose validation and test images are not trained on."""
 
 
-def check_target(target: Path, *, progress: bool = False) -> Checked:
+def check_target(target: Path) -> Checked:
     """Check a dataset folder, one annotation file, a dataset file or a whole configuration."""
-    checked = Checked()
     suffix = target.suffix.lower()
     if target.is_dir():
-        checked.add(_check(_made(target), progress))
-    elif not target.exists():
+        place = _made(target)
+        return check_folder(place.folder, place.only)
+    if not target.exists():
         raise GapinitError(f"{target}: no such file or folder")
-    elif suffix in (".json", ".jsonl"):
+    if suffix in SUFFIXES:
         file = target.absolute()  # its folder's name tells whether the images are beside or above
         above = file.parent.name in ANNOTATION_FOLDERS
-        checked.add(_check(Place(file.parents[above], (file,)), progress))
-    elif suffix in (".yaml", ".yml"):
-        content = read_yaml(target)
-        if content.keys() & CONFIGURATION_KEYS:
-            _check_configuration(target, content, checked, progress)
-        else:
-            place = _place(target, {})
-            if place is None:
-                checked.notes.append(f"{target}: not made yet")
-            else:
-                checked.add(_check(place, progress))
-    else:
+        return check_folder(file.parents[above], (file,))
+    if suffix not in (".yaml", ".yml"):
         expected = "a folder, an annotation file (.json, .jsonl) or a configuration (.yaml)"
         raise GapinitError(f"{target}: expected {expected}")
-    return checked
-
-
-def _check(place: Place, progress: bool) -> FolderCheck:
-    return check_folder(place.folder, place.only, progress=progress)
+    content = read_yaml(target)
+    if not content.keys() & CONFIGURATION_KEYS:
+        return _check_datasets([target], {}, [])
+    folder = target.parent if (target.parent / "datasets").is_dir() else Path("config")
+    default = folder / "default.yaml"
+    layers = [read_yaml(default) if default.is_file() else {}, content]
+    parts: dict[str, Any] = {}
+    for named in (layer.get("datasets") for layer in layers):
+        parts |= named if isinstance(named, dict) else {}
+    names = dict.fromkeys(name for name in parts.values() if isinstance(name, str))
+    trained = [parts.get(part) for part in TRAINED_ON]
+    files = [folder / "datasets" / f"{name}.yaml" for name in names]
+    return _check_datasets(files, {**layers[0], **layers[1]}, trained)
 
 
 def _made(folder: Path) -> Place:
-    """Return a folder as it is, or the one elsewhere that the manifest in it was made from."""
+    """Return a folder as it is, or the one elsewhere from which the manifest in it was made."""
     path = folder / "manifest.json"
-    if not path.is_file():
-        return Place(folder)
     try:
         content = read_any(path)
-    except GapinitError:  # the folder itself is what is checked
+    except GapinitError:  # no manifest, or a damaged one: the folder itself is checked
         return Place(folder)
     root = content.get("root") if isinstance(content, dict) else None
     names = content.get("annotations") if isinstance(content, dict) else None
@@ -96,34 +79,28 @@ def _made(folder: Path) -> Place:
     return Place(Path(root), tuple(Path(root, name) for name in names))
 
 
-def _check_configuration(
-    target: Path, content: Mapping[str, Any], checked: Checked, progress: bool
-) -> None:
-    """Check every dataset of a configuration that is there, then each against the others."""
-    folder = target.parent if (target.parent / "datasets").is_dir() else Path("config")
-    default = folder / "default.yaml"
-    layers = [read_yaml(default) if default.is_file() else {}, content]
-    whole: dict[str, Any] = {key: value for layer in layers for key, value in layer.items()}
-    named = [layer.get("datasets") for layer in layers]
-    parts = {key: name for one in named if isinstance(one, dict) for key, name in one.items()}
-    found: dict[str, FolderCheck] = {}
+def _check_datasets(
+    files: Iterable[Path], configuration: Mapping[str, Any], trained: Sequence[Any]
+) -> Checked:
+    """Check every dataset that is there, then the images of each trained one against the others."""
+    whole = Checked()
+    found: dict[str, Checked] = {}
     places: dict[str, Place] = {}
-    for name in dict.fromkeys(name for name in parts.values() if isinstance(name, str)):
-        place = _place(folder / "datasets" / f"{name}.yaml", whole)
+    for file in files:
+        place = _place(file, configuration)
         if place is None:
-            checked.notes.append(f"dataset '{name}': not made yet")
+            whole.notes.append(f"dataset '{file.stem}': not made yet")
             continue
-        places[name], found[name] = place, _check(place, progress)
-        checked.add(found[name])
-    trained = dict.fromkeys(parts.get(part) for part in TRAINED_ON)
+        places[file.stem], found[file.stem] = place, check_folder(place.folder, place.only)
+        whole.add(found[file.stem])
     defects = Defects()
-    for name in (name for name in trained if name in found):
+    for name in (name for name in found if name in trained):
+        others = [one for key, it in found.items() if key != name for one in it.files]
         for train in found[name].files:
-            others = [one for key, it in found.items() if key != name for one in it.files]
-            digests = {path: sha for it in found.values() for path, sha in it.digests.items()}
             kept = _without_excluded(train, places[name])
-            note_overlap(kept, others, digests, defects, same_origin=False)
-    checked.defects = list(dict.fromkeys([*checked.defects, *defects.found]))
+            note_overlap(kept, others, whole.digests, defects, same_origin=False)
+    whole.add_defects(defects.found)
+    return whole
 
 
 def _without_excluded(train: LoadedFile, place: Place) -> LoadedFile:
@@ -135,11 +112,12 @@ def _without_excluded(train: LoadedFile, place: Place) -> LoadedFile:
 
 
 def _place(dataset_yaml: Path, configuration: Mapping[str, Any]) -> Place | None:
-    """Return where a dataset lies; None if it is still to be made or retrieved."""
+    """Return where a dataset is; None if the workflow has not made or retrieved it yet."""
     settings = read_dataset_settings(dataset_yaml)
     made = Path(configuration.get("results") or "results") / "1_data" / settings.name
+    is_made = (made / "manifest.json").is_file()
     if isinstance(settings, ScenesSettings):
-        return Place(made) if (made / "manifest.json").is_file() else None
+        return Place(made) if is_made else None
     folders = configuration.get("folders") or {}
     data_root, annotations = configuration.get("data_root"), configuration.get("annotations")
     if settings.name in folders:
@@ -152,29 +130,19 @@ def _place(dataset_yaml: Path, configuration: Mapping[str, Any]) -> Place | None
             return None
     given = data_root or settings.root
     if given is None:
-        return _made(made) if (made / "manifest.json").is_file() else None
+        return _made(made) if is_made else None
     return _folder_place(settings, Path(given), Path(annotations) if annotations else None)
 
 
 def _folder_place(settings: FolderSettings, root: Path, annotations: Path | None) -> Place:
-    """Return a dataset's folder, with its annotation files where it says which are its own."""
+    """Return a dataset's folder, with its annotation files if its settings say where they are."""
     if not root.is_dir():
         raise GapinitError(f"{root}: no such folder (expected the dataset '{settings.name}')")
-    place = annotations or settings.annotations
-    excluded = None
+    place, excluded = annotations or settings.annotations, None
     if settings.exclude is not None:
-        (excluded,) = find_annotations(root, settings.exclude).files
+        (excluded,) = find_annotations(root, settings.exclude)
     if place is None:
         return Place(root, None, excluded)
-    if settings.format == "captions":
-        return Place(root, find_annotations(root, place).files, excluded)
-    below = place if place.exists() and not (root / place).exists() else root / place
-    if settings.format == "conversations":
-        files = [below]
-    elif settings.format == "pope":
-        files = list(find_pope_files(below).values())
-    else:
-        files = [path for pair in find_question_files(below).values() for path in pair]
-    if not files or not all(file.is_file() for file in files):
-        raise GapinitError(f"{below}: no files of the dataset '{settings.name}' (see {place})")
-    return Place(root, tuple(files), excluded)
+    files = dataset_files(settings, root, place)
+    paths = [path for file in files for path in (file.path, file.answers) if path]
+    return Place(root, tuple(paths), excluded)

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gapinit.data.defects import Defects
-from gapinit.data.entries import Entry, file_name, locate_image, read_list, shown
+from gapinit.data.entries import Entry, Images, read_entries, shown
 from gapinit.data.locate import coco_folders, image_number
 
 SPEAKERS = ("human", "gpt")
-# Stands where the image goes, on a line of its own.
+# Marks the place of the image, on a line of its own.
 _PLACEHOLDER = re.compile(r"<image>\n|\n?<image>")
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """What was asked about an image and answered: `turns` are pairs of a question and an answer."""
+    """A conversation about an image: `turns` are pairs of a question and an answer."""
 
     conversation_id: str
     path: Path
@@ -28,41 +28,29 @@ class Conversation:
 
 
 def load_llava(
-    file: Path, image_root: Path, defects: Defects | None = None, split: str = "train"
+    file: Path, image_root: Path, defects: Defects, split: str = "train"
 ) -> list[Conversation]:
     """Load conversations (`llava_instruct_150k.json`): a list of `id`, `image`, `conversations`.
 
-    Several conversations may have one id: LLaVA's is that of the image. Defects are raised
-    together, or added to `defects` if that is given.
+    Several conversations may have one id: LLaVA uses the id of the image.
     Source: Liu et al., Visual Instruction Tuning, 2023.
     """
-    noted = Defects() if defects is None else defects
-    folders = coco_folders(split)
-    images: dict[str, Path | None] = {}
+    images = Images(image_root, coco_folders(split), split)
     first: dict[Hashable, str] = {}
     loaded = []
-    for index, value in enumerate(read_list(file)):
-        entry = Entry(value, file, f"[{index}]", noted)
+    for entry in read_entries(file, "", defects):
         conversation_id = _conversation_id(entry)
         turns = _turns(entry)
-        name = file_name(entry, "image")
-        if name is None:
-            continue
-        number = image_number(name)
-        if name not in images:
-            images[name] = path = locate_image(entry, image_root, folders, name)
-            if path is not None:
-                entry.names_image(path, number, split)
-        found = images[name]
-        if conversation_id is None or turns is None:
+        name = entry.file_name("image")
+        path = images.find(entry, name)
+        if name is None or conversation_id is None or turns is None:
             continue
         place = first.setdefault((conversation_id, name, turns), entry.place)
         if place != entry.place:
             entry.problem(f"the same image and conversation as {place}. Remove one of them.")
-        elif found is not None:
-            loaded.append(Conversation(conversation_id, found, number, turns, split))
-    if defects is None:
-        noted.raise_if_any()
+        elif path is not None:
+            number = image_number(name)
+            loaded.append(Conversation(conversation_id, path, number, turns, split))
     return loaded
 
 
@@ -77,29 +65,24 @@ def _conversation_id(entry: Entry) -> str | None:
 
 def _turns(entry: Entry) -> tuple[tuple[str, str], ...] | None:
     """Return the turns in pairs, or note what is wrong with them and return None."""
-    said = entry.items("conversations")
+    said = entry.inner("conversations")
     if said is None:
         return None
     if not said:
         entry.problem("'conversations': the conversation is empty. Write one or remove the entry.")
     texts = []
     in_order = True
-    for number, value in enumerate(said):
-        place = f"{entry.place}.conversations[{number}]"
-        turn = Entry(value, entry.file, place, entry.defects)
+    for number, turn in enumerate(said):
         speaker, text = turn.text("from"), _text(turn)
         expected = SPEAKERS[number % 2]
         if speaker is not None and speaker != expected and in_order:
             turn.problem(f"'from': expected '{expected}' in this turn, found {shown(speaker)}")
-            in_order = False  # those that follow are then out of order too
+            in_order = False  # the turns after it are then out of order too
         if speaker is not None and text is not None:
             texts.append(text)
     if len(said) % 2 and in_order:
-        last = f"{entry.place}.conversations[{len(said) - 1}]"
-        problem = "the conversation ends without an answer. Add one or remove the turn."
-        entry.defects.add(entry.file, last, problem)
-        return None
-    if not in_order or not texts or len(texts) != len(said):
+        said[-1].problem("the conversation ends without an answer. Add one or remove the turn.")
+    if len(said) % 2 or not in_order or not texts or len(texts) != len(said):
         return None
     return tuple(zip(texts[::2], texts[1::2], strict=True))
 

@@ -11,7 +11,7 @@ from gapinit.data.check import check_images
 from gapinit.data.defects import Defects
 from gapinit.data.folder import FolderSettings, load_folder
 from gapinit.data.manifest import MANIFEST_VERSION, Kind, Manifest, images_digest, write_manifest
-from gapinit.data.pretraining import ALT_TEXT, CORPUS, read_alt_text, read_corpus
+from gapinit.data.pretraining import ALT_TEXT, CORPUS, read_pretraining
 from gapinit.data.references import write_references
 from gapinit.data.scenes.settings import ScenesSettings
 from gapinit.errors import GapinitError
@@ -41,17 +41,16 @@ def prepare_dataset(
     *,
     data_root: Path | None = None,
     annotations: Path | None = None,
-    progress: bool = True,
 ) -> None:
     """Make `output/manifest.json` and `output/references/`.
 
-    A generated dataset is first written into `output`; then every kind goes through the same
-    loaders and checks. The manifest is written last: where it is, the dataset is whole.
+    A generated dataset is first written into `output`; then every kind is read and checked in the
+    same way. The manifest is written last: a folder with a manifest is complete.
     """
     settings = read_dataset_settings(Path(dataset_yaml))
     output = Path(output)
     if isinstance(settings, FolderSettings):
-        manifest = load_folder(settings, data_root, annotations, progress=progress)
+        manifest = load_folder(settings, data_root, annotations)
         _make_folder(output)
         _write(manifest, output)
         return
@@ -64,12 +63,11 @@ def prepare_dataset(
 
     _make_folder(output)
     (output / "manifest.json").unlink(missing_ok=True)
-    make_scenes(settings, output, progress=progress)
+    make_scenes(settings, output)
     if settings.layout == "pretraining":
-        _write_pretraining_manifest(settings.name, output, progress)
+        _write_pretraining_manifest(settings.name, output)
         return
-    folder = settings.as_folder()
-    _write(load_folder(folder, output, progress=progress), output)
+    _write(load_folder(settings.as_folder(), output), output)
 
 
 def _make_folder(folder: Path) -> None:
@@ -82,12 +80,11 @@ def _write(manifest: Manifest, output: Path) -> None:
     write_manifest(output / "manifest.json", manifest)
 
 
-def _write_pretraining_manifest(name: str, output: Path, progress: bool) -> None:
-    pairs, corpus = read_alt_text(output), read_corpus(output)
-    images = dict.fromkeys(image for image, _ in pairs)
-    defects = Defects()
-    checked = check_images(images, defects, progress=progress)
-    defects.raise_if_any()
+def _write_pretraining_manifest(name: str, output: Path) -> None:
+    with Defects() as defects:
+        pairs, corpus = read_pretraining(output, defects)
+        images = dict.fromkeys(image for image, _ in pairs)
+        checked = check_images(images, defects)
     content = {
         "kind": "pretraining",
         "manifest_version": MANIFEST_VERSION,

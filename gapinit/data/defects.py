@@ -1,9 +1,10 @@
-"""A list of what is wrong with a dataset, told in one error."""
+"""The defects of a dataset, reported together in one error."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from gapinit.errors import GapinitError
 
@@ -12,7 +13,7 @@ SHOWN = 20
 
 @dataclass(frozen=True)
 class Defect:
-    """What is wrong with an entry ('' for all) of a file."""
+    """A problem with an entry ('' for the whole file) of a file."""
 
     file: str
     entry: str
@@ -37,14 +38,24 @@ class NamedImage:
 class Defects:
     """Collects defects, each with its file and entry, so that a user sees them all at once.
 
-    The loaders also leave here which entry names which image, of good and bad entries alike: what
-    is found later, by decoding images or comparing splits, can then be told with its entry.
+    As a context manager it raises them at the end of the block. The loaders also note here which
+    entry names which image, for good and bad entries alike: a defect that is found later, by
+    decoding images or comparing splits, is then reported with its entry.
     """
 
     def __init__(self) -> None:
         """Start with no defects."""
         self.found: list[Defect] = []
         self.images: list[NamedImage] = []
+
+    def __enter__(self) -> Self:
+        """Return the empty list."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Raise the defects that the block noted, unless another error ends it."""
+        if kind is None:
+            self.raise_if_any()
 
     def add(self, file: Path | str, entry: str, problem: str) -> None:
         """Note that `entry` of `file` ('' for the whole file) has a problem."""

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from gapinit.artifacts.artifacts import MAX_JSON, read_json
 from gapinit.artifacts.digests import require_unaltered
 from gapinit.data.defects import Defects, NamedImage
-from gapinit.data.locate import find_image, leaves_root
+from gapinit.data.locate import find_image, image_number, leaves_root
 from gapinit.errors import GapinitError
 
 KINDS = {dict: "an object", list: "a list", str: "a string", int: "a whole number"}
 INT64 = 2**63
-# What an entry is known by in the formats that are read: it finds the entry in a file of one line.
+# The ids of the formats: an error message adds the entry's id, to find it in a file of one line.
 ID_KEYS = ("question_id", "cocoid", "imgid", "sentid", "id")
+
+Seen = dict[tuple[str, int], str]
+"""The ids of one file, each with its kind and the place of its first entry."""
 
 
 def read_text(path: Path, *, encoding: str = "utf-8", expected: str = "") -> str:
     """Read a text file of other people's; one that cannot be read is an error that names it.
 
-    `expected` says, with a space in front, where a missing file should have been.
+    `expected` is added, with a space in front, to the message about a missing file.
     """
     try:
         if path.stat().st_size > MAX_JSON:
@@ -60,37 +63,6 @@ def read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_list(path: Path) -> list[Any]:
-    """Read a JSON file whose top level must be a list."""
-    content = read_any(path)
-    if not isinstance(content, list):
-        raise GapinitError(f"{path}: expected a list at the top level, found {shown(content)}")
-    return content
-
-
-def read_lines(path: Path, defects: Defects) -> Iterator[Entry]:
-    """Yield the objects of a JSON-lines file; blank lines, a byte-order mark and CRLF are fine."""
-    text = read_text(path, encoding="utf-8-sig")
-    if text.lstrip().startswith("[") and isinstance(_parsed(text), list):
-        raise GapinitError(f"{path}: expected one JSON object a line, found a list")
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            defects.add(path, f"line {number}", f"not valid JSON ({error})")
-            continue
-        yield Entry(value, path, f"line {number}", defects)
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-
-
 def top_list(content: dict[str, Any], key: str, path: Path) -> list[Any]:
     """Return the list under a top-level key, which must be there."""
     if key not in content:
@@ -103,7 +75,7 @@ def top_list(content: dict[str, Any], key: str, path: Path) -> list[Any]:
 
 
 class Entry:
-    """One object in a list of a JSON file, with the words for where it is."""
+    """One object in a list of a JSON file, with its place for error messages."""
 
     def __init__(self, value: Any, file: Path, place: str, defects: Defects) -> None:
         """Wrap `value`; anything but an object is noted as a defect and then has no fields."""
@@ -123,6 +95,13 @@ class Entry:
         """Note that this entry names an image file."""
         self.defects.images.append(NamedImage(path, self.file, self.place, image_id, split))
 
+    def is_first(self, seen: Seen, kind: str, value: int) -> bool:
+        """Tell whether an id is new in its file, and keep it; a second one is a defect."""
+        first = seen.setdefault((kind, value), self.place)
+        if first != self.place:
+            self.problem(f"duplicate {kind} {value}, already used by {first}")
+        return first == self.place
+
     def integer(self, key: str) -> int | None:
         """Return a whole number that fits 64 bits, or note the defect and return None."""
         value = self._field(key, int)
@@ -134,14 +113,55 @@ class Entry:
     def text(self, key: str) -> str | None:
         """Return a string that can be written as UTF-8, or note the defect and return None."""
         value = self._field(key, str)
-        if value is not None and not _encodes(value):
+        try:
+            if value is not None:
+                value.encode("utf-8")
+        except UnicodeEncodeError:
             self.problem(f"'{key}': expected text, found half of a character pair in {value!a}")
             return None
         return value
 
+    def words(self, key: str, noun: str) -> str | None:
+        """Return a text with its white space collapsed, or note that it is empty or no text.
+
+        Line separators such as U+2028 count as white space: the PTB tokenizer of the scorers
+        expects one line per caption.
+        """
+        text = self.text(key)
+        if text is None:
+            return None
+        text = " ".join(text.split())
+        if not text:
+            self.problem(f"'{key}': the {noun} is empty. Write one or remove the entry.")
+            return None
+        return text
+
+    def choice(self, key: str, known: Collection[str]) -> str | None:
+        """Return one of the known words, or note the defect and return None."""
+        text = self.text(key)
+        if text is not None and text not in known:
+            self.problem(f"'{key}': expected one of {', '.join(known)}, found {shown(text)}")
+            return None
+        return text
+
+    def file_name(self, key: str) -> str | None:
+        """Return a file name, or note that it is empty or no text."""
+        name = self.text(key)
+        if name == "":
+            self.problem(f"'{key}': expected a file name, found ''")
+            return None
+        return name
+
     def items(self, key: str) -> list[Any] | None:
         """Return a list, or note the defect and return None."""
         return self._field(key, list)
+
+    def inner(self, key: str) -> list[Entry] | None:
+        """Return the objects of a list as entries, or note the defect and return None."""
+        values = self.items(key)
+        if values is None:
+            return None
+        return list(as_entries(values, f"{self.place}.{key}", self.file, self.defects))
 
     def _field(self, key: str, kind: type) -> Any:
         if not self.valid:
@@ -156,34 +176,74 @@ class Entry:
         return value
 
 
-def clean_caption(entry: Entry, key: str) -> str | None:
-    """Return a caption with its white space collapsed, or note that it is empty or no text.
-
-    Line separators such as U+2028 count as white space: one line per caption is what the PTB
-    tokenizer of the scorers expects.
-    """
-    return clean_text(entry, key, "caption")
+def as_entries(values: Iterable[Any], place: str, file: Path, defects: Defects) -> Iterator[Entry]:
+    """Yield the values of a JSON list at `place` of a file as entries."""
+    for number, value in enumerate(values):
+        yield Entry(value, file, f"{place}[{number}]", defects)
 
 
-def clean_text(entry: Entry, key: str, noun: str) -> str | None:
-    """Return a text with its white space collapsed, or note that it is empty or no text."""
-    text = entry.text(key)
-    if text is None:
-        return None
-    text = " ".join(text.split())
-    if not text:
-        entry.problem(f"'{key}': the {noun} is empty. Write one or remove the entry.")
-        return None
-    return text
+def read_entries(path: Path, key: str, defects: Defects) -> Iterator[Entry]:
+    """Yield the objects of a JSON file: of the list under a top-level key, or, '', at the top."""
+    if key:
+        values = top_list(read_object(path), key, path)
+    elif not isinstance(values := read_any(path), list):
+        raise GapinitError(f"{path}: expected a list at the top level, found {shown(values)}")
+    yield from as_entries(values, key, path, defects)
 
 
-def file_name(entry: Entry, key: str) -> str | None:
-    """Return a file name, or note that it is empty or no text."""
-    name = entry.text(key)
-    if name == "":
-        entry.problem(f"'{key}': expected a file name, found ''")
-        return None
-    return name
+def read_lines(path: Path, defects: Defects) -> Iterator[Entry]:
+    """Yield the objects of a JSON-lines file; blank lines, a byte-order mark and CRLF are fine."""
+    text = read_text(path, encoding="utf-8-sig")
+    if text.lstrip().startswith("[") and isinstance(_parsed(text), list):
+        raise GapinitError(f"{path}: expected one JSON object a line, found a list")
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        value = _parsed(line)
+        if isinstance(value, Exception):
+            defects.add(path, f"line {number}", f"not valid JSON ({value})")
+        else:
+            yield Entry(value, path, f"line {number}", defects)
+
+
+def _parsed(text: str) -> Any:
+    """Return the JSON value of a text, or the error that says why it has none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return error
+
+
+def by_id(entries: Iterable[Entry], key: str, kind: str) -> tuple[dict[int, Entry], list[Entry]]:
+    """Return the entries by their id, and the entries whose id is wrong or a duplicate."""
+    seen: Seen = {}
+    found, others = {}, []
+    for entry in entries:
+        value = entry.integer(key)
+        if value is not None and entry.is_first(seen, kind, value):
+            found[value] = entry
+        else:
+            others.append(entry)
+    return found, others
+
+
+class Images:
+    """The image files of one annotation file: each is looked for once, for the first entry."""
+
+    def __init__(self, root: Path, folders: Sequence[str], split: str = "") -> None:
+        """Look for images in `folders` below `root`; they belong to `split`."""
+        self.root, self.folders, self.split = root, folders, split
+        self._found: dict[str, Path | None] = {}
+
+    def find(self, entry: Entry, name: str | None) -> Path | None:
+        """Return the image file of that name, or note why there is none."""
+        if name is None:
+            return None
+        if name not in self._found:
+            path = self._found[name] = locate_image(entry, self.root, self.folders, name)
+            if path is not None:
+                entry.names_image(path, image_number(name), self.split)
+        return self._found[name]
 
 
 def locate_image(
@@ -205,20 +265,9 @@ def shown(value: Any) -> str:
     """Return a short description of a JSON value for an error message."""
     if isinstance(value, dict | list):
         return f"{KINDS[type(value)]} of {len(value)}"
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
     if isinstance(value, int) and abs(value) >= INT64:
         return "a number of more than 64 bits"
-    text = {None: "null", True: "true", False: "false"}.get(value) if _is_constant(value) else None
-    text = text or ascii(value)
+    text = ascii(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _is_constant(value: Any) -> bool:
-    return value is None or isinstance(value, bool)
-
-
-def _encodes(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -1,32 +1,30 @@
-"""A dataset that lies in a folder: what its file may say, and how each format is read."""
+"""A dataset in a folder: the keys of its file, where its annotation files are, its splits."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from gapinit.artifacts.artifacts import sha256
 from gapinit.config.yaml_files import Settings
-from gapinit.data.captions import (
-    CaptionedImage,
-    is_karpathy,
-    karpathy_held_out,
-    load_coco_captions,
-    load_karpathy,
-)
+from gapinit.data.annotation_files import AnnotationFile, file_format, read_samples
+from gapinit.data.captions import karpathy_held_out
 from gapinit.data.check import check_images, check_splits
 from gapinit.data.defects import Defects
-from gapinit.data.locate import POPE_CATEGORIES, find_annotations
+from gapinit.data.entries import read_any, shown
+from gapinit.data.locate import (
+    POPE_CATEGORIES,
+    find_annotations,
+    find_pope_file,
+    find_question_files,
+)
 from gapinit.data.manifest import Kind, Manifest, images_digest
 from gapinit.errors import GapinitError
-
-if TYPE_CHECKING:
-    from gapinit.data.manifest import Sample
 
 TRAIN_SHARE = 0.8  # ASSUME: of a single captions file, which carries no split of its own
 NEEDED_SPLITS: dict[Kind, tuple[str, ...]] = {
@@ -64,22 +62,16 @@ class FolderSettings(Settings):
 
 
 def load_folder(
-    settings: FolderSettings,
-    data_root: Path | None = None,
-    annotations: Path | None = None,
-    *,
-    progress: bool = False,
+    settings: FolderSettings, data_root: Path | None = None, annotations: Path | None = None
 ) -> Manifest:
-    """Read a dataset folder and decode every image; arguments go before what the settings say.
+    """Read a dataset folder and decode every image; arguments go before the settings.
 
-    What is cheap to find (annotations, names of files, splits) is told before any image is
-    decoded.
+    Cheap checks (annotations, names of files, splits) report before any image is decoded.
     """
     manifest = read_folder(settings, data_root, annotations)
-    defects = Defects()
     paths = [sample.path for samples in manifest.splits.values() for sample in samples]
-    checked = check_images(paths, defects, progress=progress)
-    defects.raise_if_any()
+    with Defects() as defects:
+        checked = check_images(paths, defects)
     return replace(
         manifest,
         images_digest=images_digest(checked, manifest.root),
@@ -97,152 +89,115 @@ def read_folder(
             f"dataset '{settings.name}': data_root is missing. Give the folder that holds the "
             "images (--data-root, or --config data_root=... in the workflow)."
         )
-    root, place = Path(given), annotations or settings.annotations
-    defects = Defects()
-    files, splits = _READERS[settings.format](settings, root, place, defects)
-    splits = _sampled(settings, splits)
-    digests = {_name(path, root): sha256(path) for path in files}
-    manifest = Manifest(settings.name, root, digests, splits, kind=settings.format)
-    if not len(defects):
-        check_splits(manifest, settings.needed(), defects)
-    defects.raise_if_any()
+    root = Path(given)
+    files = dataset_files(settings, root, annotations or settings.annotations)
+    if files[0].format == "captions" and not files[0].split:
+        files = [replace(files[0], format=_captions_format(files[0].path))]
+    named = [path for file in files for path in (file.path, file.answers) if path]
+    with Defects() as defects:
+        samples = [read_samples(file, root, defects, settings.answers) for file in files]
+        splits = _splits(settings, files, [item for found in samples for item in found])
+        if settings.exclude is not None:
+            (excluded,) = find_annotations(root, settings.exclude)
+            named.append(excluded)
+            held_out = karpathy_held_out(excluded)
+            splits["train"] = [item for item in splits["train"] if item.image_id not in held_out]
+        digests = {_name(path, root): sha256(path) for path in named}
+        splits = _sampled(settings, splits)
+        manifest = Manifest(settings.name, root, digests, splits, kind=settings.format)
+        if not len(defects):
+            check_splits(manifest, settings.needed(), defects)
     return manifest
 
 
-Found = tuple[list[Path], dict[str, list[Any]]]
+def dataset_files(settings: FolderSettings, root: Path, place: Path | None) -> list[AnnotationFile]:
+    """Return the annotation files of a dataset by their official names; a missing one is an error.
 
-
-def _read_captions(
-    settings: FolderSettings, root: Path, place: Path | None, defects: Defects
-) -> Found:
-    found = find_annotations(root, place)
-    files = list(found.files)
-    if found.is_pair:
-        splits = _train_and_val(files, root, defects)
-    else:
-        splits = _single_file(files[0], root, settings, defects)
-    if settings.exclude is not None:
-        (excluded,) = find_annotations(root, settings.exclude).files
-        files.append(excluded)
-        held_out = karpathy_held_out(excluded)
-        splits["train"] = [item for item in splits["train"] if item.image_id not in held_out]
-    return files, splits
-
-
-def _train_and_val(
-    files: Sequence[Path], root: Path, defects: Defects
-) -> dict[str, list[CaptionedImage]]:
-    """Use COCO's own two files: train is trained on, val is scored.
-
-    ASSUME: the validation images are both "val" and "test", since COCO's test captions are
-    not public.
+    `place`: a file or folder, as given or below the root. A single file of captions has no split:
+    it may have splits of its own.
     """
-    train = load_coco_captions(files[0], root, "train", defects)
-    val = load_coco_captions(files[1], root, "val", defects)
-    return {"train": train, "val": val, "test": _as_split(val, "test")}
-
-
-def _single_file(
-    file: Path, root: Path, settings: FolderSettings, defects: Defects
-) -> dict[str, list[CaptionedImage]]:
-    """Use the splits of a Karpathy file, or cut a COCO captions file into train and test.
-
-    A dataset of which only the training split is wanted is not cut.
-    """
-    if is_karpathy(file):
-        images = load_karpathy(file, root, defects)
-        return {
-            split: [image for image in images if image.split == split]
-            for split in settings.needed()
-        }
-    images = load_coco_captions(file, root, "all", defects)
-    if settings.needed() == ("train",):
-        return {"train": _as_split(images, "train")}
-    shuffled = sorted(images, key=lambda image: image.image_id)
-    random.Random(settings.seed).shuffle(shuffled)
-    held_out = min(len(shuffled), max(1, round((1 - TRAIN_SHARE) * len(shuffled))))
-    test, train = shuffled[:held_out], shuffled[held_out:]
-    return {
-        "train": _as_split(train, "train"),
-        "val": _as_split(test, "val"),
-        "test": _as_split(test, "test"),
-    }
-
-
-def _read_questions(
-    settings: FolderSettings, root: Path, place: Path | None, defects: Defects
-) -> Found:
-    """Read VQAv2 or OK-VQA: their validation questions are validation and test.
-
-    ASSUME: the answers to VQAv2's test questions are not public, and the paper does not say on
-    which split it scores.
-    """
-    from gapinit.data.locate import find_question_files
-    from gapinit.data.questions import load_vqa
-
-    found = find_question_files(_below(root, place))
-    needed = [split for split in ("train", "val") if split in settings.needed()]
-    if "test" in settings.needed() and "val" not in needed:
-        needed.append("val")
-    files: list[Path] = []
-    splits: dict[str, list[Any]] = {}
-    for split in needed:
-        if split not in found:
+    if settings.format == "captions":
+        paths = find_annotations(root, place)
+        splits = ("train", "val") if len(paths) == 2 else ("",)
+        return [
+            AnnotationFile(path, "captions", split)
+            for path, split in zip(paths, splits, strict=True)
+        ]
+    below = _below(root, place)
+    start = f"dataset '{settings.name}': no"
+    files = []
+    if settings.format == "conversations":
+        file = below / "llava_instruct_150k.json" if place is None else below
+        if not file.is_file():
             raise GapinitError(
-                f"dataset '{settings.name}': no questions of the split '{split}' in "
-                f"{_below(root, place)}: expected (v2_)OpenEnded_mscoco_{split}2014_questions.json "
-                f"with (v2_)mscoco_{split}2014_annotations.json"
+                f"{start} such file {file} (expected conversations in LLaVA's format; another "
+                "name can be given as `annotations`)"
             )
-        questions, annotations = found[split]
-        files += [questions, annotations]
-        splits[split] = load_vqa(
-            questions, annotations, root, split, defects, answer_key=settings.answers
-        )
-    if "test" in settings.needed():
-        splits["test"] = [replace(item, split="test") for item in splits["val"]]
-    return files, {split: splits[split] for split in settings.needed()}
+        files.append(AnnotationFile(file, "conversations", "train"))
+    elif settings.format == "pope":
+        for category in POPE_CATEGORIES:
+            found = find_pope_file(below, category)
+            if found is None:
+                raise GapinitError(f"{start} file *_pope_{category}.json in {below}")
+            files.append(AnnotationFile(found, "pope", "test"))
+    else:
+        needed = {"val" if split == "test" else split for split in settings.needed()}
+        for split in sorted(needed):
+            pair = find_question_files(below, split)
+            if pair is None:
+                raise GapinitError(
+                    f"{start} questions of the split '{split}' in {below}: expected "
+                    f"(v2_)OpenEnded_mscoco_{split}2014_questions.json with "
+                    f"(v2_)mscoco_{split}2014_annotations.json"
+                )
+            files.append(AnnotationFile(pair[0], "questions", split, pair[1]))
+    return files
 
 
-def _read_pope(settings: FolderSettings, root: Path, place: Path | None, defects: Defects) -> Found:
-    from gapinit.data.locate import find_pope_files
-    from gapinit.data.questions import load_pope
-
-    found = find_pope_files(_below(root, place))
-    missing = [category for category in POPE_CATEGORIES if category not in found]
-    if missing:
-        raise GapinitError(
-            f"dataset '{settings.name}': no file *_pope_{missing[0]}.json in "
-            f"{_below(root, place)}: expected one for each of {', '.join(POPE_CATEGORIES)}"
-        )
-    files = [found[category] for category in POPE_CATEGORIES]
-    questions = [
-        item
-        for category in POPE_CATEGORIES
-        for item in load_pope(found[category], root, category, defects)
-    ]
-    return files, {"test": questions}
+def _captions_format(path: Path) -> Literal["karpathy", "captions"]:
+    """Tell a Karpathy split, which has its own splits, from a COCO captions file."""
+    content = read_any(path)
+    found = file_format(content, path.name.lower())
+    if found == "karpathy" or found == "captions":
+        return found
+    raise GapinitError(
+        f"{path}: expected COCO captions (keys 'images' and 'annotations') or a Karpathy split "
+        f"(key 'images', each with 'sentences'), found {shown(content)}"
+    )
 
 
-def _read_conversations(
-    settings: FolderSettings, root: Path, place: Path | None, defects: Defects
-) -> Found:
-    from gapinit.data.conversations import load_llava
+def _splits(
+    settings: FolderSettings, files: Sequence[AnnotationFile], samples: Sequence[Any]
+) -> dict[str, list[Any]]:
+    """Return the needed splits.
 
-    file = _below(root, place or Path("llava_instruct_150k.json"))
-    if not file.is_file():
-        raise GapinitError(
-            f"dataset '{settings.name}': no such file {file} (expected conversations in LLaVA's "
-            "format; another name can be given as `annotations`)"
-        )
-    return [file], {"train": load_llava(file, root, defects)}
+    ASSUME: where COCO's captions or VQAv2's questions have no split but train and val, the
+    validation samples are the test samples too: those of the test images are not public, and the
+    paper does not say on which split it scores.
+    """
+    found: dict[str, list[Any]] = {}
+    for sample in samples:
+        found.setdefault(sample.split, []).append(sample)
+    if "" in found:
+        found = _cut(settings, found[""])
+    if files[0].format in ("captions", "questions"):
+        found["test"] = [replace(sample, split="test") for sample in found.get("val", ())]
+    return {split: found.get(split, []) for split in settings.needed()}
 
 
-_READERS: dict[Kind, Callable[[FolderSettings, Path, Path | None, Defects], Found]] = {
-    "captions": _read_captions,
-    "vqa": _read_questions,
-    "pope": _read_pope,
-    "conversations": _read_conversations,
-}
+def _cut(settings: FolderSettings, samples: Sequence[Any]) -> dict[str, list[Any]]:
+    """Cut a COCO captions file in training and validation; all of it is one split if one is needed.
+
+    The images are shuffled by the seed.
+    """
+    shuffled = list(samples)
+    held_out = 0
+    if settings.needed() != ("train",):
+        shuffled.sort(key=lambda sample: sample.image_id)
+        random.Random(settings.seed).shuffle(shuffled)
+        held_out = min(len(shuffled), max(1, round((1 - TRAIN_SHARE) * len(shuffled))))
+    cut = {"val": shuffled[:held_out], "train": shuffled[held_out:]}
+    return {split: [replace(item, split=split) for item in part] for split, part in cut.items()}
 
 
 def _below(root: Path, place: Path | None) -> Path:
@@ -252,7 +207,7 @@ def _below(root: Path, place: Path | None) -> Path:
     return place if place.exists() and not (root / place).exists() else root / place
 
 
-def _sampled(settings: FolderSettings, splits: dict[str, list[Sample]]) -> dict[str, list[Sample]]:
+def _sampled(settings: FolderSettings, splits: dict[str, list[Any]]) -> dict[str, list[Any]]:
     """Keep a random subset of the splits that `sample` limits, in their order."""
     kept = {}
     for split, samples in splits.items():
@@ -262,10 +217,6 @@ def _sampled(settings: FolderSettings, splits: dict[str, list[Sample]]) -> dict[
             samples = [samples[index] for index in sorted(rng.sample(range(len(samples)), count))]
         kept[split] = samples
     return kept
-
-
-def _as_split(images: Sequence[CaptionedImage], split: str) -> list[CaptionedImage]:
-    return [replace(image, split=split) for image in images]
 
 
 def _name(path: Path, root: Path) -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from gapinit.errors import GapinitError
@@ -17,18 +16,6 @@ POPE_CATEGORIES = ("random", "popular", "adversarial")
 _YEAR_PREFIX = re.compile(r"^COCO_(?:train|val)2014_(?=\d{12}\.jpg$)")
 _SHORT_NAME = re.compile(r"\d{12}\.jpg")
 _COCO_NAME = re.compile(r"(?:COCO_(?:train|val)2014_)?(\d{12})\.jpg")
-
-
-@dataclass(frozen=True)
-class AnnotationFiles:
-    """Either one file, or a pair of COCO captions files for training and validation."""
-
-    files: tuple[Path, ...]
-
-    @property
-    def is_pair(self) -> bool:
-        """Tell whether there is a training file and a validation file."""
-        return len(self.files) == 2
 
 
 def leaves_root(name: str) -> bool:
@@ -135,8 +122,8 @@ def coco_folders(split: str, name: str = "") -> list[str]:
     return [*releases, "images", *[f"images/{release}" for release in releases], ""]
 
 
-def find_annotations(data_root: Path, annotations: Path | None) -> AnnotationFiles:
-    """Find the annotation files of a dataset.
+def find_annotations(data_root: Path, annotations: Path | None) -> tuple[Path, ...]:
+    """Find the file of a dataset's captions, or COCO's pair of files for training and validation.
 
     `annotations` is a file or a folder, as given or below `data_root`; None means the folder
     `annotations` below `data_root`, then `data_root` itself.
@@ -150,14 +137,14 @@ def find_annotations(data_root: Path, annotations: Path | None) -> AnnotationFil
     tried = list(dict.fromkeys((annotations, data_root / annotations, *beside)))
     for path in tried:
         if path.is_file():
-            return AnnotationFiles((path,))
+            return (path,)
         if path.is_dir():
             return _in_folders([path])
     names = " or ".join(str(path) for path in tried[:2])
     raise GapinitError(f"annotations: no such file or folder (looked for {names})")
 
 
-def _in_folders(folders: Sequence[Path]) -> AnnotationFiles:
+def _in_folders(folders: Sequence[Path]) -> tuple[Path, ...]:
     for folder in folders:
         found = _in_folder(folder)
         if found is not None:
@@ -171,76 +158,72 @@ def _in_folders(folders: Sequence[Path]) -> AnnotationFiles:
     )
 
 
-def _in_folder(folder: Path) -> AnnotationFiles | None:
+def _in_folder(folder: Path) -> tuple[Path, ...] | None:
     karpathy = [folder / name for name in KARPATHY_NAMES if (folder / name).is_file()]
     if len(karpathy) == 2:
         names = " and ".join(path.name for path in karpathy)
         raise GapinitError(f"{folder}: holds {names}; give one of them as `annotations`")
     if karpathy:
-        return AnnotationFiles((karpathy[0],))
+        return (karpathy[0],)
     for year in YEARS:
-        pair = [folder / f"captions_{split}{year}.json" for split in ("train", "val")]
-        present = [path for path in pair if path.is_file()]
-        if len(present) == 2:
-            return AnnotationFiles(tuple(pair))
-        if len(present) == 1:
-            (missing,) = set(pair) - set(present)
-            raise GapinitError(
-                f"{missing}: no such file, but {present[0].name} is there. Add it, or give "
-                f"{present[0]} as `annotations` to have it split into train and test."
-            )
+        pair = (folder / f"captions_train{year}.json", folder / f"captions_val{year}.json")
+        if _are_there(pair, ", or give the other as `annotations` to split it into train and test"):
+            return pair
     return None
 
 
-def find_question_files(folder: Path) -> dict[str, tuple[Path, Path]]:
-    """Return the question and annotation files of VQAv2 or OK-VQA, by split (train, val).
+def _are_there(pair: tuple[Path, Path], advice: str = "") -> bool:
+    """Tell whether two files that belong together exist; one without the other is an error."""
+    one, other = (path.is_file() for path in pair)
+    if one != other:
+        missing, present = pair[one], pair[other]
+        raise GapinitError(f"{missing}: no such file, but {present.name} is there. Add it{advice}.")
+    return one
 
-    They are looked for in the folder itself and in `annotations` and `vqa` below it; a split that
-    is not there is left out.
+
+def find_question_files(folder: Path, split: str) -> tuple[Path, ...] | None:
+    """Return the questions and the annotations of a split (train, val) of VQAv2 or OK-VQA.
+
+    They are looked for in the folder itself and in `annotations` and `vqa` below it.
     """
-    found = {}
-    for split in ("train", "val"):
-        for place in (folder, folder / "annotations", folder / "vqa"):
-            pairs = _question_files(place, split)
-            if len(pairs) > 1:
-                names = " and ".join(questions.name for questions, _ in pairs)
-                raise GapinitError(f"{place}: holds {names}; put each dataset into its own folder")
-            if pairs:
-                found[split] = pairs[0]
-                break
-    return found
+
+    def pairs(place: Path) -> list[tuple[Path, ...]]:
+        files = [
+            (
+                place / f"{version}OpenEnded_mscoco_{split}2014_questions.json",
+                place / f"{version}mscoco_{split}2014_annotations.json",
+            )
+            for version in ("v2_", "")
+        ]
+        return [pair for pair in files if _are_there(pair)]
+
+    return _first_of(folder, ("", "annotations", "vqa"), pairs)
 
 
-def _question_files(folder: Path, split: str) -> list[tuple[Path, Path]]:
-    """Return the pairs of one split in one folder; half a pair is an error."""
-    pairs = []
-    for version in ("v2_", ""):
-        questions = folder / f"{version}OpenEnded_mscoco_{split}2014_questions.json"
-        annotations = folder / f"{version}mscoco_{split}2014_annotations.json"
-        there = [path for path in (questions, annotations) if path.is_file()]
-        if len(there) == 1:
-            (missing,) = {questions, annotations} - set(there)
-            raise GapinitError(f"{missing}: no such file, but {there[0].name} is there. Add it.")
-        if there:
-            pairs.append((questions, annotations))
-    return pairs
+def find_pope_file(folder: Path, category: str) -> Path | None:
+    """Return POPE's question file of a category (random, popular, adversarial).
 
-
-def find_pope_files(folder: Path) -> dict[str, Path]:
-    """Return POPE's question files by category (random, popular, adversarial).
-
-    They are looked for in the folder itself and in `annotations`, `pope` and `vqa` below it; a
-    category that is not there is left out.
+    It is looked for in the folder itself and in `annotations`, `pope` and `vqa` below it.
     """
-    found: dict[str, Path] = {}
-    for category in POPE_CATEGORIES:
-        for place in (folder, folder / "annotations", folder / "pope", folder / "vqa"):
-            names = [f"*_pope_{category}.{suffix}" for suffix in ("json", "jsonl")]
-            files = sorted(path for name in names for path in place.glob(name) if path.is_file())
-            if len(files) > 1:
-                listed = " and ".join(path.name for path in files)
-                raise GapinitError(f"{place}: holds {listed}; put each dataset into its own folder")
-            if files:
-                found[category] = files[0]
-                break
-    return found
+
+    def files(place: Path) -> list[tuple[Path, ...]]:
+        names = [f"*_pope_{category}.{suffix}" for suffix in ("json", "jsonl")]
+        found = sorted(path for name in names for path in place.glob(name) if path.is_file())
+        return [(path,) for path in found]
+
+    found = _first_of(folder, ("", "annotations", "pope", "vqa"), files)
+    return found[0] if found else None
+
+
+def _first_of(
+    folder: Path, names: Sequence[str], find: Callable[[Path], list[tuple[Path, ...]]]
+) -> tuple[Path, ...] | None:
+    """Return the files that `find` gives for the first folder; several datasets are an error."""
+    for place in (folder / name for name in names):
+        found = find(place)
+        if len(found) > 1:
+            listed = " and ".join(files[0].name for files in found)
+            raise GapinitError(f"{place}: holds {listed}; put each dataset into its own folder")
+        if found:
+            return found[0]
+    return None

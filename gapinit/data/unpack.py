@@ -20,9 +20,9 @@ from pathlib import Path, PurePosixPath
 from gapinit.artifacts.artifacts import sha256, write_json
 from gapinit.data.downloads import Download, find_download, instructions, missing_paths
 from gapinit.data.locate import leaves_root
-from gapinit.data.retrieve import locked
+from gapinit.data.retrieve import locked, require_space
 from gapinit.errors import GapinitError
-from gapinit.progress import show_bytes, track
+from gapinit.progress import track
 
 CHUNK = 1 << 20
 IGNORED = "__MACOSX"  # what macOS adds to an archive
@@ -39,28 +39,21 @@ DAMAGED = (
 )
 
 
-def unpack(
-    name: str,
-    table: Path,
-    root: Path,
-    output: Path,
-    archive: Path | None = None,
-    progress: bool = True,
-) -> None:
+def unpack(name: str, table: Path, root: Path, output: Path, archive: Path | None = None) -> None:
     """Put the file of entry `name` below the data folder `root`; write `output`, its stamp.
 
-    What is there already with the right size and CRC is kept, so that an interrupted run goes on.
-    For an entry that is done by hand there is no archive: what it holds must be there.
+    Files that exist with the right size and CRC are kept, so that an interrupted run is resumed.
+    An entry that is fetched by hand has no archive: its files must be in place.
     """
     download = find_download(Path(table), name)
-    folder = Path(root) / download.folder
+    folder, output = Path(root) / download.folder, Path(output)
     try:
-        Path(output).parent.mkdir(parents=True, exist_ok=True)
-        with locked(Path(output)):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with locked(output):
             if download.manual is not None:
                 stamp = _check_by_hand(name, download, Path(root), archive)
             else:
-                stamp = _put(name, download, folder, archive, progress)
+                stamp = _put(name, download, folder, archive)
                 absent = missing_paths(download, Path(root))
                 if absent:
                     raise GapinitError(
@@ -68,12 +61,10 @@ def unpack(
                         f"Compare 'holds' and 'url' of '{name}' in {table}."
                     )
             os.sync()  # once, for all files: one flush a file would take minutes
-            write_json(Path(output), {"name": name, "folder": download.folder, **stamp})
+            write_json(output, {"name": name, "folder": download.folder, **stamp})
     except OSError as error:
-        raise GapinitError(
-            f"{error.filename or folder}: {error.strerror} (while {archive or name} was put in "
-            "place). Running again goes on from here."
-        ) from None
+        place = error.filename or folder
+        raise GapinitError(f"{place}: {error.strerror}, while {archive} is unpacked") from None
 
 
 def _check_by_hand(
@@ -95,14 +86,10 @@ def _check_by_hand(
     return {"sha256": None, "files": len(sizes), "bytes": sum(sizes)}
 
 
-def _put(
-    name: str, download: Download, folder: Path, archive: Path | None, progress: bool
-) -> dict[str, object]:
-    if archive is None:
-        raise GapinitError(f"{name}: no archive given; expected what `gapinit data retrieve` wrote")
-    if not archive.is_file():
+def _put(name: str, download: Download, folder: Path, archive: Path | None) -> dict[str, object]:
+    if archive is None or not archive.is_file():
         raise GapinitError(
-            f"{archive}: no such file. `gapinit data retrieve --name {name}` fetches it."
+            f"{archive}: no such file. `gapinit data retrieve --name {name}` fetches the archive."
         )
     digest = sha256(archive)
     if download.sha256 not in (None, digest):
@@ -112,7 +99,7 @@ def _put(
         )
     folder.mkdir(parents=True, exist_ok=True)
     if download.unpack:
-        files, size = _unpack_zip(archive, folder, name if progress else None)
+        files, size = _unpack_zip(archive, folder, name)
     else:
         files, size = 1, archive.stat().st_size
         _link(archive, folder / download.file_name, digest)
@@ -127,7 +114,7 @@ def _link(archive: Path, target: Path, digest: str) -> None:
         try:
             os.link(archive, temporary)
         except OSError:  # another disk, or one without hard links
-            _check_space(archive, target.parent, archive.stat().st_size)
+            require_space(target.parent, archive.stat().st_size, str(archive))
             shutil.copyfile(archive, temporary)
 
 
@@ -147,14 +134,14 @@ def _whole(target: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _unpack_zip(archive: Path, folder: Path, title: str | None) -> tuple[int, int]:
+def _unpack_zip(archive: Path, folder: Path, title: str) -> tuple[int, int]:
     """Unpack all files of a zip that are not there yet; return their number and size."""
     try:
         with zipfile.ZipFile(archive) as opened:
             members = _checked_members(archive, opened.infolist())
             absent = [one for one in members if not _is_there(folder / one.filename, one)]
-            _check_space(archive, folder, sum(one.file_size for one in absent))
-            for member in absent if title is None else track(absent, f"{title}: files"):
+            require_space(folder, sum(one.file_size for one in absent), str(archive))
+            for member in track(absent, f"{title}: files"):
                 _write_member(opened, member, folder / member.filename)
     except (*DAMAGED, OSError) as error:
         if isinstance(error, OSError) and not _is_damage(error):
@@ -219,15 +206,6 @@ def _write_member(opened: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path
         shutil.copyfileobj(source, file, CHUNK)  # zipfile never yields more than is declared
         if file.tell() != member.file_size:
             raise zipfile.BadZipFile(f"'{member.filename}' ends after {file.tell()} bytes")
-
-
-def _check_space(archive: Path, folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise GapinitError(
-            f"{folder}: {show_bytes(free)} are free, what {archive} holds needs "
-            f"{show_bytes(needed)}. Make room, or use a data folder on another disk."
-        )
 
 
 def _listed(paths: list[Path]) -> str:

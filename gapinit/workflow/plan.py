@@ -181,7 +181,7 @@ class Plan:
         if self.kind(dataset) != "captions":
             return []
         root, annotations = self.local_paths(dataset)
-        return [str(path) for path in find_annotations(root, annotations).files]
+        return [str(path) for path in find_annotations(root, annotations)]
 
     def local_options(self, dataset: str) -> str:
         """Return where a dataset's folder is, as quoted options of `gapinit data prepare`."""

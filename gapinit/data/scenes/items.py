@@ -7,10 +7,11 @@ and its place in it, so the files are the same byte for byte wherever and whenev
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from gapinit.artifacts.artifacts import atomic_folder
 from gapinit.data.scenes.render import render
 from gapinit.data.scenes.settings import ScenesSettings
 from gapinit.data.scenes.world import Scene, sample_scene
@@ -18,6 +19,7 @@ from gapinit.progress import track
 
 JPEG_QUALITY = 95
 MIXED_OUTDOOR_SHARE = 0.25  # ASSUME: a pretraining set is mostly like the target domain
+COCO_IDS = range(1, 600_000)
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,11 @@ class Item:
     split: str
     number: int
     scene: Scene
+
+    @property
+    def release(self) -> str:
+        """COCO's folder of 2014: as in Karpathy's split, all but `train` is cut from `val2014`."""
+        return "train2014" if self.split == "train" else "val2014"
 
 
 def stream(settings: ScenesSettings, *place: object) -> random.Random:
@@ -50,12 +57,39 @@ def sample_items(settings: ScenesSettings) -> list[Item]:
     return items
 
 
-def shown(items: list[Item], settings: ScenesSettings, progress: bool) -> Iterable[Item]:
-    """Return the items, with a progress bar if wanted."""
-    return track(items, f"drawing {settings.name}") if progress else items
+def draw_images(
+    settings: ScenesSettings, folder: Path, ids: range, name: Callable[[Item, int], str]
+) -> list[tuple[Item, int]]:
+    """Draw all images into a folder, which is replaced; return each with its id.
+
+    Ids are distinct and sparse, as in the real datasets; `name` gives the file's path in the
+    folder.
+    """
+    items = sample_items(settings)
+    drawn = list(zip(items, stream(settings, "numbers").sample(ids, len(items)), strict=True))
+    with atomic_folder(folder) as temporary:
+        for item, number in track(drawn, f"drawing {settings.name}"):
+            path = temporary / name(item, number)
+            path.parent.mkdir(exist_ok=True)
+            _draw(settings, item, path)
+    return drawn
 
 
-def draw(settings: ScenesSettings, item: Item, path: Path) -> None:
+def draw_coco(settings: ScenesSettings, output: Path) -> list[tuple[Item, int]]:
+    """Draw all images below `output`/images, under COCO's names of 2014."""
+    return draw_images(settings, output / "images", COCO_IDS, _coco_path)
+
+
+def coco_name(item: Item, number: int) -> str:
+    """Return an image's file name in COCO's release of 2014."""
+    return f"COCO_{item.release}_{number:012d}.jpg"
+
+
+def _coco_path(item: Item, number: int) -> str:
+    return f"{item.release}/{coco_name(item, number)}"
+
+
+def _draw(settings: ScenesSettings, item: Item, path: Path) -> None:
     """Render an item's scene into a JPEG file."""
     rng = stream(settings, item.split, item.number, "picture")
     domain: str = settings.domain
@@ -64,8 +98,3 @@ def draw(settings: ScenesSettings, item: Item, path: Path) -> None:
     picture = render(item.scene, domain, settings.image_size, rng)
     # No chroma subsampling: at 32 pixels it would smear the colours of small objects.
     picture.save(path, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-
-
-def numbers(settings: ScenesSettings, count: int, low: int, high: int) -> Iterator[int]:
-    """Draw distinct image numbers, sparse as in the real datasets."""
-    return iter(stream(settings, "numbers").sample(range(low, high), count))

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gapinit.artifacts.artifacts import atomic_file, atomic_folder, write_json
+from gapinit.artifacts.artifacts import atomic_file, write_json
+from gapinit.data.references import write_lines
 from gapinit.data.scenes.corpus import corpus_line
-from gapinit.data.scenes.items import Item, draw, numbers, sample_items, shown, stream
+from gapinit.data.scenes.items import (
+    COCO_IDS,
+    Item,
+    coco_name,
+    draw_coco,
+    draw_images,
+    stream,
+)
 from gapinit.data.scenes.language import alt_text, captions, ood_caption, target_caption
 from gapinit.data.scenes.settings import Layout, ScenesSettings
 from gapinit.data.scenes.world import Scene
@@ -23,7 +30,7 @@ FOLDERS = ("images", "flickr30k-images", "annotations")
 CAPTIONS_PER_IMAGE = 5
 
 
-def make_scenes(settings: ScenesSettings, output: Path, *, progress: bool = False) -> None:
+def make_scenes(settings: ScenesSettings, output: Path) -> None:
     """Write the dataset described by `settings` into the folder `output`.
 
     `output` may be new, or an earlier output of this function, which is replaced; any other
@@ -32,7 +39,7 @@ def make_scenes(settings: ScenesSettings, output: Path, *, progress: bool = Fals
     output = Path(output)
     _clear(output)
     write_json(output / SETTINGS_FILE, settings.model_dump())
-    _WRITERS[settings.layout](settings, output, progress)
+    _WRITERS[settings.layout](settings, output)
 
 
 def _clear(output: Path) -> None:
@@ -74,22 +81,12 @@ def _tokens(text: str) -> list[str]:
     return kept.split()
 
 
-def _write_coco(settings: ScenesSettings, output: Path, progress: bool) -> None:
-    items = sample_items(settings)
-    cocoids = numbers(settings, len(items), 1, 600_000)
-    karpathy: list[dict[str, Any]] = []
-    with atomic_folder(output / "images") as folder:
-        for year in ("train2014", "val2014"):
-            (folder / year).mkdir()
-        for imgid, item in enumerate(shown(items, settings, progress)):
-            # As in Karpathy's split: everything but `train` is cut from COCO's validation images.
-            filepath = "train2014" if item.split == "train" else "val2014"
-            cocoid = next(cocoids)
-            filename = f"COCO_{filepath}_{cocoid:012d}.jpg"
-            draw(settings, item, folder / filepath / filename)
-            texts = _sentences(settings, item, target_caption)
-            entry = _karpathy_image(imgid, item.split, texts, filename)
-            karpathy.append({"filepath": filepath, **entry, "cocoid": cocoid})
+def _write_coco(settings: ScenesSettings, output: Path) -> None:
+    karpathy = []
+    for imgid, (item, cocoid) in enumerate(draw_coco(settings, output)):
+        texts = _sentences(settings, item, target_caption)
+        entry = _karpathy_image(imgid, item.split, texts, coco_name(item, cocoid))
+        karpathy.append({"filepath": item.release, **entry, "cocoid": cocoid})
     for filepath in ("train2014", "val2014"):
         chosen = [entry for entry in karpathy if entry["filepath"] == filepath]
         path = output / "annotations" / f"captions_{filepath}.json"
@@ -134,38 +131,44 @@ def _coco_captions(entries: list[dict[str, Any]], settings: ScenesSettings) -> d
     }
 
 
-def _write_flickr30k(settings: ScenesSettings, output: Path, progress: bool) -> None:
-    items = sample_items(settings)
-    names = numbers(settings, len(items), 10_000_000, 8_200_000_000)
-    karpathy = []
-    with atomic_folder(output / "flickr30k-images") as folder:
-        for imgid, item in enumerate(shown(items, settings, progress)):
-            filename = f"{next(names)}.jpg"
-            draw(settings, item, folder / filename)
-            texts = _sentences(settings, item, ood_caption)
-            karpathy.append(_karpathy_image(imgid, item.split, texts, filename))
+def _write_flickr30k(settings: ScenesSettings, output: Path) -> None:
+    folder, ids = output / "flickr30k-images", range(10_000_000, 8_200_000_000)
+    drawn = draw_images(settings, folder, ids, _flickr_name)
+    karpathy = [
+        _karpathy_image(
+            imgid,
+            item.split,
+            _sentences(settings, item, ood_caption),
+            _flickr_name(item, number),
+        )
+        for imgid, (item, number) in enumerate(drawn)
+    ]
     write_json(output / "dataset_flickr30k.json", {"images": karpathy, "dataset": "flickr30k"})
 
 
-def _write_pretraining(settings: ScenesSettings, output: Path, progress: bool) -> None:
-    items = sample_items(settings)
+def _flickr_name(item: Item, number: int) -> str:
+    return f"{number}.jpg"
+
+
+def _write_pretraining(settings: ScenesSettings, output: Path) -> None:
     lines = []
-    with atomic_folder(output / "images") as folder:
-        for item in shown(items, settings, progress):
-            filename = f"{item.number:08d}.jpg"
-            draw(settings, item, folder / filename)
-            rng = stream(settings, item.split, item.number, "alt-text")
-            for _ in range(settings.alt_texts_per_image):
-                record = {"image": f"images/{filename}", "text": alt_text(item.scene, rng)}
-                lines.append(json.dumps(record) + "\n")
+    for item, number in draw_images(settings, output / "images", COCO_IDS, _plain_name):
+        rng = stream(settings, item.split, item.number, "alt-text")
+        for _ in range(settings.alt_texts_per_image):
+            name = f"images/{_plain_name(item, number)}"
+            lines.append({"image": name, "text": alt_text(item.scene, rng)})
+    write_lines(output / "alt_text.jsonl", lines)
     rng = stream(settings, "corpus")
     corpus = [corpus_line(rng) + "\n" for _ in range(settings.corpus_lines)]
-    for name, content in (("alt_text.jsonl", lines), ("corpus.txt", corpus)):
-        with atomic_file(output / name) as temporary:
-            temporary.write_text("".join(content), encoding="utf-8", newline="\n")
+    with atomic_file(output / "corpus.txt") as temporary:
+        temporary.write_text("".join(corpus), encoding="utf-8", newline="\n")
 
 
-_WRITERS: dict[Layout, Callable[[ScenesSettings, Path, bool], None]] = {
+def _plain_name(item: Item, number: int) -> str:
+    return f"{item.number:08d}.jpg"
+
+
+_WRITERS: dict[Layout, Callable[[ScenesSettings, Path], None]] = {
     "coco": _write_coco,
     "flickr30k": _write_flickr30k,
     "pretraining": _write_pretraining,

@@ -9,10 +9,10 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from gapinit.artifacts.artifacts import atomic_folder, write_json
+from gapinit.artifacts.artifacts import write_json
 from gapinit.data.locate import POPE_CATEGORIES
 from gapinit.data.references import write_lines
-from gapinit.data.scenes.items import Item, draw, numbers, sample_items, shown, stream
+from gapinit.data.scenes.items import COCO_IDS, Item, coco_name, draw_coco, draw_images, stream
 from gapinit.data.scenes.language import article, target_caption
 from gapinit.data.scenes.questions import (
     KNOWLEDGE_TYPES,
@@ -23,13 +23,10 @@ from gapinit.data.scenes.questions import (
 from gapinit.data.scenes.settings import ScenesSettings
 from gapinit.data.scenes.world import Scene
 
-Drawn = list[tuple[Item, int]]
-"""Images with their COCO id."""
 
-
-def write_vqa(settings: ScenesSettings, output: Path, progress: bool) -> None:
+def write_vqa(settings: ScenesSettings, output: Path) -> None:
     """Write VQAv2's four files: questions and annotations of train and val."""
-    drawn = _draw_coco(settings, output, progress)
+    drawn = draw_coco(settings, output)
     count = settings.questions_per_image
     for split in ("train", "val"):
         asked = [
@@ -40,37 +37,18 @@ def write_vqa(settings: ScenesSettings, output: Path, progress: bool) -> None:
         _write_questions(output, "v2_", split, asked, {})
 
 
-def write_okvqa(settings: ScenesSettings, output: Path, progress: bool) -> None:
+def write_okvqa(settings: ScenesSettings, output: Path) -> None:
     """Write OK-VQA's two files of the validation split, with a raw answer beside each stem."""
+    count = settings.questions_per_image
     asked = [
-        (
-            image_id,
-            knowledge_questions(
-                item.scene, _questions_stream(settings, item), settings.questions_per_image
-            ),
-        )
-        for item, image_id in _draw_coco(settings, output, progress)
+        (image_id, knowledge_questions(item.scene, _questions_stream(settings, item), count))
+        for item, image_id in draw_coco(settings, output)
     ]
     _write_questions(output, "", "val", asked, KNOWLEDGE_TYPES)
 
 
 def _questions_stream(settings: ScenesSettings, item: Item) -> random.Random:
     return stream(settings, item.split, item.number, "questions")
-
-
-def _draw_coco(settings: ScenesSettings, output: Path, progress: bool) -> Drawn:
-    """Draw all images under COCO's names of 2014."""
-    items = sample_items(settings)
-    ids = numbers(settings, len(items), 1, 600_000)
-    drawn = []
-    with atomic_folder(output / "images") as folder:
-        for item in shown(items, settings, progress):
-            release = "train2014" if item.split == "train" else "val2014"
-            (folder / release).mkdir(exist_ok=True)
-            image_id = next(ids)
-            draw(settings, item, folder / release / f"COCO_{release}_{image_id:012d}.jpg")
-            drawn.append((item, image_id))
-    return drawn
 
 
 def _write_questions(
@@ -124,7 +102,7 @@ def _annotators(item: Asked, raw: bool) -> list[dict[str, Any]]:
     ]
 
 
-def write_pope(settings: ScenesSettings, output: Path, progress: bool) -> None:
+def write_pope(settings: ScenesSettings, output: Path) -> None:
     """Write POPE's three files, sampled by its rules.
 
     For each image and each of its first objects one question with the answer yes, then one with
@@ -138,7 +116,7 @@ def write_pope(settings: ScenesSettings, output: Path, progress: bool) -> None:
     wanted = settings.questions_per_image
     drawn = [
         (item, image_id)
-        for item, image_id in _draw_coco(settings, output, progress)
+        for item, image_id in draw_coco(settings, output)
         if len(_objects(item.scene)) >= wanted
     ]
     objects = [_objects(item.scene) for item, _ in drawn]
@@ -151,8 +129,8 @@ def write_pope(settings: ScenesSettings, output: Path, progress: bool) -> None:
     for category in POPE_CATEGORIES:
         rng = stream(settings, "pope", category)
         entries = []
-        for (_, image_id), names in zip(drawn, objects, strict=True):
-            image = f"COCO_val2014_{image_id:012d}.jpg"
+        for (item, image_id), names in zip(drawn, objects, strict=True):
+            image = coco_name(item, image_id)
             asked = set(names)
             for name in names[:wanted]:
                 ranked = {
@@ -178,23 +156,22 @@ def _presence(image: str, name: str, label: str) -> dict[str, str]:
     return {"image": image, "text": text, "label": label}
 
 
-def write_llava(settings: ScenesSettings, output: Path, progress: bool) -> None:
+def write_llava(settings: ScenesSettings, output: Path) -> None:
     """Write one file of conversations in LLaVA-Instruct's format, images under names of 2017."""
-    items = sample_items(settings)
-    ids = numbers(settings, len(items), 1, 600_000)
     entries = []
-    with atomic_folder(output / "images") as folder:
-        (folder / "train2017").mkdir()
-        for item in shown(items, settings, progress):
-            name = f"{next(ids):012d}"
-            draw(settings, item, folder / "train2017" / f"{name}.jpg")
-            rng = _questions_stream(settings, item)
-            turns = [("Describe the image.", target_caption(item.scene, rng))]
-            asked = visual_questions(item.scene, rng, settings.questions_per_image - 1)
-            turns += [(question.text, question.answer) for question in asked]
-            rng.shuffle(turns)
-            entries.append({"id": name, "image": f"{name}.jpg", "conversations": _said(turns, rng)})
+    for item, number in draw_images(settings, output / "images", COCO_IDS, _path_of_2017):
+        name = f"{number:012d}"
+        rng = _questions_stream(settings, item)
+        turns = [("Describe the image.", target_caption(item.scene, rng))]
+        asked = visual_questions(item.scene, rng, settings.questions_per_image - 1)
+        turns += [(question.text, question.answer) for question in asked]
+        rng.shuffle(turns)
+        entries.append({"id": name, "image": f"{name}.jpg", "conversations": _said(turns, rng)})
     write_json(output / "llava_instruct_150k.json", entries)
+
+
+def _path_of_2017(item: Item, number: int) -> str:
+    return f"train2017/{number:012d}.jpg"
 
 
 def _said(turns: Sequence[tuple[str, str]], rng: random.Random) -> list[dict[str, str]]:
