@@ -15,7 +15,7 @@ from gapinit.config.configuration import Config
 from gapinit.config.runs import Run
 from gapinit.data.captions import CaptionedImage
 from gapinit.data.manifest import Manifest, write_manifest
-from gapinit.tables.records import CLAIM_COLUMNS, MEASUREMENT_COLUMNS, RUN_COLUMNS
+from gapinit.tables.records import ClaimResult, Measurement, RunResult
 
 REPOSITORY = Path(__file__).parent.parent
 HOSTILE = "<script>alert(1)</script>"
@@ -187,7 +187,7 @@ def _record(run: Run, draw: random.Random) -> dict[str, Any]:
 def _write_tables(tree: Tree, rows: tuple[str, ...], values: dict[str, float]) -> None:
     folder = tree.root / "6_tables"
     lines = [line for row in rows for line in _table_lines(tree, row, values)]
-    write_csv(folder / "table2.csv", MEASUREMENT_COLUMNS, lines)
+    write_csv(folder / "table2.csv", Measurement.columns(), lines)
     claims = []
     for verdict, worse in (("holds", "pissa"), ("does not hold", "lora-rank8")):
         if worse in rows and "gap-init" in rows:
@@ -202,7 +202,7 @@ def _write_tables(tree: Tree, rows: tuple[str, ...], values: dict[str, float]) -
                     "n": "3 seeds, 40 images", "margin": 0.0,
                 }
             )  # fmt: skip
-    write_csv(tree.root / "claims.csv", CLAIM_COLUMNS, claims)
+    write_csv(tree.root / "claims.csv", ClaimResult.columns(), claims)
     records = []
     for row in rows:
         for run in tree.runs_of(row):
@@ -212,7 +212,7 @@ def _write_tables(tree: Tree, rows: tuple[str, ...], values: dict[str, float]) -
                 {**run.factors, **record, "run": run.path, "evaluated": "scenes",
                  "metric": "CIDEr", "value": values[run.path], "tables": "table2"}
             )  # fmt: skip
-    write_csv(folder / "runs.csv", RUN_COLUMNS, records)
+    write_csv(folder / "runs.csv", RunResult.columns(), records)
 
 
 def _table_lines(tree: Tree, row: str, values: dict[str, float]) -> list[dict[str, Any]]:

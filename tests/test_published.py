@@ -10,7 +10,6 @@ import pytest
 
 from gapinit.errors import GapinitError
 from gapinit.tables.published import (
-    COLUMNS,
     PublishedNumber,
     contradictions,
     elsewhere,
@@ -264,17 +263,22 @@ def test_a_metric_that_a_row_lacks_is_none_and_an_unknown_row_an_error(
         find(tables, "Table 2", "piza", "CIDEr", "mine.yaml")
 
 
-HEADER = ",".join(COLUMNS)
+HEADER = ",".join(PublishedNumber.columns())
 GOOD = "Table 1,a,CIDEr,1.5,,1.5,,c"
 BAD = {
-    "columns": ("place,row\n", "expected the columns place, row, metric"),
-    "empty file": ("", "found none"),
-    "number": (f"{HEADER}\nTable 1,a,CIDEr,many,,many,,c\n", "line 2: column 'value'"),
-    "not finite": (f"{HEADER}\nTable 1,a,CIDEr,nan,,nan,,c\n", "expected a number, found 'nan'"),
+    "columns": ("place,row\n", "not found: metric, value"),
+    "number": (f"{HEADER}\nTable 1,a,CIDEr,many,,many,,c\n", "line 2, column 'value'"),
+    "not finite": (
+        f"{HEADER}\nTable 1,a,CIDEr,nan,,nan,,c\n",
+        "expected a finite number, found 'nan'",
+    ),
     "std": (f"{HEADER}\nTable 1,a,CIDEr,1,x,1,,c\n", "column 'std'"),
-    "empty": (f"{HEADER}\n{GOOD}\nTable 1,,CIDEr,1,,1,,c\n", "line 3: column 'row' is empty"),
-    "short line": (f"{HEADER}\nTable 1,a,CIDEr\n", "column 'value' is empty"),
-    "twice": (f"{HEADER}\n{GOOD}\n{GOOD}\n", "line 3: a second number for Table 1, a, CIDEr"),
+    "empty": (
+        f"{HEADER}\n{GOOD}\nTable 1,,CIDEr,1,,1,,c\n",
+        "line 3, column 'row': expected some text, found ''",
+    ),
+    "short line": (f"{HEADER}\nTable 1,a,CIDEr\n", "column 'value': expected a number, found ''"),
+    "twice": (f"{HEADER}\n{GOOD}\n{GOOD}\n", "a second number for Table 1, a, CIDEr"),
 }
 
 

