@@ -28,7 +28,7 @@ from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
 from benchmarks.measure import Result, Spread, Target, ratios
-from gapinit.evaluate.metrics.captions import score_several
+from gapinit.evaluate.metrics.captions import score_captions
 from gapinit.evaluate.metrics.java import find_java
 
 METRICS = ("cider", "bleu", "rouge")
@@ -87,7 +87,7 @@ def peer(references: Path, predictions: Path) -> dict[str, Any]:
 def ours(references: Path, predictions: list[Path], folder: Path) -> dict[str, Any]:
     """Score files by gapinit; return the first one's numbers."""
     outputs = [folder / f"scores{number}.json" for number in range(len(predictions))]
-    found = score_several(references, predictions, outputs, METRICS)[0]
+    found = score_captions(references, predictions, outputs, METRICS)[0]
     return {
         name: (value, [entry[name] for entry in found["per_sample"]])
         for name, value in found["metrics"].items()

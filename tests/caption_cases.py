@@ -12,6 +12,7 @@ import pytest
 
 from gapinit.errors import GapinitError
 from gapinit.evaluate.metrics.captions import score_captions
+from gapinit.evaluate.metrics.java import JAVA_VARIABLE
 
 FAST = ("cider", "bleu", "rouge")
 OFFICIAL_NAMES = ("CIDEr", "Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L")
@@ -35,19 +36,22 @@ def write(path: Path, content: Any) -> Path:
     return path
 
 
-def score(folder: Path, references: Any, predictions: Any, **options: Any) -> dict[str, Any]:
+def score(
+    folder: Path, references: Any, predictions: Any, *, metrics: Any = FAST, java: Any = None
+) -> dict[str, Any]:
     """Write both files and score them; the returned scores are those on disk."""
     output = folder / "scores.json"
-    options.setdefault("metrics", FAST)
-    returned = score_captions(
-        write(folder / "references.json", references),
-        write(folder / "predictions.json", predictions),
-        output,
-        **options,
-    )
-    on_disk = json.loads(output.read_text(encoding="utf-8"))
-    assert on_disk == returned
-    return on_disk
+    with pytest.MonkeyPatch.context() as patch:
+        if java is not None:
+            patch.setenv(JAVA_VARIABLE, str(java))
+        (returned,) = score_captions(
+            write(folder / "references.json", references),
+            [write(folder / "predictions.json", predictions)],
+            [output],
+            metrics,
+        )
+    assert json.loads(output.read_text(encoding="utf-8")) == returned
+    return returned
 
 
 def refusal(folder: Path, references: Any, predictions: Any, **options: Any) -> str:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import random
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from gapinit.cli import app
 from gapinit.errors import GapinitError
 from gapinit.evaluate.metrics.pope import SHARES, score_pope, yes_or_no
 
@@ -21,7 +19,6 @@ CATEGORIES = ("random", "popular", "adversarial")
 
 
 def plain_no(text: str) -> bool:
-    """Follow POPE's rule letter by letter."""
     words, word = [], ""
     for letter in text:
         if letter == ".":
@@ -35,22 +32,22 @@ def plain_no(text: str) -> bool:
     return any(word == "No" or word == "not" or word == "no" for word in words)
 
 
-def plain_metrics(texts: list[str], labels: list[str]) -> dict[str, float]:
-    """Return shares, as fractions, and counts; nothing may be of nothing."""
+def plain_metrics(texts: list[str], labels: str) -> dict[str, float]:
+    """Return shares in percent, and counts; no share may be of nothing."""
     tp = fp = tn = fn = 0
     for text, label in zip(texts, labels, strict=True):
         if plain_no(text):
-            tn, fn = tn + (label == "no"), fn + (label == "yes")
+            tn, fn = tn + (label == "n"), fn + (label == "y")
         else:
-            tp, fp = tp + (label == "yes"), fp + (label == "no")
-    precision, recall = tp / (tp + fp), tp / (tp + fn)
+            tp, fp = tp + (label == "y"), fp + (label == "n")
+    precision, recall = 100 * tp / (tp + fp), 100 * tp / (tp + fn)
     return {
-        "accuracy": (tp + tn) / len(texts),
+        "accuracy": 100 * (tp + tn) / len(texts),
         "precision": precision,
         "recall": recall,
         "f1": 2 * precision * recall / (precision + recall),
-        "yes_rate": (tp + fp) / len(texts),
-        **{"tp": tp / 100, "fp": fp / 100, "tn": tn / 100, "fn": fn / 100},
+        "yes_rate": 100 * (tp + fp) / len(texts),
+        **{"tp": tp, "fp": fp, "tn": tn, "fn": fn},
     }
 
 
@@ -86,20 +83,21 @@ def lines(path: Path, entries: list[Any]) -> Path:
 
 
 def score(folder: Path, questions: Any, answers: Any) -> dict[str, Any]:
-    """Score files, or lists that are written to files first; returns what is on disk."""
+    """Score paths, or entries that are written to files first; returns what is on disk.
+
+    Entries are a list, for one file, or lists by the names of their files.
+    """
     if isinstance(questions, list):
-        questions = [lines(folder / "q.json", questions)]
-    elif isinstance(questions, dict):
-        questions = [lines(folder / f"q_{name}.json", one) for name, one in questions.items()]
+        questions = {"q": questions}
     if isinstance(answers, list):
-        answers = [lines(folder / "a.jsonl", answers)]
-    elif isinstance(answers, dict):
+        answers = {"a": answers}
+    if isinstance(questions, dict):
+        questions = [lines(folder / f"{name}.json", one) for name, one in questions.items()]
+    if isinstance(answers, dict):
         answers = [lines(folder / f"{name}.jsonl", one) for name, one in answers.items()]
-    output = folder / "s.json"
-    returned = score_pope(questions, answers, output)
-    on_disk = json.loads(output.read_text(encoding="utf-8"))
-    assert on_disk == returned
-    return on_disk
+    returned = score_pope(questions, answers, folder / "s.json")
+    assert json.loads((folder / "s.json").read_text(encoding="utf-8")) == returned
+    return returned
 
 
 def refusal(folder: Path, questions: Any, answers: Any) -> str:
@@ -109,39 +107,27 @@ def refusal(folder: Path, questions: Any, answers: Any) -> str:
     return str(caught.value)
 
 
-class TestRule:
-    @pytest.mark.parametrize(
-        ("text", "expected"),
-        [
-            ("No", "no"),
-            ("no, there is none", "no"),
-            ("There is not one", "no"),
-            ("n,o", "no"),  # commas go first
-            ("Yes. No.", "yes"),  # the first sentence only
-            (".no", "yes"),
-            ("No.", "no"),
-            ("NO", "yes"),
-            ("none", "yes"),
-            ("No!", "yes"),
-            ("no\tcat", "yes"),  # words are parted by spaces only
-            ("yes\nno", "yes"),
-            ("yes\n no", "no"),
-            ("", "yes"),
-        ],
-    )
-    def test_by_hand(self, text: str, expected: str) -> None:
-        assert yes_or_no(text) == expected
-        assert plain_no(text) == (expected == "no")
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("No", "no"),
+        ("There is not one", "no"),
+        ("n,o", "no"),  # commas go first
+        ("Yes. No.", "yes"),  # the first sentence only
+        (".no", "yes"),
+        ("NO", "yes"),
+        ("No!", "yes"),
+        ("no\tcat", "yes"),  # words are parted by spaces only
+        ("yes\n no", "no"),
+        ("", "yes"),
+    ],
+)
+def test_the_rule_by_hand(text: str, expected: str) -> None:
+    assert yes_or_no(text) == expected
+    assert plain_no(text) == (expected == "no")
 
-    @settings(max_examples=1000, deadline=None)
-    @given(
-        st.lists(
-            st.sampled_from(["No", "no", "not", "Not", "yes", ",", ".", " ", "  ", "\n", "\xa0"]),
-            max_size=8,
-        ).map("".join)
-    )
-    def test_equals_the_plain_rule(self, text: str) -> None:
-        assert yes_or_no(text) == ("no" if plain_no(text) else "yes")
+
+PIECES = ["Yes", "No", "no", "not", "Not", "NO", "there", ",", ".", " ", "  ", "\n", "\xa0"]
 
 
 class TestMetrics:
@@ -155,10 +141,8 @@ class TestMetrics:
         assert found["by_file"] == {"q.json": pytest.approx(expected | counts)}
         means = {f"mean_{name}": value for name, value in expected.items()}
         assert found["metrics"] == pytest.approx(expected | counts | means)
-        assert found["questions"] == 10
         assert found["packages"].keys() == {"gapinit"}
-        assert [one["file"] for one in found["inputs"]["questions"]] == ["q.json"]
-        assert [len(one["sha256"]) for one in found["inputs"]["predictions"]] == [64]
+        assert [len(one["sha256"]) for one in found["inputs"]["questions"]] == [64]
         assert found["per_sample"][3] == {
             "question_id": 4,
             "category": "q.json",
@@ -168,40 +152,31 @@ class TestMetrics:
             "label": "no",
             "accuracy": 0,
         }
-        assert sum(one["accuracy"] for one in found["per_sample"]) == 600
         assert capsys.readouterr().err == ""
 
-    def test_thousands_of_answers_equal_the_plain_rules(self, tmp_path: Path) -> None:
+    def test_hundreds_of_answers_equal_the_plain_rules(self, tmp_path: Path) -> None:
         draw = random.Random(7)
-        pieces = ["Yes", "No", "no", "not", "Not", "yes,", "no,", ".", "there", "is", "NO", "\n"]
         questions, answers, texts, labels = {}, {}, {}, {}
         for name in CATEGORIES:
-            number = draw.randrange(500, 1500)
-            labels[name] = draw.choices(["yes", "no"], k=number)
-            texts[name] = [
-                draw.choice([" ", "  ", ""]).join(draw.choices(pieces, k=draw.randrange(1, 5)))
-                for _ in range(number)
-            ]
-            questions[name] = asked("".join(label[0] for label in labels[name]))
+            labels[name] = "".join(draw.choices("yn", k=draw.randrange(200, 500)))
+            texts[name] = ["".join(draw.choices(PIECES, k=draw.randrange(8))) for _ in labels[name]]
+            questions[name] = asked(labels[name])
             answers[name] = [
                 {"question_id": place, "text": text}
                 for place, text in enumerate(texts[name], start=1)
             ]
         found = score(tmp_path, questions, answers)
         plain = {name: plain_metrics(texts[name], labels[name]) for name in CATEGORIES}
-        for name in CATEGORIES:
-            expected = {key: 100 * value for key, value in plain[name].items()}
-            assert found["by_file"][name] == pytest.approx(expected)
-        together = plain_metrics(sum(texts.values(), []), sum(labels.values(), []))
-        assert found["pooled"] == pytest.approx({k: 100 * v for k, v in together.items()})
+        assert found["by_file"] == {name: pytest.approx(plain[name]) for name in CATEGORIES}
+        together = plain_metrics(sum(texts.values(), []), "".join(labels.values()))
+        assert found["pooled"] == pytest.approx(together)
         for share in SHARES:
-            mean = 100 * sum(plain[name][share] for name in CATEGORIES) / 3
+            mean = sum(plain[name][share] for name in CATEGORIES) / 3
             assert found["average"][share] == pytest.approx(mean)
             assert found["metrics"][f"mean_{share}"] == pytest.approx(mean)
             assert found["metrics"][share] == found["pooled"][share]
         assert found["pooled"]["precision"] != pytest.approx(found["average"]["precision"])
         assert len(found["per_sample"]) == found["questions"] == sum(map(len, texts.values()))
-        assert {one["category"] for one in found["per_sample"]} == set(CATEGORIES)
 
     @pytest.mark.parametrize(
         ("labels", "answers", "expected", "warned"),
@@ -209,18 +184,10 @@ class TestMetrics:
             ("yn", "nn", {"precision": 0, "recall": 0, "f1": 0, "accuracy": 50}, "precision f1"),
             ("nn", "yn", {"precision": 0, "recall": 0, "f1": 0, "accuracy": 50}, "recall f1"),
             ("nn", "nn", {"f1": 0, "accuracy": 100, "yes_rate": 0}, "precision recall f1"),
-            ("yn", "ny", {"precision": 0, "recall": 0, "f1": 0, "yes_rate": 50}, "f1"),
-            ("yy", "yy", {"precision": 100, "recall": 100, "f1": 100, "yes_rate": 100}, ""),
         ],
     )
     def test_a_share_of_nothing_is_zero_and_told(
-        self,
-        tmp_path: Path,
-        capsys: pytest.CaptureFixture[str],
-        labels: str,
-        answers: str,
-        expected: dict[str, float],
-        warned: str,
+        self, tmp_path: Path, capsys: Any, labels: str, answers: str, expected: Any, warned: str
     ) -> None:
         found = score(tmp_path, asked(labels), said(answers))["metrics"]
         assert {name: found[name] for name in expected} == expected
@@ -241,85 +208,71 @@ class TestReading:
         for name, entries in (("q.json", self.QUESTIONS), ("a.jsonl", self.ANSWERS)):
             text = "\r\n".join(json.dumps(entry) for entry in entries)
             (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + f"{text}\r\n\r\n \n".encode())
-        found = score(tmp_path, (tmp_path / "q.json",), (tmp_path / "a.jsonl",))
-        assert found["by_file"]["q.json"] == expected
-
-    def test_json_lists(self, tmp_path: Path) -> None:
-        expected = self.expected(tmp_path)
+        paths = (tmp_path / "q.json",), (tmp_path / "a.jsonl",)
+        assert score(tmp_path, *paths)["by_file"]["q.json"] == expected
         (tmp_path / "q.json").write_text("\n" + json.dumps(self.QUESTIONS, indent=1))
-        (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(self.ANSWERS).encode())
-        # One path alone is as good as a list of one.
-        found = score_pope(tmp_path / "q.json", tmp_path / "a.json", tmp_path / "s.json")
-        assert found["by_file"]["q.json"] == expected
+        (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps(self.ANSWERS).encode())
+        assert score(tmp_path, *paths)["by_file"]["q.json"] == expected
 
-    def test_other_line_ends_within_a_text_part_nothing(self, tmp_path: Path) -> None:
-        lines(tmp_path / "q.json", self.QUESTIONS)
+    def test_other_line_ends_are_part_of_a_text(self, tmp_path: Path) -> None:
         texts = ["Yes\u2028no", "yes\x85", "no", "No"]
         entries = [{"question_id": n, "text": text} for n, text in enumerate(texts, start=1)]
-        (tmp_path / "a.json").write_text(
-            "\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries), encoding="utf-8"
-        )
-        found = score(tmp_path, (tmp_path / "q.json",), (tmp_path / "a.json",))
+        path = tmp_path / "a.json"
+        path.write_text("\n".join(json.dumps(one, ensure_ascii=False) for one in entries), "utf-8")
+        found = score(tmp_path, self.QUESTIONS, (path,))
         assert [one["prediction"] for one in found["per_sample"]] == ["yes", "yes", "no", "no"]
 
     def test_answer_goes_before_text(self, tmp_path: Path) -> None:
-        pope = [
-            {"question": "Is there?", "text": "No", **entry} for entry in self.ANSWERS
-        ]  # `text` would be "No" throughout
-        assert score(tmp_path, self.QUESTIONS, pope)["by_file"]["q.json"] == self.expected(tmp_path)
+        expected = self.expected(tmp_path)
+        pope = [{"question": "Is there?", "text": "No", **entry} for entry in self.ANSWERS]
         llava = [
             {"question_id": one["question_id"], "prompt": "?", "text": one["answer"]}
             for one in self.ANSWERS
         ]
-        found = score(tmp_path, self.QUESTIONS, llava)
-        assert found["by_file"]["q.json"] == self.expected(tmp_path)
+        for answers in (pope, llava):
+            assert score(tmp_path, self.QUESTIONS, answers)["by_file"]["q.json"] == expected
 
     def test_labels_in_other_letters_and_files_without_images(self, tmp_path: Path) -> None:
         questions = [{**one, "label": f" {one['label'].upper()} "} for one in self.QUESTIONS]
         found = score(tmp_path, without("image", questions), self.ANSWERS)
         assert found["by_file"]["q.json"] == self.expected(tmp_path)
-        assert found["per_sample"][0]["image"] is None
-        assert found["per_sample"][0]["label"] == "yes"
+        assert (found["per_sample"][0]["image"], found["per_sample"][0]["label"]) == (None, "yes")
 
 
 class TestMatching:
-    def test_by_line_if_no_answer_has_an_id(self, tmp_path: Path) -> None:
-        found = score(tmp_path, asked("yynn"), without("question_id", said("yynn")))
-        assert found["metrics"]["accuracy"] == 100
-
-    def test_by_id_in_any_order(self, tmp_path: Path) -> None:
-        answers = [{**one, "question_id": str(one["question_id"])} for one in said("yynn")]
-        found = score(tmp_path, asked("yynn"), answers[::-1])
-        assert found["metrics"]["accuracy"] == 100
-        assert [one["question_id"] for one in found["per_sample"]] == [1, 2, 3, 4]
+    def test_by_line_or_by_id(self, tmp_path: Path) -> None:
+        backwards = [{**one, "question_id": str(one["question_id"])} for one in said("yynn")[::-1]]
+        for answers in (without("question_id", said("yynn")), backwards):
+            found = score(tmp_path, asked("yynn"), answers)
+            assert found["metrics"]["accuracy"] == 100
+            assert [one["question_id"] for one in found["per_sample"]] == [1, 2, 3, 4]
 
     def test_by_line_if_ids_repeat_and_agree(self, tmp_path: Path) -> None:
         questions = [{**one, "question_id": 1} for one in asked("yn")]
         answers = [{**one, "question_id": 1.0} for one in said("yn")]
         assert score(tmp_path, questions, answers)["metrics"]["accuracy"] == 100
+        (tmp_path / "s.json").unlink()
+        told = refusal(tmp_path, asked("yn") + asked("y"), said("y") + said("yn"))
+        assert "in their order or with ids that differ, found 3 answers" in told
 
     @pytest.mark.parametrize(
         ("answers", "message"),
         [
-            (said("ynn"), "of 4 questions, found 3 answers; without an answer: 1 .question_id '4'"),
-            (said("ynnyy"), r"of 4 questions, found 5 answers; unknown: 1 \(question_id '5'\)"),
-            (said("yynn", first=2), "without an answer: 1 .*'1'.*unknown: 1 .*'5'"),
-            (said("yyn") + said("y"), "without an answer: 1 .*'4'.*twice among the answers: .*'1'"),
-            (without("question_id", said("yyn")), r"of 4 questions, found 3 answers\. Are these"),
+            (said("ynn"), r"4 questions, .* 3 answers \(without an answer: '4'; .*question: none"),
+            (said("ynnyy"), "5 answers .without an answer: none; without a question: '5'"),
+            (said("yynn", first=2), "without an answer: '1'; without a question: '5'"),
+            (said("yyn") + said("y"), "without an answer: '4'; without a question: '1'"),
+            (without("question_id", said("yyn")), "4 questions, .*, found 3 answers"),
             (
                 said("yyn") + without("question_id", said("n")),
                 "a.jsonl: line 4: no 'question_id', which other answers have",
             ),
+            (without("answer", said("yynn")), "a.jsonl: line 1: expected the key 'answer', found"),
             (asked("yynn"), "found the questions themselves, expected answers"),
         ],
     )
     def test_refusals(self, tmp_path: Path, answers: Any, message: str) -> None:
         assert re.search(message, refusal(tmp_path, asked("yynn"), answers))
-
-    def test_ids_that_repeat_in_another_order(self, tmp_path: Path) -> None:
-        questions = asked("yn") + asked("y")
-        told = refusal(tmp_path, questions, [questions[n] | {"answer": "No"} for n in (2, 0, 1)])
-        assert "twice among the questions: 1 (question_id '1')" in told
 
 
 class TestSeveralFiles:
@@ -335,45 +288,33 @@ class TestSeveralFiles:
         counted = [one["category"] for one in found["per_sample"]]
         assert counted == ["random"] * 4 + ["popular"] * 2 + ["adversarial"] * 4
 
-    def test_a_file_of_answers_for_each(self, tmp_path: Path) -> None:
+    def test_a_file_of_answers_for_each_or_one_for_all(self, tmp_path: Path) -> None:
         answers = {f"a{n}": said(letters) for n, letters in enumerate(self.ANSWERS.values())}
         self.check(score(tmp_path, self.QUESTIONS, answers))
         named = {name: said(letters, category=name) for name, letters in self.ANSWERS.items()}
         self.check(score(tmp_path, self.QUESTIONS, named))
+        together = [one for name in CATEGORIES[::-1] for one in named[name]]
+        self.check(score(tmp_path, self.QUESTIONS, together))
+        self.check(score(tmp_path, self.QUESTIONS, without("question_id", together)))
 
-    def test_one_file_of_answers_for_all(self, tmp_path: Path) -> None:
-        answers = [
-            one for name in CATEGORIES[::-1] for one in said(self.ANSWERS[name], category=name)
-        ]
-        self.check(score(tmp_path, self.QUESTIONS, answers))
-        self.check(score(tmp_path, self.QUESTIONS, without("question_id", answers)))
-
-    @pytest.mark.parametrize("name", ["random.json", "coco_pope_Random.jsonl", "x-random.json"])
-    def test_names_of_question_files(self, tmp_path: Path, name: str) -> None:
-        questions = (
-            lines(tmp_path / name, asked("yn")),
-            lines(tmp_path / "popular.json", asked("yn")),
-        )
-        answers = said("yn", category="random") + said("yy", category=" Popular")
-        found = score(tmp_path, questions, answers)
-        assert [one["accuracy"] for one in found["by_file"].values()] == [100, 50]
-        assert list(found["by_file"]) == ["random", "popular"]
-
-    def test_files_of_one_category_keep_their_names(self, tmp_path: Path) -> None:
-        answers = {"one": said("yn"), "two": said("yn")}
-        (tmp_path / "x").mkdir()
-        for first, second, names in (
+    @pytest.mark.parametrize(
+        ("first", "second", "names"),
+        [
+            ("coco_pope_Random.json", "x-popular.json", ["random", "popular"]),
             ("coco_random.json", "aokvqa_random.json", ["coco_random.json", "aokvqa_random.json"]),
             ("a.json", "random.json", ["a.json", "random"]),
             ("unpopular.json", "popular.json", ["unpopular.json", "popular"]),
-            (
-                "random.json",
-                "x/random.json",
-                [f"{tmp_path}/random.json", f"{tmp_path}/x/random.json"],
-            ),
-        ):
-            questions = tuple(lines(tmp_path / name, asked("yn")) for name in (first, second))
-            assert list(score(tmp_path, questions, answers)["by_file"]) == names
+            ("random.json", "x/random.json", ["{0}/random.json", "{0}/x/random.json"]),
+        ],
+    )
+    def test_names_of_files(
+        self, tmp_path: Path, first: str, second: str, names: list[str]
+    ) -> None:
+        (tmp_path / "x").mkdir()
+        questions = tuple(lines(tmp_path / name, asked("yn")) for name in (first, second))
+        found = score(tmp_path, questions, {"one": said("yn"), "two": said("yy")})["by_file"]
+        assert list(found) == [name.format(tmp_path) for name in names]
+        assert [one["accuracy"] for one in found.values()] == [100, 50]
 
     def test_the_same_file_twice(self, tmp_path: Path) -> None:
         path = lines(tmp_path / "q_random.json", asked("yn"))
@@ -383,82 +324,55 @@ class TestSeveralFiles:
     @pytest.mark.parametrize(
         ("questions", "answers", "message"),
         [
-            (("random", "popular"), said("yn"), "a.jsonl: line 1: expected a 'category' .* none"),
+            ("random popular", said("yn"), "a.jsonl: line 1: expected a 'category' .* null"),
             (
-                ("random", "popular"),
+                "random popular",
                 said("yn", category="random") + said("yn", category="adversarial"),
                 r"a.jsonl: line 3: .* question files \(random, popular\), found 'adversarial'",
             ),
+            ("random other", said("yn"), "other.json: expected names .* found random, None"),
+            ("random x_random", said("yn"), "x_random.json: expected names .* random, random"),
+            ("random popular other", {"a": said("yn"), "b": said("yn")}, "or one for each"),
+            ("random", {"a": said("yn"), "b": said("yn")}, "the 1 question files, found 2"),
             (
-                ("random", "popular"),
-                said("yn", category="random"),
-                "answers to .*q_popular.json: expected one to each of 2 questions, found 0",
-            ),
-            (("random", "other"), said("yn"), "q_other.json: expected a name .* found no category"),
-            (("random", "x_random"), said("yn"), "q_x_random.json: .*'random' a second time"),
-            (("random", "popular", "other"), {"a": said("yn"), "b": said("yn")}, "or one for each"),
-            (("random",), {"a": said("yn"), "b": said("yn")}, "the 1 question files, found 2"),
-            (
-                ("random", "popular"),
+                "random popular",
                 {"a": said("yn", category="popular"), "b": said("yn", category="random")},
-                "a.jsonl: line 1: expected answers of category 'random', to .*found 'popular'",
+                "a.jsonl: expected answers of category 'random', to .*found 'popular'",
             ),
-            (
-                ("random", "popular"),
-                {"popular": said("yn"), "random": said("yn")},
-                "popular.jsonl: expected answers of category 'random'",
-            ),
-            (("random",), said("yn", category="popular"), "line 1: expected answers of .*'random'"),
         ],
     )
-    def test_refusals(
-        self, tmp_path: Path, questions: tuple[str, ...], answers: Any, message: str
-    ) -> None:
-        told = refusal(tmp_path, {name: asked("yn") for name in questions}, answers)
+    def test_refusals(self, tmp_path: Path, questions: str, answers: Any, message: str) -> None:
+        told = refusal(tmp_path, {name: asked("yn") for name in questions.split()}, answers)
         assert re.search(message, told)
 
 
 class TestRefusals:
     @pytest.mark.parametrize(
-        ("entry", "message"),
+        ("question", "answer", "message"),
         [
-            ({"label": "maybe"}, "q.json: line 2: 'label': expected yes or no, found 'maybe'"),
-            ({"label": 1}, "line 2: 'label': expected text, found 1"),
-            ({"text": None}, "line 2: 'text': expected text, found null"),
-            ({"image": 7}, "line 2: 'image': expected text, found 7"),
-            ({"question_id": False}, "line 2: 'question_id': expected a number or text, found f"),
+            ({"label": "maybe"}, {}, "q.json: line 2: 'label': expected yes or no, found 'maybe'"),
+            ({"text": None}, {}, "q.json: line 2: 'text': expected text, found null"),
+            ({"image": 7}, {}, "q.json: line 2: 'image': expected text, found 7"),
+            ({"question_id": False}, {}, "line 2: 'question_id': expected a number or text, found"),
+            ({}, {"answer": True}, "a.jsonl: line 2: 'answer': expected text, found true"),
+            ({}, {"category": 3}, "a.jsonl: line 2: 'category': expected text, found 3"),
+            ({}, {"question_id": [2]}, "'question_id': expected a number or text"),
         ],
     )
-    def test_questions(self, tmp_path: Path, entry: dict[str, Any], message: str) -> None:
-        questions = asked("yn")
-        questions[1] |= entry
-        assert re.search(message, refusal(tmp_path, questions, said("yn")))
-
-    @pytest.mark.parametrize(
-        ("entry", "message"),
-        [
-            ({"question_id": 2, "reply": "no"}, "a.jsonl: line 2: .* 'answer' or 'text', found 'q"),
-            ({"question_id": 2, "answer": True}, "line 2: 'answer': expected text, found true"),
-            ({"question_id": 2, "answer": "", "category": 3}, "'category': expected text, found 3"),
-            ({"question_id": [2], "answer": ""}, "'question_id': expected a number or text"),
-            (["no"], "a.jsonl: line 2: expected an object, found a list of 1"),
-            ({}, "line 2: expected the key 'answer' or 'text', found no keys"),
-        ],
-    )
-    def test_answers(self, tmp_path: Path, entry: Any, message: str) -> None:
-        assert re.search(message, refusal(tmp_path, asked("yn"), [*said("y"), entry]))
+    def test_entries(self, tmp_path: Path, question: Any, answer: Any, message: str) -> None:
+        questions, answers = asked("yn"), said("yn")
+        questions[1] |= question
+        answers[1] |= answer
+        assert re.search(message, refusal(tmp_path, questions, answers))
 
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            (b"", "a.json: nothing in it; expected a JSON object on each line"),
-            (b"\r\n \n", "nothing in it"),
-            (b"[]", "nothing in it"),
+            (b"[]", "a.json: nothing in it; expected a JSON object on each line"),
             (b'{"answer": "no"}\n{"answer"', "a.json: line 2: not valid JSON"),
-            (b'{\n "answer": "no"\n}', "a.json: line 1: not valid JSON"),
             (b'[{"answer": "no"}', "a.json: not valid JSON .*; expected a JSON object on each"),
             (b"[3]", "a.json: entry 0: expected an object, found 3"),
-            (b"\xff\xfe{", "a.json: expected UTF-8 text"),
+            (b"\xff\xfe{", "a.json: not valid UTF-8"),
             (b"[" * 100_000, "not valid JSON"),
             (None, "a.json: no such file"),
         ],
@@ -469,47 +383,17 @@ class TestRefusals:
             path.write_bytes(content)
         assert re.search(message, refusal(tmp_path, asked("yn"), (path,)))
 
-    def test_folders_and_no_files(self, tmp_path: Path) -> None:
-        questions = lines(tmp_path / "q.json", asked("yn"))
-        with pytest.raises(GapinitError, match="expected the path of a file to write"):
-            score_pope(questions, questions, tmp_path)
-        with pytest.raises(GapinitError, match="cannot be read"):
-            score_pope(tmp_path, questions, tmp_path / "s.json")
-        with pytest.raises(GapinitError, match="questions: expected one or more files"):
-            score_pope([], [], tmp_path / "s.json")
-
 
 def test_the_command(tmp_path: Path) -> None:
-    options = []
+    call = ["score", "pope"]
     for name in CATEGORIES:
-        path = lines(tmp_path / f"coco_pope_{name}.json", asked("yynn"))
-        options.append(f"--questions={path}")
-    answers = [one for name in CATEGORIES for one in said("ynnn", category=name)]
-    options.append(f"--predictions={lines(tmp_path / 'a.jsonl', answers)}")
-    code = (
-        "import sys\n"
-        "from gapinit.cli import app\n"
-        "app(sys.argv[1:], standalone_mode=False)\n"
-        "print(sorted({'torch', 'transformers', 'peft', 'pandas', 'scipy'} & set(sys.modules)))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "score", "pope", *options, f"--output={tmp_path / 's.json'}"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stderr, done.stdout.strip()) == (0, "", "[]")
-    found = json.loads((tmp_path / "s.json").read_text())
-    assert found["metrics"]["mean_recall"] == 50
-    assert (found["metrics"]["accuracy"], found["metrics"]["tn"]) == (75, 6)
-
-
-def test_a_mistake_on_the_command_line_is_one_message(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "gapinit", "score", "pope", "--questions=no.json"]
-        + ["--predictions=no.json", f"--output={tmp_path / 's.json'}"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (1, "error: no.json: no such file\n")
+        call.append(f"--questions={lines(tmp_path / f'coco_pope_{name}.json', asked('yynn'))}")
+    for number, answers in enumerate(("ynnn", "yynn")):
+        entries = [one for name in CATEGORIES for one in said(answers, category=name)]
+        call.append(f"--predictions={lines(tmp_path / f'a{number}.jsonl', entries)}")
+        call.append(f"--output={tmp_path / f's{number}.json'}")
+    done = CliRunner().invoke(app, call)
+    assert done.exit_code == 0, done.output
+    found = [json.loads((tmp_path / f"s{number}.json").read_text())["metrics"] for number in (0, 1)]
+    assert (found[0]["mean_recall"], found[0]["accuracy"], found[0]["tn"]) == (50, 75, 6)
+    assert found[1]["accuracy"] == 100

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import random
 import re
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from gapinit.cli import app
 from gapinit.errors import GapinitError
 from gapinit.evaluate.metrics.vqa import score_vqa, vqa_accuracy
 from gapinit.evaluate.metrics.vqa_answers import CONTRACTIONS, normalise_answer
@@ -79,21 +78,19 @@ def plain_normal(text: str) -> str:
     return " ".join(PAIRS.get(word, word) for word in words)
 
 
-def plain_accuracy(answers: list[dict[str, Any]], prediction: str, field: str = "answer") -> float:
+def plain_accuracy(answers: list[dict[str, Any]], prediction: str) -> float:
     """Return the accuracy in percent: each annotator is left out once."""
-    given = []
-    for place, answer in enumerate(answers):
-        text = answer[field].replace("\n", " ").replace("\t", " ").strip()
-        given.append({"place": place, "answer": text})
-    said = prediction.replace("\n", " ").replace("\t", " ").strip()
-    if len({answer["answer"] for answer in given}) > 1:
-        for answer in given:
-            answer["answer"] = plain_normal(answer["answer"])
-        said = plain_normal(said)
+
+    def stripped(text: str) -> str:
+        return text.replace("\n", " ").replace("\t", " ").strip()
+
+    given, said = [stripped(answer["answer"]) for answer in answers], stripped(prediction)
+    if len(set(given)) > 1:
+        given, said = [plain_normal(answer) for answer in given], plain_normal(said)
     verdicts = []
-    for one in given:
-        others = [answer for answer in given if answer["place"] != one["place"]]
-        matching = [answer for answer in others if answer["answer"] == said]
+    for place in range(len(given)):
+        others = given[:place] + given[place + 1 :]
+        matching = [answer for answer in others if answer == said]
         verdicts.append(min(1, len(matching) / 3))
     return 100 * sum(verdicts) / len(verdicts)
 
@@ -159,7 +156,6 @@ class TestNormalisation:
             ("red/white", "red white"),  # no space beside the mark: a space for it
             ("red/white /blue", "redwhite blue"),  # a space beside one of them: all go
             ("1,000 red/white", "1000 redwhite"),  # a comma in a number: all marks go
-            ("1, 000-5", "1 000 5"),
             ("a,b", "b"),
             ("3.5.", "3.5"),
             ("5 p.m.", "5 pm"),
@@ -171,8 +167,6 @@ class TestNormalisation:
             ("IM here", "im here"),  # "Im" has a capital and is never met
             ("yall'd've an 'ows'at", "y'all'd've 'ow's'at"),
             ("don't!", "don't"),
-            ("it's", "it's"),
-            ("eleven:10", "eleven:10"),
             ("the", ""),
             ("", ""),
             ("." * 40 + "x", "." * 8 + "x"),  # 32 periods go, the others stay
@@ -182,7 +176,7 @@ class TestNormalisation:
         assert normalise_answer(text) == expected
         assert plain_normal(text) == expected
 
-    @settings(max_examples=1000, deadline=None)
+    @settings(max_examples=200, deadline=None)
     @given(
         st.lists(
             st.one_of(
@@ -206,76 +200,57 @@ class TestAccuracy:
         answers = ["cat"] * agreeing + [f"dog{number}" for number in range(10 - agreeing)]
         assert 100 * vqa_accuracy(answers, " The cat!") == pytest.approx(expected)
 
-    def test_unanimous_answers_are_compared_as_they_are(self) -> None:
-        assert vqa_accuracy(["yes"] * 10, "yes\n") == 1
-        assert vqa_accuracy(["yes"] * 9 + ["yes\t"], " yes") == 1
-        assert vqa_accuracy(["yes"] * 10, "Yes") == 0
-        assert vqa_accuracy(["yes"] * 9 + ["yes\t"], "Yes") == 0
-        assert vqa_accuracy(["red\ncar"] * 9 + ["red car"], "red\tcar") == 1
-        assert vqa_accuracy(["Yes."] * 10, "Yes.") == 1
-        assert vqa_accuracy(["yes"] * 9 + ["Yes"], "Yes") == 1
+    @pytest.mark.parametrize(
+        ("answers", "prediction", "expected"),
+        [
+            (["yes"] * 9 + ["yes\t"], " yes\n", 1),
+            (["red\ncar"] * 9 + ["red car"], "red\tcar", 1),
+            # Unanimous answers are compared as they are, others normalised.
+            (["yes"] * 10, "Yes", 0),
+            (["yes"] * 9 + ["yes\t"], "Yes", 0),
+            (["Yes."] * 10, "Yes.", 1),
+            (["yes"] * 9 + ["Yes"], "Yes", 1),
+            # Other numbers of annotators.
+            (["cat"], "cat", 0),
+            (["cat", "cat"], "cat", 1 / 3),
+            (["cat", "cat", "dog"], "cat", (1 / 3 + 1 / 3 + 2 / 3) / 3),
+        ],
+    )
+    def test_of_other_answers_by_hand(
+        self, answers: list[str], prediction: str, expected: float
+    ) -> None:
+        assert vqa_accuracy(answers, prediction) == pytest.approx(expected)
 
-    def test_other_numbers_of_annotators(self) -> None:
-        assert vqa_accuracy(["cat"], "cat") == 0
-        assert vqa_accuracy(["cat", "cat"], "cat") == pytest.approx(1 / 3)
-        assert vqa_accuracy(["cat", "cat", "dog"], "cat") == pytest.approx(
-            (1 / 3 + 1 / 3 + 2 / 3) / 3
-        )
-
-    @pytest.mark.parametrize("field", ["answer", "raw_answer"])
-    def test_thousands_of_questions_equal_the_plain_rules(
-        self, tmp_path: Path, field: str, capsys: pytest.CaptureFixture[str]
+    def test_a_thousand_questions_equal_the_plain_rules(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         draw = random.Random(3)
         pieces = ["cat", "Cat", "the cat", "cat.", "a-cat", "2", "two", "1,000", "1000", "1, 000"]
-        pieces += [
-            "dont",
-            "don't",
-            "Dont",
-            "no",
-            "yes",
-            "Yes",
-            "." * 34 + "x",
-            "..x",
-            "x",
-            "",
-            "\t",
-        ]
-        pieces += ["somebody'd", "somebodyd", "red/white", "red white", "red / white", "yes\n"]
+        pieces += ["dont", "don't", "Dont", "no", "yes", "Yes", "." * 34 + "x", "..x", "x", ""]
+        pieces += ["somebody'd", "somebodyd", "red/white", "red white", "red / white", "yes\n\t"]
 
         def text() -> str:
             return " ".join(draw.choices(pieces, k=draw.choice([1, 1, 1, 2])))
 
         annotations, said = [], {}
-        for question in range(3000):
+        for question in range(1000):
             pool = [text() for _ in range(draw.choice([1, 2, 3, 6]))]
-            raw_pool = [text() for _ in range(draw.choice([1, 2, 3]))]
             number = draw.choice([10, 10, 10, 10, 1, 2, 4])
-            answers = draw.choices(pool, k=number)
-            entry = annotation(question, answers, answer_type=draw.choice(["yes/no", "other"]))
-            for answer in entry["answers"]:
-                answer["raw_answer"] = draw.choice(raw_pool)
-                if question % 3 == 0:  # equal entries, as in files without `answer_id`
-                    del answer["answer_id"]
-            annotations.append(entry)
-            said[question] = draw.choice([*pool, *raw_pool, text()])
-        found = score(tmp_path, annotations, said, field=field)
-        expected = [
-            plain_accuracy(entry["answers"], said[entry["question_id"]], field)
-            for entry in annotations
-        ]
+            kind = draw.choice(["yes/no", "other"])
+            annotations.append(annotation(question, draw.choices(pool, k=number), answer_type=kind))
+            said[question] = draw.choice([*pool, text()])
+        found = score(tmp_path, annotations, said)
+        expected = [plain_accuracy(one["answers"], said[one["question_id"]]) for one in annotations]
         assert [one["accuracy"] for one in found["per_sample"]] == pytest.approx(expected, abs=1e-9)
-        assert found["metrics"]["accuracy"] == pytest.approx(sum(expected) / 3000, abs=1e-9)
+        assert found["metrics"]["accuracy"] == pytest.approx(sum(expected) / 1000, abs=1e-9)
         assert 20 < found["metrics"]["accuracy"] < 80
-        assert {0, 100} < {round(value, 6) for value in expected}
         for name in ("yes/no", "other"):
-            of_type = [
-                value
-                for entry, value in zip(annotations, expected, strict=True)
-                if entry["answer_type"] == name
-            ]
+            pairs = zip(annotations, expected, strict=True)
+            of_type = [value for entry, value in pairs if entry["answer_type"] == name]
             assert found["by_answer_type"][name] == pytest.approx(sum(of_type) / len(of_type))
-        assert "questions do not have 10 answers" in capsys.readouterr().err
+        other = sum(len(one["answers"]) != 10 for one in annotations)
+        told = f"{other} of 1000 questions do not have 10 answers (question "
+        assert told in capsys.readouterr().err
 
 
 class TestFiles:
@@ -289,9 +264,7 @@ class TestFiles:
         assert found["metrics"] == {"accuracy": pytest.approx(190 / 3)}
         assert found["by_answer_type"] == {"other": pytest.approx(95), "yes/no": 0}
         assert found["by_question_type"] == {"is": 0, "what": pytest.approx(95)}
-        assert found["questions"] == 3
-        assert found["answers"] == "answer"
-        assert found["inputs"]["annotations"]["file"] == "a.json"
+        assert (found["questions"], found["answers"]) == (3, "answer")
         assert set(found["inputs"]) == {"questions", "annotations", "predictions"}
         assert all(len(one["sha256"]) == 64 for one in found["inputs"].values())
         assert found["packages"].keys() == {"gapinit"}
@@ -322,10 +295,8 @@ class TestFiles:
         raw = score(tmp_path, [one, two], said, question_types=names, field="raw_answer")
         assert raw["by_question_type"] == {names["one"]: 100, "elsewhere": 0}
         assert raw["answers"] == "raw_answer"
-        assert raw["per_sample"][0]["question_type"] == names["one"]
-        for other in (["one"], {"one": 3}, None):
-            found = score(tmp_path, [one, two], said, question_types=other)
-            assert list(found["by_question_type"].items()) == [("elsewhere", 100), ("one", 0)]
+        unnamed = score(tmp_path, [one, two], said)
+        assert unnamed["by_question_type"] == {"one": 0, "elsewhere": 100}
 
     def test_ids_as_text_and_as_numbers(self, tmp_path: Path) -> None:
         annotations = [annotation(1, ["yes"] * 10), annotation(2, ["no"] * 10)]
@@ -346,18 +317,6 @@ class TestFiles:
         assert found["metrics"]["accuracy"] == 100
         assert (found["questions"], found["predictions_without_annotation"]) == (1, 2)
 
-    def test_half_a_character_pair_is_written(self, tmp_path: Path) -> None:
-        found = score(tmp_path, [annotation(1, ["yes"] * 10)], {1: "\ud83d"})
-        assert found["per_sample"][0]["answer"] == "\ufffd"
-
-    def test_other_numbers_of_answers_are_told(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        annotations = [annotation(1, ["yes"] * 10), annotation(5, ["no"])]
-        assert score(tmp_path, annotations, {1: "yes", 5: "no"})["metrics"]["accuracy"] == 50
-        told = capsys.readouterr().err
-        assert "1 of 2 questions do not have 10 answers (question 5 has 1)" in told
-
 
 ONE = [annotation(1, ["yes"] * 10), annotation(2, ["no"] * 10)]
 BOTH = {1: "yes", 2: "no"}
@@ -367,124 +326,70 @@ def changed(**fields: Any) -> list[dict[str, Any]]:
     return [{**ONE[0], **fields}, ONE[1]]
 
 
-class TestRefusals:
-    @pytest.mark.parametrize(
-        ("predictions", "message"),
-        [
-            ({1: "yes"}, "p.json: 1 of the 2 questions of .*a.json have no answer .such as 2.*"),
-            ({}, "p.json: 2 of the 2 questions of .*a.json have no answer .such as 1, 2.*"),
-            (BOTH | {9: "no"}, "p.json: entry 2: question 9 is not in .*q.json.*such as 1, 2"),
-            (BOTH | {"1": "no"}, "p.json: entry 2: question '1' has a second answer"),
-            ({1: "yes", 2: 3}, r"p.json: entry 1 \(question 2\): 'answer': expected text, found 3"),
-            (
-                {1: None, 2: "no"},
-                r"p.json: entry 0 \(question 1\): 'answer': expected text, found null",
-            ),
-            ([{"question_id": 1, "text": "x"}], "entry 0 .*expected the key 'answer', found 'que"),
-            ([{"id": 1}], "p.json: entry 0: expected the key 'question_id', found 'id'"),
-            ([{"question_id": True, "answer": ""}], "entry 0: 'question_id': expected a number or"),
-            (["yes"], "p.json: entry 0: expected an object, found 'yes'"),
-            ("yes", "p.json: expected a list of .*VQA result format.*, found 'yes'"),
-        ],
-    )
-    def test_predictions(self, tmp_path: Path, predictions: Any, message: str) -> None:
-        assert re.search(message, refusal(tmp_path, ONE, predictions))
+@pytest.mark.parametrize(
+    ("predictions", "message"),
+    [
+        ({1: "yes"}, "p.json: 1 of the 2 questions of .*a.json have no answer .such as 2.*"),
+        ({}, "p.json: no predictions in it"),
+        (BOTH | {9: "no"}, r"p.json: entry 2 \(question_id 9\): not in .*q.json.*such as 1, 2"),
+        (BOTH | {"1": "no"}, r"p.json: entry 2 \(question_id '1'\): a second prediction"),
+        ({1: "yes", 2: 3}, r"p.json: entry 1 \(question_id 2\): 'answer': expected text, found 3"),
+        ([{"question_id": 1, "text": "x"}], "entry 0 .*expected the key 'answer', found 'que"),
+        ([{"id": 1}], "p.json: entry 0: expected the key 'question_id', found 'id'"),
+        ([{"question_id": True, "answer": ""}], "entry 0: 'question_id': expected a number or"),
+        (["yes"], "p.json: entry 0: expected an object, found 'yes'"),
+        ("yes", "p.json: expected a list .*, found 'yes'"),
+    ],
+)
+def test_wrong_predictions(tmp_path: Path, predictions: Any, message: str) -> None:
+    assert re.search(message, refusal(tmp_path, ONE, predictions))
 
-    @pytest.mark.parametrize(
-        ("annotations", "message"),
-        [
-            ([], "a.json: no annotations in it"),
-            ([*ONE, ONE[0]], r"annotations\[2\] \(question 1\): annotated a second time"),
-            (changed(answers=[]), r"\[0\] \(question 1\): 'answers': expected .* an empty list"),
-            (
-                changed(answers="yes"),
-                "'answers': expected a list of annotators' answers, found 'ye",
-            ),
-            (changed(answers=["yes"]), r"answers\[0\]: 'answer': expected text, found no such key"),
-            (changed(answers=[{"answer": 3}]), r"answers\[0\]: 'answer': expected text, found 3"),
-            (changed(answer_type=None), "'answer_type': expected text, found null"),
-            (changed(question_type=5), "'question_type': expected text, found 5"),
-            (changed(image_id=[1]), "'image_id': expected a number or text, found a list of 1"),
-            ([7], r"a.json: annotations\[0\]: expected an object, found 7"),
-        ],
-    )
-    def test_annotations(self, tmp_path: Path, annotations: Any, message: str) -> None:
-        questions = [{"question_id": key, "image_id": 7} for key in (1, 2)]
-        assert re.search(message, refusal(tmp_path, annotations, BOTH, questions=questions))
 
-    @pytest.mark.parametrize(
-        ("questions", "message"),
-        [
-            (
-                [{"question_id": 1, "image_id": 7}],
-                r"annotations\[1\]: question 2 is not in .*q.jso",
-            ),
-            ([{"question_id": k, "image_id": 8} for k in (1, 2)], "about image 7, but .* image 8"),
-            ([{"question_id": 1, "image_id": 7}] * 2, r"questions\[1\]: question 1 is there twice"),
-            ([{"question_id": 1}], r"questions\[0\]: expected the key 'image_id'"),
-            ({}, "q.json: 'questions': expected a list, found an object"),
-        ],
-    )
-    def test_questions(self, tmp_path: Path, questions: Any, message: str) -> None:
-        assert re.search(message, refusal(tmp_path, ONE, BOTH, questions=questions))
+@pytest.mark.parametrize(
+    ("annotations", "message"),
+    [
+        ([], "a.json: no annotations in it"),
+        ([*ONE, ONE[0]], r"annotations\[2\] \(question 1\): annotated a second time"),
+        (changed(answers=[]), r"\[0\] \(question 1\): 'answers': expected .*, found none"),
+        (changed(answers="yes"), "'answers': expected a list, found 'yes'"),
+        (changed(answers=["yes"]), r"answers\[0\]: expected an object, found 'yes'"),
+        (changed(answers=[{"answer": 3}]), r"answers\[0\]: 'answer': expected text, found 3"),
+        (changed(answer_type=None), "'answer_type': expected text, found null"),
+        (changed(question_type=5), "'question_type': expected text, found 5"),
+        (changed(image_id=[1]), "'image_id': expected a number or text, found a list of 1"),
+        ([7], r"a.json: annotations\[0\]: expected an object, found 7"),
+    ],
+)
+def test_wrong_annotations(tmp_path: Path, annotations: Any, message: str) -> None:
+    questions = [{"question_id": key, "image_id": 7} for key in (1, 2)]
+    assert re.search(message, refusal(tmp_path, annotations, BOTH, questions=questions))
 
-    def test_raw_answer_that_is_not_there(self, tmp_path: Path) -> None:
-        told = refusal(tmp_path, ONE, BOTH, field="raw_answer")
-        assert "'raw_answer': expected text, found no such key. OK-VQA has it" in told
-        assert "expected answer or raw_answer, found 'x'" in refusal(tmp_path, ONE, BOTH, field="x")
 
-    def test_files_in_each_others_place(self, tmp_path: Path) -> None:
-        paths = files(tmp_path, ONE, BOTH)
-        with pytest.raises(GapinitError, match="q.json: expected the key 'annotations'"):
-            score_vqa(
-                paths["annotations"], paths["questions"], paths["predictions"], tmp_path / "s.json"
-            )
-        with pytest.raises(GapinitError, match="expected the path of a file to write"):
-            score_vqa(**paths, output=tmp_path)
+@pytest.mark.parametrize(
+    ("questions", "message"),
+    [
+        ([{"question_id": 1, "image_id": 7}], r"annotations\[1\] \(question 2\): not in .*q.json"),
+        ([{"question_id": k, "image_id": 8} for k in (1, 2)], "about image 7, but .* image 8"),
+        ([{"question_id": 1, "image_id": 7}] * 2, r"questions\[1\]: question 1 is there twice"),
+        ([{"question_id": 1}], r"questions\[0\]: expected the key 'image_id'"),
+        ({}, "q.json: 'questions': expected a list, found an object"),
+    ],
+)
+def test_wrong_questions(tmp_path: Path, questions: Any, message: str) -> None:
+    assert re.search(message, refusal(tmp_path, ONE, BOTH, questions=questions))
+
+
+def test_a_field_that_is_not_there(tmp_path: Path) -> None:
+    told = refusal(tmp_path, ONE, BOTH, field="raw_answer")
+    assert "answers[0]: expected the key 'raw_answer', found 'answer'" in told
+    assert "expected answer or raw_answer, found 'x'" in refusal(tmp_path, ONE, BOTH, field="x")
 
 
 def test_the_command(tmp_path: Path) -> None:
-    paths = files(tmp_path, ONE, {1: "yes", 2: "yes"})
-    options = [f"--{name}={path}" for name, path in paths.items()]
-    code = (
-        "import sys\n"
-        "from gapinit.cli import app\n"
-        "app(sys.argv[1:], standalone_mode=False)\n"
-        "print(sorted({'torch', 'transformers', 'peft', 'pandas', 'scipy'} & set(sys.modules)))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "score", "vqa", *options, f"--output={tmp_path / 's.json'}"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stderr, done.stdout.strip()) == (0, "", "[]")
-    assert json.loads((tmp_path / "s.json").read_text())["metrics"] == {"accuracy": 50}
-
-
-def test_a_mistake_on_the_command_line_is_one_message(tmp_path: Path) -> None:
-    paths = files(tmp_path, ONE, BOTH)
-    options = [f"--{name}={path}" for name, path in paths.items()]
-    done = subprocess.run(
-        [sys.executable, "-m", "gapinit", "score", "vqa", *options]
-        + [f"--output={tmp_path / 's.json'}", "--answers=stem"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert done.stderr == "error: answers: expected answer or raw_answer, found 'stem'\n"
-
-
-def test_a_large_set_is_scored_quickly(tmp_path: Path) -> None:
-    draw = random.Random(5)
-    words = [f"word{number}" for number in range(300)]
-    annotations = [
-        annotation(number, draw.choices(draw.sample(words, 3), k=10)) for number in range(10_000)
+    options = [
+        f"--{name}={path}" for name, path in files(tmp_path, ONE, {1: "yes", 2: "yes"}).items()
     ]
-    said = {number: draw.choice(words) for number in range(10_000)}
-    paths = files(tmp_path, annotations, said)
-    started = time.process_time()
-    score_vqa(**paths, output=tmp_path / "s.json")
-    # VQAv2 has 21 times as many: at this limit they would take 1.7 minutes of a slow core.
-    assert time.process_time() - started < 5
+    call = ["score", "vqa", *options, f"--output={tmp_path / 's.json'}"]
+    done = CliRunner().invoke(app, call)
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "s.json").read_text())["metrics"] == {"accuracy": 50}

@@ -114,7 +114,7 @@ def gather(
         typer.Option(help="Predictions for each dataset, of the first adapter, then of the next."),
     ],
 ) -> None:
-    """Put predictions together that several jobs made."""
+    """Join the parts of predictions that several jobs made."""
     from gapinit.evaluate.predictions import gather_predictions
 
     shards = max(1, len(part) // len(output))
@@ -138,10 +138,9 @@ def score_captions_command(
     Java is started once for all predictions, and references are read once.
     """
     same_number("output", output, len(predictions), "of --predictions")
-    from gapinit.evaluate.metrics.captions import score_several
+    from gapinit.evaluate.metrics.captions import score_captions
 
-    names = [name.strip() for name in metrics.split(",") if name.strip()]
-    score_several(references, predictions, output, metrics=names)
+    score_captions(references, predictions, output, metrics.replace(" ", "").split(","))
 
 
 @score_app.command("vqa")

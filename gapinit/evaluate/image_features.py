@@ -1,11 +1,11 @@
-"""The image features that decoding starts from: read from feature files, or computed on the way."""
+"""The image features that decoding starts from: read from feature files, or computed anew."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,19 +22,8 @@ if TYPE_CHECKING:
     from gapinit.backbones.base import Backbone
 
 
-class Seen(Protocol):
-    """Images by their names below a dataset's root."""
-
-    @property
-    def path(self) -> Path:
-        """Return the file, or the first of its shards."""
-
-    @property
-    def inputs(self) -> dict[str, Any]:
-        """Return what it was made from."""
-
-    def take(self, names: Sequence[str]) -> Images:
-        """Return the tokens of some images, in the order given."""
+Take = Callable[[Sequence[str]], Images]
+"""Return the tokens of some images, in the order given, by their names below a dataset's root."""
 
 
 @dataclass(frozen=True)
@@ -86,14 +75,10 @@ def read_features(path: Path | Sequence[Path]) -> Features:
     )
 
 
-class LookedAt:
-    """Images as an adapted vision tower sees them, each time they are asked for."""
+@torch.inference_mode()
+def look(backbone: Backbone, root: Path, names: Sequence[str]) -> Images:
+    """Return the tokens of some images as the backbone's vision tower, adapted or not, sees them.
 
-    def __init__(self, backbone: Backbone, features: Seen, root: Path) -> None:
-        self.path, self.inputs = features.path, features.inputs
-        self._backbone, self._root = backbone, root
-
-    @torch.inference_mode()
-    def take(self, names: Sequence[str]) -> Images:
-        """Return the tokens of some images, in the order given."""
-        return self._backbone.look([load_image(self._root / name) for name in names])
+    `names` are below `root`.
+    """
+    return backbone.look([load_image(root / name) for name in names])

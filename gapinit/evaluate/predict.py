@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ from gapinit.config.versions import VERSIONS
 from gapinit.data.images import image_size
 from gapinit.data.manifest import Manifest, read_manifest, require_images
 from gapinit.errors import GapinitError
-from gapinit.evaluate.image_features import Features, LookedAt, Seen, read_features
+from gapinit.evaluate.image_features import Features, Take, look, read_features
 from gapinit.evaluate.predictions import write_part, write_predictions
 from gapinit.progress import track
 
@@ -85,13 +86,13 @@ def extract_features(
 
 @dataclass(frozen=True)
 class Questions:
-    """What is asked: a dataset's samples, by the features of its images."""
+    """A dataset's samples to answer, with the features of its images."""
 
     manifest: Path
     features: Path | Sequence[Path]
     """One file, or all its shards."""
     max_new_tokens: int
-    """How long an answer may become."""
+    """The largest length of an answer."""
 
 
 def predict(
@@ -137,9 +138,9 @@ def predict_several(
 ) -> None:
     """Answer several datasets with several adapters on one backbone, which is loaded once.
 
-    `outputs[i][j]`: where the answers of `adapters[i]` to `questions[j]` go, in the format that
-    `predict` says and byte for byte what it would write. All inputs are checked before the first
-    answer. `shard`: "I/N", part of the batches; an output is then a part, for `gapinit gather`.
+    `outputs[i][j]`: the file for the answers of `adapters[i]` to `questions[j]`, byte for byte
+    what `predict` would write. All inputs are checked before the first answer. `shard`: "I/N",
+    part of the batches; an output is then a part, for `gapinit gather`.
     """
     part = Shard.parse(shard)
     asked = [_read(backbone, one) for one in questions]
@@ -153,13 +154,12 @@ def predict_several(
     for adapter, paths in zip(adapters, outputs, strict=True):
         with _adapter_on(model, adapter) as changes_tower:
             for one, blocks, output in zip(asked, batches, paths, strict=True):
-                seen: Seen = one.features
-                if changes_tower:
-                    # What the frozen tower gave is not what this one gives.
-                    seen = LookedAt(model, seen, one.data.root)
+                take: Take = one.features.take
+                if changes_tower:  # the stored features are those of the frozen tower
+                    take = partial(look, model, one.data.root)
                 # Every N-th: batches are ordered by length, and parts should take equally long.
                 own = blocks[part.index - 1 :: part.count]
-                answers = _answers(model, one, seen, own, num_beams)
+                answers = _answers(model, one, take, own, num_beams)
                 if part.count == 1:
                     write_predictions(output, one.data, one.samples, answers)
                     continue
@@ -180,7 +180,7 @@ class _Asked:
     samples: Sequence[Sample]
     features: Features
     names: Sequence[str]
-    """Of each sample, its image below the dataset's root."""
+    """The image of each sample, below the dataset's root."""
     max_new_tokens: int
 
 
@@ -215,9 +215,9 @@ def _adapter_on(model: Backbone, adapter: Path | None) -> AbstractContextManager
 
 
 def _batches(model: Backbone, asked: _Asked, batch_size: int) -> list[list[int]]:
-    """Return batches of samples of like length, image tokens and all: little padding is computed.
+    """Return batches of samples of similar length, image tokens included, to avoid padding.
 
-    The longest come first: what does not fit in memory fails at once.
+    The longest come first, so that a batch too large for the memory fails at once.
     """
     prompts = [sample_prompt(model.prompts, sample) for sample in asked.samples]
     different = list(dict.fromkeys(prompts))
@@ -233,14 +233,14 @@ def _batches(model: Backbone, asked: _Asked, batch_size: int) -> list[list[int]]
 def _answers(
     model: Backbone,
     asked: _Asked,
-    seen: Seen,
+    take: Take,
     batches: Sequence[Sequence[int]],
     num_beams: int,
 ) -> list[str]:
     answers = [""] * len(asked.samples)
     for block in track(batches, asked.data.kind):
         said = model.generate(
-            seen.take([asked.names[index] for index in block]),
+            take([asked.names[index] for index in block]),
             max_new_tokens=asked.max_new_tokens,
             num_beams=num_beams,
             prompts=[sample_prompt(model.prompts, asked.samples[index]) for index in block],

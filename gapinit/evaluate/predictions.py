@@ -1,16 +1,17 @@
-"""Predictions that several jobs make: each answers part of the batches, and one puts them together.
+"""Prediction files, and parts of them: several jobs answer part of the batches, one joins them.
 
-The batches are those of one job, so the answers are, too. A part is JSON: which one it is, what was
-asked, and the answers by the place of their sample in the split.
+The batches are those of one job, and so are the answers. A part is JSON: its shard, what was asked,
+and the answers by the index of their sample in the split.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from gapinit.artifacts.artifacts import read_json, sha256, write_json
+from gapinit.config.yaml_files import Settings, check_settings
 from gapinit.data.manifest import Manifest, read_manifest
 from gapinit.data.references import write_lines
 from gapinit.errors import GapinitError
@@ -18,51 +19,52 @@ from gapinit.errors import GapinitError
 if TYPE_CHECKING:
     from gapinit.artifacts.shards import Shard
 
-KIND = "part of predictions"
+
+class _Part(Settings):
+    kind: Literal["part of predictions"] = "part of predictions"
+    shard: tuple[int, int]
+    """Its number, from 1, and the number of parts."""
+    asked: dict[str, Any]
+    """What the answers depend on; the same in every part."""
+    answers: dict[int, str]
 
 
 def write_part(
     output: Path, part: Shard, asked: Mapping[str, Any], answers: Mapping[int, str]
 ) -> None:
-    """Write a part: some of the answers, by place."""
-    content = {
-        "kind": KIND,
-        "shard": [part.index, part.count],
-        "asked": dict(asked),
-        "answers": {str(index): answers[index] for index in sorted(answers)},
-    }
-    write_json(output, content)
+    """Write a part: some of the answers, by the index of their sample."""
+    content = _Part(
+        shard=(part.index, part.count), asked=dict(asked), answers=dict(sorted(answers.items()))
+    )
+    write_json(output, content.model_dump())
 
 
 def gather_predictions(manifest: Path, parts: Sequence[Path], output: Path) -> None:
     """Write the predictions whose parts are given, as one job would have written them.
 
-    Raises GapinitError for a file that is no part, or a set that is not complete or not of one.
+    Raises GapinitError for a file that is no part, or a set that is incomplete or mixed.
     """
-
-    read = [(path, _read(path)) for path in parts]
+    read = [(path, check_settings(read_json(path), _Part, str(path))) for path in parts]
     first_path, first = read[0]
-    if first["asked"].get("manifest") != sha256(manifest):
+    if first.asked.get("manifest") != sha256(manifest):
         raise GapinitError(
             f"{first_path}: answers to another dataset than {manifest}. Delete it and run `gapinit "
             "predict` again."
         )
     answers: dict[int, str] = {}
     for path, part in read:
-        if part["asked"] != first["asked"] or part["shard"][1] != first["shard"][1]:
+        if part.asked != first.asked or part.shard[1] != first.shard[1]:
             raise GapinitError(
                 f"{path} and {first_path}: not parts of the same predictions (other inputs, or "
                 "another number of parts). Delete them and run `gapinit predict` again."
             )
-        answers |= {int(index): said for index, said in part["answers"].items()}
+        answers |= part.answers
     data = read_manifest(manifest)
-    samples = data.split(first["asked"]["split"])
-    count = first["shard"][1]
-    indices = sorted(part["shard"][0] for _, part in read)
-    if indices != list(range(1, count + 1)) or set(answers) != set(range(len(samples))):
-        found = ", ".join(f"{index}/{count}" for index in indices)
+    samples = data.split(first.asked["split"])
+    if set(answers) != set(range(len(samples))):
+        found = ", ".join("{}/{}".format(*part.shard) for _, part in read)
         raise GapinitError(
-            f"{first_path}: expected each of {count} parts once, with all answers of "
+            f"{first_path}: expected each of {first.shard[1]} parts once, with all answers of "
             f"{len(samples)} samples; found {found}, with {len(answers)}"
         )
     write_predictions(output, data, samples, [answers[index] for index in range(len(samples))])
@@ -92,26 +94,3 @@ def write_predictions(
                 for item, said in pairs
             ],
         )
-
-
-def _read(path: Path) -> Any:
-    content = read_json(path)
-    if not isinstance(content, dict) or content.get("kind") != KIND or not _is_whole(content):
-        raise GapinitError(
-            f"{path}: not a whole {KIND}, expected what `gapinit predict --shard` writes. Delete "
-            "it and run that again."
-        )
-    return content
-
-
-def _is_whole(content: Mapping[str, Any]) -> bool:
-    """Return whether a part has all that is read of it, each of its type."""
-    asked, shard, answers = (content.get(key) for key in ("asked", "shard", "answers"))
-    return (
-        isinstance(asked, dict)
-        and isinstance(asked.get("split"), str)
-        and isinstance(shard, list)
-        and [type(number) for number in shard] == [int, int]
-        and isinstance(answers, dict)
-        and all(index.isdecimal() and isinstance(it, str) for index, it in answers.items())
-    )

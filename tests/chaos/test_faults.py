@@ -22,6 +22,7 @@ from gapinit.config.yaml_files import read_yaml
 from gapinit.errors import GapinitError
 from gapinit.evaluate.image_features import read_features
 from gapinit.evaluate.metrics.captions import score_captions
+from gapinit.evaluate.metrics.java import JAVA_VARIABLE
 from gapinit.evaluate.predict import extract_features
 from gapinit.gap.gap_file import estimate_gap_file, read_gap
 from gapinit.gap.layers import write_layers
@@ -128,7 +129,9 @@ JAVAS = {
 
 
 @pytest.mark.parametrize("name", JAVAS)
-def test_java_that_is_missing_or_dies(tmp_path: Path, name: str) -> None:
+def test_java_that_is_missing_or_dies(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     references, said = tmp_path / "captions.json", tmp_path / "said.json"
     captions = [{"id": n, "image_id": 1, "caption": f"a dog runs {n}"} for n in (1, 2)]
     write_json(references, {"images": [{"id": 1}], "annotations": captions})
@@ -137,8 +140,9 @@ def test_java_that_is_missing_or_dies(tmp_path: Path, name: str) -> None:
     if text is not None:
         program.write_text(text)
         program.chmod(0o755)
+    monkeypatch.setenv(JAVA_VARIABLE, str(program))
     with pytest.raises(GapinitError, match="[Jj]ava"):
-        score_captions(references, said, tmp_path / "out.json", ["cider"], java=str(program))
+        score_captions(references, [said], [tmp_path / "out.json"], ["cider"])
     assert not (tmp_path / "out.json").exists()
 
 

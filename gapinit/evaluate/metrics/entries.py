@@ -1,38 +1,48 @@
-"""Ids and texts of the entries of question and answer files; a wrong one is an error by name."""
+"""Read what is scored: entries of prediction and reference files, their ids and their texts."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+from gapinit.artifacts.artifacts import read_json
 from gapinit.data.entries import shown
 from gapinit.errors import GapinitError
 
 EntryId = int | str
 
 # Half of a UTF-16 pair: legal in JSON, but no UTF-8 file can hold it.
-LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def entry_id(entry: Any, key: str, place: str) -> EntryId:
-    """Return an id, which is a number or text; `place` says in errors where the entry is."""
+    """Return an id, which is a number or text; `place` names the entry in error messages."""
     value = _field(entry, key, place)
     if isinstance(value, str):
-        return LONE_SURROGATE.sub("\ufffd", value)
+        return _LONE_SURROGATE.sub("\ufffd", value)
     if isinstance(value, float) and value.is_integer():
-        return int(value)  # what tables make of a column of ids
+        return int(value)  # pandas writes a column of ids with gaps as floats
     if isinstance(value, bool) or not isinstance(value, int):
         raise GapinitError(f"{place}: '{key}': expected a number or text, found {shown(value)}")
     return value
 
 
 def entry_text(entry: Any, key: str, place: str) -> str:
-    """Return a text; `place` says in errors where the entry is."""
+    """Return a text; `place` names the entry in error messages."""
     value = _field(entry, key, place)
     if not isinstance(value, str):
         raise GapinitError(f"{place}: '{key}': expected text, found {shown(value)}")
-    return LONE_SURROGATE.sub("\ufffd", value)
+    return _LONE_SURROGATE.sub("\ufffd", value)
+
+
+def entry_list(entry: Any, key: str, place: str) -> list[Any]:
+    """Return a list; `place` names the entry in error messages."""
+    value = _field(entry, key, place)
+    if not isinstance(value, list):
+        raise GapinitError(f"{place}: '{key}': expected a list, found {shown(value)}")
+    return value
 
 
 def _field(entry: Any, key: str, place: str) -> Any:
@@ -49,13 +59,48 @@ def examples(ids: Iterable[EntryId]) -> str:
     return ", ".join(repr(value) for value in list(ids)[:3])
 
 
-class IdIndex:
-    """The ids of one file, found also where another file has text for a number or the reverse."""
+class KnownIds:
+    """The ids in a file. They match across types: 7 finds "7", and "7" finds 7."""
 
-    def __init__(self, ids: Iterable[EntryId]) -> None:
-        self._ids = set(ids)
+    def __init__(self, ids: Iterable[EntryId], path: Path) -> None:
+        self._ids = dict.fromkeys(ids)
         self._by_text = {str(value): value for value in self._ids}
+        self._path = path
 
     def find(self, value: EntryId) -> EntryId | None:
-        """Return the id that is meant, or None. An id of the same type goes first."""
+        """Return the id that `value` matches, or None. An id of the same type goes first."""
         return value if value in self._ids else self._by_text.get(str(value))
+
+    def require(self, value: EntryId, place: str) -> EntryId:
+        """Return the id that `value` matches; if there is none, the error names both files."""
+        found = self.find(value)
+        if found is None:
+            raise GapinitError(
+                f"{place}: not in {self._path}, which has {len(self._ids)} ids (such as "
+                f"{examples(self._ids)}). Do the two files belong to the same dataset?"
+            )
+        return found
+
+
+def read_results(path: Path, id_key: str, text_key: str, known: KnownIds) -> dict[EntryId, str]:
+    """Read predictions in a benchmark's result format, a list of {id_key, text_key}.
+
+    Returns the texts by their ids in `known`. An empty text is legal: a model may say nothing.
+    Raises GapinitError for an id that is not in `known` or that stands there twice.
+    """
+    content = read_json(path)
+    if not isinstance(content, list):
+        raise GapinitError(f"{path}: expected a list at the top level, found {shown(content)}")
+    found: dict[EntryId, str] = {}
+    for number, entry in enumerate(content):
+        place = f"{path}: entry {number}"
+        given = entry_id(entry, id_key, place)
+        place += f" ({id_key} {given!r})"
+        text = entry_text(entry, text_key, place)
+        meant = known.require(given, place)
+        if meant in found:
+            raise GapinitError(f"{place}: a second prediction; expected one for each {id_key}")
+        found[meant] = text
+    if not found:
+        raise GapinitError(f"{path}: no predictions in it; there is nothing to score")
+    return found

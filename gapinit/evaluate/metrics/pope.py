@@ -8,9 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gapinit.artifacts.artifacts import package_versions, sha256, write_json
-from gapinit.config.versions import VERSIONS
-from gapinit.errors import GapinitError
+from gapinit.artifacts.artifacts import write_json
 from gapinit.evaluate.metrics.pope_files import (
     PopeAnswer,
     PopeQuestion,
@@ -19,12 +17,13 @@ from gapinit.evaluate.metrics.pope_files import (
     read_answers_of_each,
     read_pope_questions,
 )
+from gapinit.evaluate.metrics.score_file import provenance
 
 SHARES = ("accuracy", "precision", "recall", "f1", "yes_rate")
 
 
 def score_pope(
-    questions: Path | Sequence[Path], predictions: Path | Sequence[Path], output: Path
+    questions: Sequence[Path], predictions: Sequence[Path], output: Path
 ) -> dict[str, Any]:
     """Score yes/no answers by POPE's rules and write the scores as JSON.
 
@@ -38,18 +37,12 @@ def score_pope(
 
     Source: POPE (Li et al. 2023, arXiv 2305.10355) and its evaluate.py.
     """
-    question_paths, prediction_paths = _paths(questions), _paths(predictions)
-    output = Path(output)
-    if not question_paths:
-        raise GapinitError("questions: expected one or more files, found none")
-    if output.is_dir():
-        raise GapinitError(f"{output}: expected the path of a file to write, found a folder")
-    asked = [read_pope_questions(path) for path in question_paths]
-    given = read_answers_of_each(question_paths, prediction_paths)
+    asked = [read_pope_questions(path) for path in questions]
+    given = read_answers_of_each(questions, predictions)
     by_file: dict[str, dict[str, float]] = {}
     samples: list[dict[str, Any]] = []
     for name, path, in_file, (source, answers) in zip(
-        file_names(question_paths), question_paths, asked, given, strict=True
+        file_names(questions), questions, asked, given, strict=True
     ):
         matched = match_answers(in_file, answers, path, source)
         judged = [_sample(one, answer, name) for one, answer in zip(in_file, matched, strict=True)]
@@ -67,12 +60,7 @@ def score_pope(
         "average": average,
         "by_file": by_file,
         "questions": len(samples),
-        "version": VERSIONS["score"],
-        "inputs": {
-            "questions": _inputs(question_paths),
-            "predictions": _inputs(prediction_paths),
-        },
-        "packages": package_versions(("gapinit",)),
+        **provenance({"questions": questions, "predictions": predictions}),
         "per_sample": samples,
     }
     write_json(output, result)
@@ -125,11 +113,3 @@ def _sample(question: PopeQuestion, answer: PopeAnswer, category: str) -> dict[s
         "label": question.label,
         "accuracy": 100 * (prediction == question.label),
     }
-
-
-def _paths(paths: Path | Sequence[Path]) -> list[Path]:
-    return [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
-
-
-def _inputs(paths: Sequence[Path]) -> list[dict[str, str]]:
-    return [{"file": path.name, "sha256": sha256(path)} for path in paths]

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gapinit.artifacts.digests import require_unaltered
-from gapinit.data.entries import shown
+from gapinit.data.entries import read_text, shown
 from gapinit.data.locate import POPE_CATEGORIES as CATEGORIES
 from gapinit.errors import GapinitError
 from gapinit.evaluate.metrics.entries import EntryId, entry_id, entry_text, examples
@@ -44,7 +43,7 @@ def read_pope_questions(path: Path) -> list[PopeQuestion]:
         label = entry_text(entry, "label", place).strip().lower()
         if label not in ("yes", "no"):
             raise GapinitError(f"{place}: 'label': expected yes or no, found {shown(label)}")
-        image = entry_text(entry, "image", place) if entry.get("image") is not None else None
+        image = None if entry.get("image") is None else entry_text(entry, "image", place)
         question_id = entry_id(entry, "question_id", place)
         questions.append(PopeQuestion(question_id, image, entry_text(entry, "text", place), label))
     return questions
@@ -54,36 +53,25 @@ def read_pope_answers(path: Path) -> list[PopeAnswer]:
     """Read a model's answers: under `answer` as POPE has them, else under `text` as LLaVA does."""
     answers = []
     for place, entry in read_entries(path):
-        if "answer" not in entry and "text" not in entry:
-            found = ", ".join(f"'{key}'" for key in list(entry)[:8]) or "no keys"
-            raise GapinitError(f"{place}: expected the key 'answer' or 'text', found {found}")
+        key = "text" if "text" in entry and "answer" not in entry else "answer"
         has_id, has_category = (entry.get(key) is not None for key in ("question_id", "category"))
         answers.append(
             PopeAnswer(
                 place,
                 entry_id(entry, "question_id", place) if has_id else None,
                 entry_text(entry, "category", place).strip().lower() if has_category else None,
-                entry_text(entry, "answer" if "answer" in entry else "text", place),
+                entry_text(entry, key, place),
             )
         )
     return answers
 
 
 def read_entries(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Return the objects of a JSON-lines file or a JSON list, each with the words for its place.
+    """Return the objects of a JSON-lines file or a JSON list, each with its place for errors.
 
     A byte-order mark, CRLF line ends and empty lines are legal: copies of POPE have them.
     """
-    try:
-        content = Path(path).read_bytes()
-        require_unaltered(path, content)
-        text = content.decode("utf-8-sig")
-    except FileNotFoundError:
-        raise GapinitError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise GapinitError(f"{path}: expected UTF-8 text ({error})") from None
-    except OSError as error:
-        raise GapinitError(f"{path}: cannot be read ({error.strerror})") from None
+    text = read_text(path, encoding="utf-8-sig")
     if text.lstrip().startswith("["):
         entries = _parsed(text, f"{path}")
         found = [(f"{path}: entry {number}", entry) for number, entry in enumerate(entries)]
@@ -114,7 +102,7 @@ def _parsed(text: str, place: str) -> Any:
 def file_names(paths: Sequence[Path]) -> list[str]:
     """Return a name for each question file: its category, else its file name, else its path.
 
-    Categories serve if every file has another one or none, file names if they differ.
+    All names are different.
     """
     choices = (
         [category_of(path) or path.name for path in paths],
@@ -136,10 +124,10 @@ def category_of(path: Path) -> str | None:
 def read_answers_of_each(
     questions: Sequence[Path], predictions: Sequence[Path]
 ) -> list[tuple[Path, list[PopeAnswer]]]:
-    """Return for each question file the answers meant for it, and the file that they are from."""
+    """Return for each question file the file with its answers, and these answers."""
     if len(predictions) == 1 and len(questions) > 1:
         by_category = _by_category(questions, predictions[0])
-        return [(predictions[0], by_category[str(category_of(path))]) for path in questions]
+        return [(predictions[0], by_category[category_of(path)]) for path in questions]
     if len(predictions) != len(questions):
         raise GapinitError(
             f"predictions: expected one file, or one for each of the {len(questions)} question "
@@ -148,37 +136,34 @@ def read_answers_of_each(
     found = [(path, read_pope_answers(path)) for path in predictions]
     for asked, (path, answers) in zip(questions, found, strict=True):
         category = category_of(asked)
-        places = [(str(path), category_of(path))]
-        places += [(answer.place, answer.category) for answer in answers]
-        for place, other in places:
-            if category and other in CATEGORIES and other != category:
-                raise GapinitError(
-                    f"{place}: expected answers of category '{category}', to {asked}, found "
-                    f"'{other}'. Give the files of questions and of predictions in the same "
-                    f"order, or all question files for one file of predictions."
-                )
+        categories = {category_of(path), *(answer.category for answer in answers)}
+        others = categories & set(CATEGORIES) - {category}
+        if category and others:
+            raise GapinitError(
+                f"{path}: expected answers of category '{category}', to {asked}, found "
+                f"'{', '.join(map(str, others))}'. Give the files of questions and of predictions "
+                "in the same order, or all question files for one file of predictions."
+            )
     return found
 
 
-def _by_category(questions: Sequence[Path], predictions: Path) -> dict[str, list[PopeAnswer]]:
-    """Sort one file's answers by the category of the question files, which must all differ."""
-    found: dict[str, list[PopeAnswer]] = {}
-    for path in questions:
-        category = category_of(path)
-        if category is None or category in found:
-            problem = "no category" if category is None else f"'{category}' a second time"
-            raise GapinitError(
-                f"{path}: expected a name that ends in another one of {', '.join(CATEGORIES)}, as "
-                f"in coco_pope_random.json, found {problem}. Or give one file of predictions for "
-                f"each file of questions."
-            )
-        found[category] = []
+def _by_category(
+    questions: Sequence[Path], predictions: Path
+) -> dict[str | None, list[PopeAnswer]]:
+    """Group one file's answers by the category of the question files, which must all differ."""
+    found: dict[str | None, list[PopeAnswer]] = {category_of(path): [] for path in questions}
+    if None in found or len(found) < len(questions):
+        raise GapinitError(
+            f"{', '.join(map(str, questions))}: expected names that end in different categories "
+            f"({', '.join(CATEGORIES)}), as in coco_pope_random.json, found "
+            f"{', '.join(str(category_of(path)) for path in questions)}. Or give one file of "
+            "predictions for each file of questions."
+        )
     for answer in read_pope_answers(predictions):
-        if answer.category not in found:
-            given = "none" if answer.category is None else f"'{answer.category}'"
+        if answer.category is None or answer.category not in found:
             raise GapinitError(
-                f"{answer.place}: expected a 'category' of the question files ({', '.join(found)})"
-                f", found {given}"
+                f"{answer.place}: expected a 'category' of the question files "
+                f"({', '.join(map(str, found))}), found {shown(answer.category)}"
             )
         found[answer.category].append(answer)
     return found
@@ -202,34 +187,21 @@ def match_answers(
             f"of them or for none (then the order counts)"
         )
     asked = [str(question.question_id) for question in questions]
-    found = [str(answer.question_id) for answer in answers]
-    if (without and len(asked) == len(found)) or asked == found:
+    by_line = without and len(answers) == len(questions)
+    found = asked if by_line else [str(answer.question_id) for answer in answers]
+    by_id = dict(zip(found, answers, strict=True))
+    if found == asked:
         matched = list(answers)
-    elif not without and sorted(asked) == sorted(found) and len(set(asked)) == len(asked):
-        by_id = dict(zip(found, answers, strict=True))
+    elif sorted(found) == sorted(asked) and len(by_id) == len(asked):
         matched = [by_id[question_id] for question_id in asked]
     else:
-        difference = "" if without else _difference(asked, found)
+        missing, surplus = Counter(asked) - Counter(found), Counter(found) - Counter(asked)
         raise GapinitError(
-            f"{place}: expected one to each of {len(asked)} questions, found {len(found)} answers"
-            f"{difference}. Are these the answers to these questions?"
+            f"{place}: expected an answer to each of {len(asked)} questions, in their order or "
+            f"with ids that differ, found {len(answers)} answers (without an answer: "
+            f"{examples(missing) or 'none'}; without a question: {examples(surplus) or 'none'}). "
+            "Are these the answers to these questions?"
         )
     if all(one.text == answer.text for one, answer in zip(questions, matched, strict=True)):
         raise GapinitError(f"{place}: found the questions themselves, expected answers to them")
     return matched
-
-
-def _difference(asked: Sequence[str], found: Sequence[str]) -> str:
-    """Say which question ids miss, are unknown or are there twice."""
-    questions, answers = Counter(asked), Counter(found)
-    groups = {
-        "without an answer": [one for one in questions if one not in answers],
-        "unknown": [one for one in answers if one not in questions],
-        "twice among the questions": [one for one, count in questions.items() if count > 1],
-        "twice among the answers": [one for one, count in answers.items() if count > 1],
-    }
-    return "".join(
-        f"; {problem}: {len(ids)} (question_id {examples(ids)})"
-        for problem, ids in groups.items()
-        if ids
-    )

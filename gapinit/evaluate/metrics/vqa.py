@@ -9,11 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gapinit.artifacts.artifacts import package_versions, read_json, sha256, write_json
-from gapinit.config.versions import VERSIONS
-from gapinit.data.entries import read_object, shown, top_list
+from gapinit.artifacts.artifacts import write_json
+from gapinit.data.entries import read_object, top_list
 from gapinit.errors import GapinitError
-from gapinit.evaluate.metrics.entries import EntryId, IdIndex, entry_id, entry_text, examples
+from gapinit.evaluate.metrics.entries import (
+    EntryId,
+    KnownIds,
+    entry_id,
+    entry_list,
+    entry_text,
+    examples,
+    read_results,
+)
+from gapinit.evaluate.metrics.score_file import provenance
 from gapinit.evaluate.metrics.vqa_answers import normalise_answer, strip_answer
 
 ANSWER_FIELDS = ("answer", "raw_answer")
@@ -24,6 +32,8 @@ ANNOTATORS = 10
 class VqaQuestion:
     """One annotated question: its kind, and what each annotator answered."""
 
+    place: str
+    """Its file and entry, for error messages."""
     question_id: EntryId
     image_id: EntryId
     question_type: str
@@ -52,17 +62,15 @@ def score_vqa(
 
     Source: GT-Vision-Lab/VQA, master for Python 3 (Antol et al. 2015, arXiv 1505.00468).
     """
-    questions, annotations = Path(questions), Path(annotations)
-    predictions, output = Path(predictions), Path(output)
     if answers not in ANSWER_FIELDS:
         raise GapinitError(f"answers: expected {' or '.join(ANSWER_FIELDS)}, found '{answers}'")
-    if output.is_dir():
-        raise GapinitError(f"{output}: expected the path of a file to write, found a folder")
     annotated = read_annotations(annotations, answers)
     images = read_questions(questions)
-    _check_questions(annotated, images, annotations, questions)
-    given = read_answers(predictions)
-    predicted = match_answers(annotated, images, given, predictions, annotations, questions)
+    asked = KnownIds(images, questions)
+    for question in annotated:
+        _check_image(question, images, asked, questions)
+    given = read_results(predictions, "question_id", "answer", asked)
+    predicted = _answers_to(annotated, given, annotations, predictions)
     _warn_of_other_numbers(annotated, annotations)
     scores = [
         100 * vqa_accuracy(question.answers, answer)
@@ -76,11 +84,7 @@ def score_vqa(
         "questions": len(annotated),
         "predictions_without_annotation": len(given) - len(annotated),
         "answers": answers,
-        "version": VERSIONS["score"],
-        "inputs": {
-            name: {"file": path.name, "sha256": sha256(path)} for name, path in files.items()
-        },
-        "packages": package_versions(("gapinit",)),
+        **provenance(files),
         "per_sample": [
             {
                 "question_id": question.question_id,
@@ -128,18 +132,15 @@ def read_questions(path: Path) -> dict[EntryId, EntryId]:
     return images
 
 
-def read_annotations(path: Path, field: str = "answer") -> list[VqaQuestion]:
+def read_annotations(path: Path, field: str) -> list[VqaQuestion]:
     """Read a VQAv2 or OK-VQA annotations file; `field` holds an annotator's answer.
 
     OK-VQA names its question types by codes and explains them in `question_types`.
     """
     content = read_object(path)
-    entries = top_list(content, "annotations", path)
-    if not entries:
-        raise GapinitError(f"{path}: no annotations in it; there is nothing to score")
-    names = _type_names(content)
+    names = content.get("question_types") or {}
     found: dict[EntryId, VqaQuestion] = {}
-    for number, entry in enumerate(entries):
+    for number, entry in enumerate(top_list(content, "annotations", path)):
         place = f"{path}: annotations[{number}]"
         question_id = entry_id(entry, "question_id", place)
         place += f" (question {question_id!r})"
@@ -147,125 +148,49 @@ def read_annotations(path: Path, field: str = "answer") -> list[VqaQuestion]:
             raise GapinitError(f"{place}: annotated a second time; expected once")
         question_type = entry_text(entry, "question_type", place)
         found[question_id] = VqaQuestion(
+            place,
             question_id,
             entry_id(entry, "image_id", place),
             names.get(question_type, question_type),
             entry_text(entry, "answer_type", place),
-            _annotators_answers(entry, field, place),
+            tuple(
+                entry_text(answer, field, f"{place}: answers[{position}]")
+                for position, answer in enumerate(entry_list(entry, "answers", place))
+            ),
         )
+        if not found[question_id].answers:
+            raise GapinitError(f"{place}: 'answers': expected annotators' answers, found none")
+    if not found:
+        raise GapinitError(f"{path}: no annotations in it; there is nothing to score")
     return list(found.values())
 
 
-def _annotators_answers(entry: Mapping[str, Any], field: str, place: str) -> tuple[str, ...]:
-    given = entry.get("answers")
-    if not isinstance(given, list) or not given:
-        found = "an empty list" if given == [] else shown(given)
+def _check_image(
+    question: VqaQuestion, images: Mapping[EntryId, EntryId], asked: KnownIds, questions: Path
+) -> None:
+    """Refuse an annotation whose question is not among the questions, or has another image."""
+    image = images[asked.require(question.question_id, question.place)]
+    if str(image) != str(question.image_id):
         raise GapinitError(
-            f"{place}: 'answers': expected a list of annotators' answers, found {found}"
+            f"{question.place}: about image {question.image_id!r}, but about image {image!r} in "
+            f"{questions}. Do the two files belong to the same dataset?"
         )
-    answers = []
-    for number, answer in enumerate(given):
-        text = answer.get(field) if isinstance(answer, dict) else None
-        if not isinstance(text, str):
-            found = shown(text) if isinstance(answer, dict) and field in answer else "no such key"
-            hint = " OK-VQA has it; else use --answers answer." if field == "raw_answer" else ""
-            raise GapinitError(
-                f"{place}: answers[{number}]: '{field}': expected text, found {found}.{hint}"
-            )
-        answers.append(text)
-    return tuple(answers)
 
 
-def _type_names(content: Mapping[str, Any]) -> Mapping[str, str]:
-    """Return the names behind the codes of question types, where the file tells them."""
-    names = content.get("question_types")
-    if isinstance(names, dict) and all(isinstance(name, str) for name in names.values()):
-        return names
-    return {}
-
-
-def read_answers(path: Path) -> list[tuple[EntryId, str]]:
-    """Read answers in the VQA result format: a list of {question_id, answer}.
-
-    An empty answer is legal: a model may say nothing.
-    """
-    content = read_json(path)
-    if not isinstance(content, list):
-        raise GapinitError(
-            f"{path}: expected a list of {{'question_id', 'answer'}} (VQA result format), found "
-            f"{shown(content)}"
-        )
-    answers = []
-    for number, entry in enumerate(content):
-        place = f"{path}: entry {number}"
-        question_id = entry_id(entry, "question_id", place)
-        answers.append(
-            (question_id, entry_text(entry, "answer", f"{place} (question {question_id!r})"))
-        )
-    return answers
-
-
-def match_answers(
-    annotated: Sequence[VqaQuestion],
-    images: Mapping[EntryId, EntryId],
-    answers: Sequence[tuple[EntryId, str]],
-    predictions_path: Path,
-    annotations_path: Path,
-    questions_path: Path,
+def _answers_to(
+    annotated: Sequence[VqaQuestion], given: Mapping[EntryId, str], path: Path, predictions: Path
 ) -> list[str]:
-    """Return the answer to each annotated question, in their order.
-
-    Answers to questions that are in the questions file and not annotated are passed over.
-    """
-    asked = IdIndex(images)
-    scored = IdIndex(question.question_id for question in annotated)
-    predicted: dict[EntryId, str] = {}
-    seen: set[EntryId] = set()
-    for number, (question_id, answer) in enumerate(answers):
-        place = f"{predictions_path}: entry {number}: question {question_id!r}"
-        question = asked.find(question_id)
-        if question is None:
-            raise GapinitError(
-                f"{place} is not in {questions_path}, which has {len(images)} questions (such as "
-                f"{examples(images)}). Are these the questions of this dataset?"
-            )
-        if question in seen:
-            raise GapinitError(f"{place} has a second answer; expected one for each question")
-        seen.add(question)
-        target = scored.find(question)
-        if target is not None:
-            predicted[target] = answer
-    missing = [one.question_id for one in annotated if one.question_id not in predicted]
+    """Return the answer to each annotated question; answers to other questions do not count."""
+    known = KnownIds(given, predictions)
+    found = [(one.question_id, known.find(one.question_id)) for one in annotated]
+    missing = [question_id for question_id, key in found if key is None]
     if missing:
         raise GapinitError(
-            f"{predictions_path}: {len(missing)} of the {len(annotated)} questions of "
-            f"{annotations_path} have no answer (such as {examples(missing)}); expected one for "
-            f"each. Predict the rest, or score with the annotations of these questions only."
+            f"{predictions}: {len(missing)} of the {len(annotated)} questions of {path} have no "
+            f"answer (such as {examples(missing)}); expected one for each. Predict the rest, or "
+            "score with the annotations of these questions only."
         )
-    return [predicted[question.question_id] for question in annotated]
-
-
-def _check_questions(
-    annotated: Sequence[VqaQuestion],
-    images: Mapping[EntryId, EntryId],
-    annotations_path: Path,
-    questions_path: Path,
-) -> None:
-    """Refuse annotations of other questions, or of the same ids with other images."""
-    asked = IdIndex(images)
-    for number, question in enumerate(annotated):
-        found = asked.find(question.question_id)
-        place = f"{annotations_path}: annotations[{number}]: question {question.question_id!r}"
-        if found is None:
-            raise GapinitError(
-                f"{place} is not in {questions_path}, which has {len(images)} questions (such as "
-                f"{examples(images)}). Are these the questions of the same split?"
-            )
-        if str(images[found]) != str(question.image_id):
-            raise GapinitError(
-                f"{place} is about image {question.image_id!r}, but about image "
-                f"{images[found]!r} in {questions_path}. Are the two files of the same dataset?"
-            )
+    return [given[key] for _, key in found if key is not None]
 
 
 def _warn_of_other_numbers(annotated: Sequence[VqaQuestion], path: Path) -> None:
