@@ -202,11 +202,11 @@ def test_predictions_in_parts_are_the_wholes(
     assert (tmp_path / "gathered.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
     with pytest.raises(GapinitError, match="each of 3 parts once.*found 1/3, 3/3, with 4"):
         gather_predictions(world.manifest, [parts[0], parts[2]], tmp_path / "none.json")
-    with pytest.raises(GapinitError, match="not a whole part of predictions, expected what"):
+    with pytest.raises(GapinitError, match="whole.json: input should be a valid dictionary"):
         gather_predictions(world.manifest, [tmp_path / "whole.json"], tmp_path / "none.json")
     foreign, content = tmp_path / "foreign.json", json.loads(parts[0].read_text())
     foreign.write_text(json.dumps(content | {"answers": {"x": "a"}}))
-    with pytest.raises(GapinitError, match="foreign.json: not a whole part of predictions"):
+    with pytest.raises(GapinitError, match="foreign.json: key 'answers.x"):
         gather_predictions(world.manifest, [foreign, *parts[1:]], tmp_path / "none.json")
     predict_several(
         world.backbone, asked, [None], [[parts[2]]], num_beams=2, batch_size=3, shard="3/3"

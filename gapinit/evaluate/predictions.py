@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from gapinit.artifacts.shards import Shard
 
 
-class _Part(Settings):
+class PredictionPart(Settings):
+    """What a file of a part holds."""
+
     kind: Literal["part of predictions"] = "part of predictions"
     shard: tuple[int, int]
     """Its number, from 1, and the number of parts."""
@@ -33,7 +35,7 @@ def write_part(
     output: Path, part: Shard, asked: Mapping[str, Any], answers: Mapping[int, str]
 ) -> None:
     """Write a part: some of the answers, by the index of their sample."""
-    content = _Part(
+    content = PredictionPart(
         shard=(part.index, part.count), asked=dict(asked), answers=dict(sorted(answers.items()))
     )
     write_json(output, content.model_dump())
@@ -44,7 +46,7 @@ def gather_predictions(manifest: Path, parts: Sequence[Path], output: Path) -> N
 
     Raises GapinitError for a file that is no part, or a set that is incomplete or mixed.
     """
-    read = [(path, check_settings(read_json(path), _Part, str(path))) for path in parts]
+    read = [(path, check_settings(read_json(path), PredictionPart, str(path))) for path in parts]
     first_path, first = read[0]
     if first.asked.get("manifest") != sha256(manifest):
         raise GapinitError(
