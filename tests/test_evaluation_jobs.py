@@ -14,17 +14,17 @@ from gapinit.workflow.shared_jobs import EvaluationJobs, evaluation_jobs, scored
 CONFIG = Path(__file__).parent.parent / "config"
 
 
-def plan_of(*names: str) -> Plan:
-    sources = [CONFIG / "default.yaml", *(CONFIG / f"{name}.yaml" for name in names)]
+@pytest.fixture(scope="module", params=["default", "demo"])
+def plan(request: pytest.FixtureRequest) -> Plan:
+    sources = list(dict.fromkeys(CONFIG / f"{name}.yaml" for name in ("default", request.param)))
     content: dict[str, object] = {}
     for source in sources:
         content |= read_yaml(source)
     return make_plan(content, CONFIG, sources)
 
 
-@pytest.fixture(scope="module", params=["default", "demo"])
-def plan(request: pytest.FixtureRequest) -> Plan:
-    return plan_of(*([] if request.param == "default" else [request.param]))
+def scored(plan: Plan) -> set[str]:
+    return {path for table in plan.experiments for path in plan.scores(table)}
 
 
 def made(jobs: list[EvaluationJobs]) -> Counter[str]:
@@ -32,9 +32,8 @@ def made(jobs: list[EvaluationJobs]) -> Counter[str]:
 
 
 def test_every_prediction_is_made_once(plan: Plan) -> None:
-    wanted = {path for table in plan.experiments for path in plan.scores(table)}
     found = made(evaluation_jobs(plan))
-    assert set(found) == {path.removesuffix(".scores.json") for path in wanted}
+    assert set(found) == {path.removesuffix(".scores.json") for path in scored(plan)}
     assert set(found.values()) == {1}
     assert len({one.name for one in evaluation_jobs(plan)}) == len(evaluation_jobs(plan))
 
@@ -42,13 +41,9 @@ def test_every_prediction_is_made_once(plan: Plan) -> None:
 def test_every_run_is_scored_by_one_rule(plan: Plan) -> None:
     jobs = scored_together(evaluation_jobs(plan))
     found = [f"{row}/{seed}" for seeds, rows in jobs.items() for row in rows for seed in seeds]
-    scored = {str(PurePosixPath(path).parent) for path in paths(plan)}
-    assert set(found) == scored
-    assert len(found) == len(scored)
-
-
-def paths(plan: Plan) -> set[str]:
-    return {path for table in plan.experiments for path in plan.scores(table)}
+    wanted = {str(PurePosixPath(path).parent) for path in scored(plan)}
+    assert set(found) == wanted
+    assert len(found) == len(wanted)
 
 
 def test_seeds_of_a_training_job_share_a_job(plan: Plan) -> None:

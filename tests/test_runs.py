@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,7 @@ def test_different_runs_have_different_paths(first: Run, second: Run) -> None:
 
 @given(runs())
 def test_paths_need_no_quoting_and_stay_below_their_folder(run: Run) -> None:
-    assert not set(run.path) - set(
-        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-/"
-    )
+    assert re.fullmatch(r"[A-Za-z0-9._/-]+", run.path)
     assert not {"", ".", ".."} & set(run.path.split("/"))
 
 
@@ -139,12 +138,7 @@ def test_a_row_is_the_product_of_its_lists(tmp_path: Path, config: Config) -> No
     ]
     assert rows[1].label == "gap-init at 1" and rows[1].published == "1"
     first = rows[0].runs[0]
-    assert (first.method, first.layers, first.noise, first.noise_scale) == (
-        "gap-init",
-        "naive",
-        0.5,
-        "unit",
-    )
+    assert (first.method, first.noise, first.noise_scale) == ("gap-init", 0.5, "unit")
     assert [run.seed for run in rows[0].runs] == [1, 2, 3]
 
 
@@ -156,22 +150,19 @@ def test_defaults_come_from_the_configuration(tmp_path: Path, config: Config) ->
 
 
 def test_factors_that_a_method_ignores_do_not_make_new_runs(tmp_path: Path, config: Config) -> None:
-    rows = rows_of(
-        tmp_path,
-        config,
-        experiment(
-            rows=[
-                row(id="a", method="lora-kaiming", calibration_size=16, noise=0.5),
-                row(id="b", method="lora-kaiming", calibration="ood"),
-                row(id="c", method="gap-init", noise=0, noise_scale="raw"),
-                row(id="d", method="gap-init", noise=0, noise_scale="unit"),
-                row(id="e", method="zero-shot", rank=8),
-            ]
-        ),
-    )
+    given_rows = [
+        row(id="a", method="lora-kaiming", calibration_size=16, noise=0.5),
+        row(id="b", method="lora-kaiming", calibration="ood"),
+        row(id="c", method="gap-init", noise=0, noise_scale="raw"),
+        row(id="d", method="gap-init", noise=0, noise_scale="unit"),
+        row(id="e", method="text-mean", noise=0.5),
+        row(id="f", method="zero-shot", rank=8),
+    ]
+    rows = rows_of(tmp_path, config, experiment(rows=given_rows))
     assert rows[0].runs == rows[1].runs
     assert rows[2].runs == rows[3].runs
-    assert len(rows[4].runs) == 1 and not rows[4].runs[0].trained
+    assert rows[4].runs[0].noise == 0 and rows[4].runs[0].calibration == "mixed"
+    assert len(rows[5].runs) == 1 and not rows[5].runs[0].trained
 
 
 def test_a_backbone_is_a_factor_like_the_others(tmp_path: Path, config: Config) -> None:
@@ -196,44 +187,27 @@ def test_a_backbone_is_a_factor_like_the_others(tmp_path: Path, config: Config) 
 def test_epochs_are_the_rows_or_the_backbones_or_the_configurations(
     tmp_path: Path, config: Config
 ) -> None:
-    rows = rows_of(
-        tmp_path,
-        config,
-        experiment(
-            rows=[
-                row(id="{backbone}", backbone=["large", "small"]),
-                row(id="{backbone}-{epochs}", backbone=["large", "small"], epochs=2),
-                row(id="says {epochs}", backbone="large"),
-            ]
-        ),
-    )
+    given_rows = [
+        row(id="{backbone}", backbone=["large", "small"]),
+        row(id="{backbone}-{epochs}", backbone=["large", "small"], epochs=2),
+        row(id="says {epochs}", backbone="large"),
+    ]
+    rows = rows_of(tmp_path, config, experiment(rows=given_rows))
     assert [row.runs[0].epochs for row in rows] == [9, 4, 2, 2, 9]
     assert rows[4].id == "says 9" and rows[4].runs == rows[0].runs
 
 
 def test_a_row_may_have_a_reference_of_its_own(tmp_path: Path, config: Config) -> None:
     both = {"backbone": ["large", "small"]}
-    rows = rows_of(
-        tmp_path,
-        config,
-        experiment(
-            reference="lora",
-            rows=[
-                row(id="lora", method="lora-gaussian"),
-                row(id="gap"),
-                row(id="{backbone}-lora", reference="{backbone}-gap", method="pissa", **both),
-                row(id="{backbone}-gap", reference="{backbone}-gap", **both),
-            ],
-        ),
-    )
-    assert [row.reference for row in rows] == [
-        "lora",
-        "lora",
-        "large-gap",
-        "small-gap",
-        "large-gap",
-        "small-gap",
+    given_rows = [
+        row(id="lora", method="lora-gaussian"),
+        row(id="gap"),
+        row(id="{backbone}-lora", reference="{backbone}-gap", method="pissa", **both),
+        row(id="{backbone}-gap", reference="{backbone}-gap", **both),
     ]
+    rows = rows_of(tmp_path, config, experiment(reference="lora", rows=given_rows))
+    assert [row.reference for row in rows[:2]] == ["lora", "lora"]
+    assert [row.reference for row in rows[2:]] == ["large-gap", "small-gap"] * 2
 
 
 CLAIM = {"text": "better", "claim": "CIDEr(gap) >= CIDEr(lora)"}
@@ -245,27 +219,16 @@ def claiming(claim: str) -> dict[str, Any]:
 
 WRONG = {
     "unknown key": (experiment(row=[]), "unknown key 'row' (did you mean 'rows'?)"),
-    "missing key": ({"title": "A table"}, "key 'paper' is missing"),
-    "no rows": (experiment(rows=[]), "key 'rows'"),
-    "no seeds": (experiment(seeds=[]), "key 'seeds'"),
-    "unknown method": (
-        experiment(rows=[row(method="lora")]),
-        "unknown method 'lora', expected one",
-    ),
+    "unknown method": (experiment(rows=[row(method="lora")]), "unknown method 'lora', expected"),
     "unknown metric": (experiment(metrics=["CIDER"]), "unknown metric 'CIDER', expected one of"),
-    "unknown layers": (
-        experiment(rows=[row(layers="top")]),
-        "'naive', 'gg-safe', 'all' or 'all-vision'",
-    ),
-    "rank zero": (experiment(rows=[row(rank=0)]), "rows.0.rank"),
+    "unknown layers": (experiment(rows=[row(layers="top")]), "'naive', 'gg-safe', 'all' or"),
     "negative noise": (experiment(rows=[row(noise=-0.1)]), "rows.0.noise"),
     "noise with many digits": (experiment(rows=[row(noise=0.1234567)]), "significant digits"),
     "empty list": (experiment(rows=[row(method=[])]), "'method' of row 'r' is an empty list"),
-    "unknown factor": (experiment(rows=[row(id="{size}")]), "'{size}' in '{size}' is no factor"),
-    "attribute": (experiment(rows=[row(label="{noise.real}")]), "'{noise.real}'"),
-    "open brace": (experiment(rows=[row(label="a {noise")]), "braces in 'a {noise'"),
+    "unknown factor": (experiment(rows=[row(id="{size}")]), "braces in '{size}': 'size', expected"),
+    "attribute": (experiment(rows=[row(label="{noise.real}")]), "braces in '{noise.real}'"),
+    "open brace": (experiment(rows=[row(reference="a {noise")]), "braces in 'a {noise'"),
     "same id": (experiment(rows=[row(), row()]), "two rows with the id 'r'"),
-    "list without braces": (experiment(rows=[row(rank=[1, 8])]), "two rows with the id 'r'"),
     "unknown reference": (experiment(reference="gapinit"), "names row 'gapinit', expected one of"),
     "unknown reference of a row": (
         experiment(reference="gap", rows=[row(id="gap"), row(reference="{method}")]),
@@ -275,14 +238,11 @@ WRONG = {
         experiment(rows=[row(id="gap", reference="gap"), row()]),
         "row 'r' has no 'reference', but other rows have",
     ),
-    "unknown factor in a reference": (experiment(rows=[row(reference="{x}")]), "is no factor"),
     "unknown part": (
         experiment(rows=[row(id="{backbone}", backbone=["small", "tiny"])]),
         "row '{backbone}': key 'backbone': no backbone is configured for the part 'tiny' "
         "(key 'backbones'), expected one of: large, small",
     ),
-    "no name of a part": (experiment(rows=[row(backbone="a/b")]), "rows.0.backbone"),
-    "no parts": (experiment(rows=[row(backbone=[])]), "'backbone' of row 'r' is an empty list"),
     "claim on no row": (
         claiming("CIDEr(gap) > CIDEr(l)"),
         "claim 'CIDEr(gap) > CIDEr(l)': no row or method 'l', expected one of: lora, gap, lora-",
@@ -292,7 +252,7 @@ WRONG = {
         "no row for CIDEr(gap-init, r=8), expected one of: gap (method=gap-init",
     ),
     "claim on no metric": (claiming("Bleu_4(r) > Bleu_4(r)"), "metric 'Bleu_4', the table has"),
-    "claim that says nothing": (claiming("CIDEr(r)"), "claims.0': 'CIDEr(r)': expected one compar"),
+    "claim that says nothing": (claiming("CIDEr(r)"), "claims.0.claim': 'CIDEr(r)': expected one"),
     "std with margin": (claiming("sd(CIDEr(r)) < sd(CIDEr(r)) - 1"), "without a margin"),
 }
 

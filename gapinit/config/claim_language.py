@@ -1,12 +1,12 @@
-"""Claims as expressions over the tidy table of runs, in a language of one sentence.
+"""Claims: a comparison of two rows of a table, in a small language.
 
     CIDEr(gap-init, r=1) >= CIDEr(lora-gaussian, r=8) - 2
     sd(CIDEr(gap-init)) < sd(CIDEr(lora-rank1))
 
-A side is a metric of a row's runs: their mean, or with `sd` its standard deviation over seeds. The
-row is named by its id in the experiment, or by its method and as many factors as tell it apart.
-`>=` and `>` (`<=` and `<`) are tested alike, by an interval; a margin, in the metric's units, is
-written behind the right side. Parsed by hand, never evaluated: a claim can only name numbers.
+A side is the mean of a metric over a row's runs or, with `sd`, its standard deviation over seeds.
+The id of the row in the experiment names it, or its method and enough factors to select it. An
+interval tests `>=` and `>` alike, and `<=` and `<`. A margin, in the metric's units, follows the
+right side. A claim is parsed and never evaluated as code.
 """
 
 from __future__ import annotations
@@ -14,31 +14,20 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from gapinit.config.runs import TableRow
+from gapinit.config.runs import FACTORS, TableRow
 
 ABBREVIATIONS = {"r": "rank", "size": "calibration_size"}
-SELECTING = (
-    "backbone",
-    "rank",
-    "layers",
-    "epochs",
-    "calibration",
-    "calibration_size",
-    "noise",
-    "noise_scale",
-)
+SELECTING = tuple(factor for factor in FACTORS if factor != "method")
 """Factors that a claim may name beside the method."""
 _WORD = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-_TERM = r"\s*(?P<metric>[A-Za-z][A-Za-z0-9_]*)\s*\((?P<inside>[^()]*)\)\s*"
-_MARGIN = re.compile(r"\s*(?:(?P<sign>[+-])\s*(?P<margin>\d+(?:\.\d+)?))?\s*")
+_TERM = r"([A-Za-z][A-Za-z0-9_]*)\s*\(([^()]*)\)"
+_SIDE = re.compile(rf"\s*(?:sd\s*\(\s*{_TERM}\s*\)|{_TERM})\s*(?:([+-])\s*(\d+(?:\.\d+)?)\s*)?")
 
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a claim: a metric, the row it is of, and the factors that the row must have."""
+    """One side of a claim: a metric, a row or method, and factors that select the row."""
 
     metric: str
     row: str
@@ -53,9 +42,9 @@ class Side:
         return f"sd({text})" if self.statistic == "std" else text
 
     def find(self, rows: Sequence[TableRow]) -> TableRow:
-        """Return the one row that this side speaks of.
+        """Return the one row that this side names.
 
-        Raises ValueError that says which rows there are, or how those found differ.
+        Raises ValueError that lists the rows, or the factors of those that match.
         """
         named = [row for row in rows if row.id == self.row]
         named = named or [row for row in rows if row.runs[0].method == self.row]
@@ -74,7 +63,7 @@ class Side:
 class Statement:
     """A claim that one side is above the other, by no less than minus the margin.
 
-    Of standard deviations the smaller one is better, so that `better` is the side that is praised.
+    Of two standard deviations the smaller one is better.
     """
 
     better: Side
@@ -88,7 +77,7 @@ class Statement:
 
     @property
     def statistic(self) -> str:
-        """Return what of the metric is compared: `mean` or `std`."""
+        """Return the statistic to compare: `mean` or `std`."""
         return self.better.statistic
 
 
@@ -100,17 +89,10 @@ def parse_claim(text: str) -> Statement:
             f"'{text}': expected one comparison (>=, >, <= or <) of two sides, as in "
             "CIDEr(gap-init, r=1) >= CIDEr(lora-gaussian, r=8) - 2"
         )
-    left, rest = _side(sides[0], text)
-    if rest.strip():
-        raise ValueError(f"'{text}': did not understand '{rest.strip()}' before '{sides[1]}'")
-    right, rest = _side(sides[2], text)
-    found = _MARGIN.fullmatch(rest)
-    if found is None:
-        raise ValueError(
-            f"'{text}': did not understand '{rest.strip()}' at the end, expected nothing or a "
-            "margin such as - 2"
-        )
-    margin = float(found["margin"] or 0) * (-1 if found["sign"] == "-" else 1)
+    left, offset = _side(sides[0], text)
+    right, margin = _side(sides[2], text)
+    if offset:
+        raise ValueError(f"'{text}': expected a margin on the right of '{sides[1]}' alone")
     if (left.metric, left.statistic) != (right.metric, right.statistic):
         raise ValueError(f"'{text}': the two sides are of different metrics or statistics")
     if left.statistic == "std" and margin:
@@ -122,26 +104,26 @@ def parse_claim(text: str) -> Statement:
     return Statement(left, right, -margin) if above else Statement(right, left, margin)
 
 
-def _side(text: str, whole: str) -> tuple[Side, str]:
-    """Read one side from the front of a text; return it and what is left."""
-    outer = re.match(r"\s*sd\s*\(", text)
-    inner = text[outer.end() :] if outer else text
-    found = re.match(_TERM, inner)
+def _side(text: str, whole: str) -> tuple[Side, float]:
+    """Return one side and the signed number behind it."""
+    found = _SIDE.fullmatch(text)
     if found is None:
         raise ValueError(
             f"'{whole}': did not understand '{text.strip()}', expected METRIC(row) or "
-            "METRIC(method, factor=value), or one of them within sd(...)"
+            "METRIC(method, factor=value), or one of them within sd(...), then perhaps a margin "
+            "such as - 2"
         )
-    rest = inner[found.end() :]
-    if outer:
-        if not rest.startswith(")"):
-            raise ValueError(f"'{whole}': sd( is not closed")
-        rest = rest[1:]
-    name, *factors = (part.strip() for part in found["inside"].split(","))
+    of_deviation, inside_deviation, metric, inside, sign, margin = found.groups()
+    name, *factors = (part.strip() for part in (inside_deviation or inside).split(","))
     if not re.fullmatch(_WORD, name):
         raise ValueError(f"'{whole}': '{name}' is not the name of a row or method")
-    pairs = tuple(_factor(factor, whole) for factor in factors)
-    return Side(found["metric"], name, pairs, "std" if outer else "mean"), rest
+    side = Side(
+        of_deviation or metric,
+        name,
+        tuple(_factor(factor, whole) for factor in factors),
+        "std" if of_deviation else "mean",
+    )
+    return side, float(f"{sign or ''}{margin or 0}")
 
 
 def _factor(text: str, whole: str) -> tuple[str, str]:

@@ -1,22 +1,21 @@
-"""The configuration of a workflow, as the YAML files in `config/` state it.
+"""The configuration of a workflow, from the YAML files in `config/`.
 
-Every other file is read on top of `config/default.yaml`, so it says only what differs. The whole
-is checked here, with every name that it uses, before Snakemake plans a single job. No torch: the
+Every other file is read on top of `config/default.yaml`, so it holds only the differences. The
+whole is checked here, with every name in it, before Snakemake plans a single job. No torch: the
 Snakefile reads this at every parse.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from gapinit.config.backbone_settings import BackboneRecipe, overridden, read_recipe
-from gapinit.config.methods import METHODS
 from gapinit.config.recipe import Decoding, Layers, Positive, Training
-from gapinit.config.yaml_files import Settings, check_settings
+from gapinit.config.yaml_files import Origin, Settings, check_settings, place_of
 from gapinit.errors import GapinitError
 
 # Names become folder names, so they may hold nothing that a shell or a file system reads specially.
@@ -32,19 +31,19 @@ class Datasets(Settings):
     """Which dataset plays which part."""
 
     in_domain: Name = Field(alias="in-domain")
-    """Captions: fine-tuned on and scored on."""
+    """Captions: training and scores."""
     calibration: Name | None = None
-    """Captions that gaps are estimated from, if not those of `in-domain`."""
+    """Captions for the estimate of gaps, if not those of `in-domain`."""
     ood: Name | None = None
     """Captions of another kind: transfer and out-of-domain calibration."""
     vqa: Name | None = None
-    """Questions: fine-tuned on and scored on."""
+    """Questions: training and scores."""
     okvqa: Name | None = None
-    """Questions that need outside knowledge: scored on."""
+    """Questions that need outside knowledge: scores."""
     pope: Name | None = None
-    """Questions after objects that are or are not there: scored on."""
+    """Questions about objects that may not be there: scores."""
     instruct: Name | None = None
-    """Conversations about images: fine-tuned on."""
+    """Conversations about images: training."""
 
     def of(self, part: str) -> str:
         """Return the dataset that plays a part; an error says if none does."""
@@ -76,7 +75,7 @@ class Calibration(Settings):
 
 
 class Gap(Settings):
-    """How per-sample gaps become one vector and one score a layer (paper, Appendix C)."""
+    """How per-sample gaps become one vector and one score for each layer (paper, Appendix C)."""
 
     neighbours: Positive = 10
     alpha_semantic: float = 1.0
@@ -92,7 +91,7 @@ class Lora(Settings):
 
 
 class Shards(Settings):
-    """By how many jobs each extraction is made, and each row's predictions, whose parts follow."""
+    """The number of jobs for each extraction and for the predictions of each row."""
 
     states: Positive = 1
     trunk: Positive = 1
@@ -101,25 +100,25 @@ class Shards(Settings):
 
 
 class Config(Settings):
-    """Everything a workflow run is told."""
+    """The whole configuration of a workflow run."""
 
     name: Name
     results: str = "results"
     backbone: Name
-    """The main one: of every row that names no other, and of the figures."""
+    """The main backbone: that of the figures and of every row that names no other."""
     backbones: dict[Name, Name] = {}
-    """Which backbone plays which part, for rows that name a part."""
+    """The backbone of each part, for rows that name a part."""
     datasets: Datasets
     data_root: str | None = None
     annotations: str | None = None
     folders: dict[Name, str] = {}
-    """Folders of datasets that the user has already, by dataset: these are not retrieved."""
+    """Local folders by dataset; datasets listed here are not retrieved."""
     data: str = "data"
-    """Folder of retrieved datasets."""
+    """The folder of retrieved datasets."""
     downloads: str | None = None
-    """Table of downloads, if not `config/downloads.yaml`: with digests of your own, for example."""
+    """Table of downloads, if not `config/downloads.yaml`; for example one with other checksums."""
     mirror: str | None = None
-    """Base URL from which downloads come instead of their publishers."""
+    """Base URL of downloads, in place of their publishers'."""
     seeds: Annotated[list[int], Field(min_length=1)]
     calibration: Calibration
     gap: Gap = Gap()
@@ -131,9 +130,9 @@ class Config(Settings):
     experiments: Annotated[list[Name], Field(min_length=1)]
     figures: list[Name] = []
     report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = []
-    """Where every run's training metrics go besides its step log (`gapinit/train/trackers.py`)."""
+    """Trackers that log training metrics beside the step log (`gapinit/train/trackers.py`)."""
     recipes: dict[Name, BackboneRecipe] = {}
-    """What each backbone has of its own: filled in from its file, never written here."""
+    """Each backbone's own recipe: filled in from its file, never written in a configuration."""
 
     def backbone_of(self, part: str | None) -> str:
         """Return the backbone that plays a part, or the main one; an error says if none does."""
@@ -147,7 +146,7 @@ class Config(Settings):
         return self.backbones[part]
 
     def recipe_of(self, backbone: str) -> BackboneRecipe:
-        """Return what a backbone has of its own; nothing if its file says nothing."""
+        """Return a backbone's own recipe, empty if its file sets nothing."""
         return self.recipes.get(backbone, BackboneRecipe())
 
     def layers_of(self, backbone: str) -> Layers:
@@ -165,12 +164,12 @@ class Config(Settings):
     @field_validator("results", "data", "data_root", "annotations", "downloads")
     @classmethod
     def _paths_can_be_rules(cls, value: str | None) -> str | None:
-        """Refuse what no rule can have in a path: Snakemake reads braces as wildcards."""
+        """Refuse characters that break a rule's path: Snakemake reads braces as wildcards."""
         odd = next((one for one in value or "" if one in "{}" or not one.isprintable()), None)
         if odd is not None:
             raise ValueError(
-                f"a path with {odd!a} in it cannot be that of a workflow; choose a folder without, "
-                "or make a link to it and give the link"
+                f"a workflow's path cannot contain {odd!a}; choose another folder, or make a "
+                "link to this one and give the link"
             )
         return value
 
@@ -185,9 +184,7 @@ class Config(Settings):
         return self
 
 
-def load_config(
-    content: Mapping[str, Any], folder: Path, origin: str | Callable[[Sequence[Any]], str]
-) -> Config:
+def load_config(content: Mapping[str, Any], folder: Path, origin: Origin) -> Config:
     """Check a whole configuration and every name in it against the files in `folder`.
 
     `folder` is `config/`; `origin` names the file or command line that a key came from.
@@ -195,39 +192,24 @@ def load_config(
     """
     config = check_settings(content, Config, origin)
     if "recipes" in content:
-        place = origin if isinstance(origin, str) else origin(("recipes",))
         raise GapinitError(
-            f"{place}: key 'recipes': a configuration has none, expected what a backbone has of "
-            f"its own in its file, {folder}/backbones/NAME.yaml"
+            f"{place_of(origin, ['recipes'])}: key 'recipes': a configuration has none, expected a "
+            f"backbone's own recipe in its file, {folder}/backbones/NAME.yaml"
         )
-    names: list[tuple[str, tuple[str, ...], str]] = [
-        ("backbones", ("backbone",), config.backbone),
-        *(("backbones", ("backbones", part), name) for part, name in config.backbones.items()),
-        *(("datasets", ("datasets", part), name) for part, name in config.datasets.named().items()),
-        *(("experiments", ("experiments",), name) for name in config.experiments),
+    names = [
+        ("backbones", "backbone", config.backbone),
+        *(("backbones", f"backbones.{part}", name) for part, name in config.backbones.items()),
+        *(("datasets", f"datasets.{part}", name) for part, name in config.datasets.named().items()),
+        *(("experiments", "experiments", name) for name in config.experiments),
     ]
     for kind, key, name in names:
-        place = origin if isinstance(origin, str) else origin(key)
-        _known(name, folder / kind, ".".join(key), place)
+        if not (folder / kind / f"{name}.yaml").is_file():
+            known = sorted(path.stem for path in (folder / kind).glob("*.yaml"))
+            place = place_of(origin, key.split(".", 1))
+            raise GapinitError(
+                f"{place}: key '{key}': unknown name '{name}', expected one of the files in "
+                f"{folder / kind}/: {', '.join(known) or 'none'}"
+            )
     used = dict.fromkeys([config.backbone, *config.backbones.values()])
     recipes = {name: read_recipe(folder / "backbones" / f"{name}.yaml") for name in used}
     return config.model_copy(update={"recipes": recipes})
-
-
-def known_method(name: str, origin: str) -> None:
-    """Raise GapinitError unless `name` is a registered method."""
-    if name not in METHODS:
-        raise GapinitError(
-            f"{origin}: key 'method': unknown method '{name}', expected one of: "
-            f"{', '.join(METHODS)}"
-        )
-
-
-def _known(name: str, folder: Path, key: str, origin: str) -> None:
-    if (folder / f"{name}.yaml").is_file():
-        return
-    known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml"))) or "none"
-    raise GapinitError(
-        f"{origin}: key '{key}': unknown name '{name}', expected one of the files in "
-        f"{folder}/: {known}"
-    )

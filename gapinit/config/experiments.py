@@ -1,20 +1,19 @@
-"""Experiments: what a table of a paper asks for, and the runs that this makes.
+"""Experiments: the rows of a paper's table, and their runs.
 
 An experiment is one file, `config/experiments/<name>.yaml`: rows of factors, where a list stands
-for every value in it, the metrics measured on them, and the claims they test. No torch: the
-Snakefile reads this at every parse.
+for every value in it, the metrics measured on the rows, and the claims that they test. No torch:
+the Snakefile reads this at every parse.
 """
 
 from __future__ import annotations
 
 import itertools
-import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from gapinit.config.claim_language import Statement, parse_claim
 from gapinit.config.configuration import (
@@ -24,10 +23,9 @@ from gapinit.config.configuration import (
     Positive,
     Source,
     Strategy,
-    known_method,
 )
 from gapinit.config.methods import METHODS, require_rank
-from gapinit.config.runs import Run, TableRow
+from gapinit.config.runs import FACTORS, Run, TableRow
 from gapinit.config.yaml_files import Settings, check_settings, read_yaml
 from gapinit.errors import GapinitError
 
@@ -73,19 +71,6 @@ METRICS = {
 }
 """Metrics that an experiment may ask for, by the names of the published numbers."""
 
-FACTORS = (
-    "backbone",
-    "method",
-    "rank",
-    "layers",
-    "epochs",
-    "calibration",
-    "calibration_size",
-    "noise",
-    "noise_scale",
-)
-"""Factors of a row that may be lists, in the order in which they are multiplied out."""
-
 Noise = Annotated[float, Field(ge=0, le=1000)]
 
 
@@ -106,7 +91,7 @@ class Row(Settings):
     noise: Noise | list[Noise] = 0.0
     noise_scale: NoiseScale | list[NoiseScale] = "unit"
     published: str | None = None
-    """Row of `config/published/*.csv` to stand beside; may hold factors in braces."""
+    """Row of `config/published/*.csv` to print beside it; may hold factors in braces."""
     reference: str | None = None
     """Id of the row to compare with, if not the experiment's; may hold factors in braces."""
 
@@ -120,7 +105,12 @@ class Row(Settings):
             if float(f"{noise:g}") != noise:
                 raise ValueError(f"noise {noise!r} has more than six significant digits")
         for template in (self.id, self.label, self.published or "", self.reference or ""):
-            _check_template(template)
+            try:
+                template.format_map(dict.fromkeys(FACTORS, ""))
+            except (LookupError, ValueError, AttributeError) as error:
+                raise ValueError(
+                    f"braces in '{template}': {error}, expected one of: {', '.join(FACTORS)}"
+                ) from None
         return self
 
 
@@ -131,12 +121,13 @@ class Claim(Settings):
     claim: str
     """The same as an expression over the rows (`gapinit/config/claim_language.py`)."""
     question: str | None = None
-    """What it helps to answer, if several claims answer one question together."""
+    """The question that several claims answer together, if there is one."""
 
-    @model_validator(mode="after")
-    def _is_understood(self) -> Claim:
-        parse_claim(self.claim)
-        return self
+    @field_validator("claim")
+    @classmethod
+    def _is_understood(cls, claim: str) -> str:
+        parse_claim(claim)
+        return claim
 
     @property
     def statement(self) -> Statement:
@@ -153,7 +144,7 @@ class Claim(Settings):
 
 
 class Experiment(Settings):
-    """One table of a paper: its rows, what is measured on them, and what they should show."""
+    """One table of a paper: its rows, their metrics, and the claims that they test."""
 
     title: str
     paper: Name
@@ -165,10 +156,10 @@ class Experiment(Settings):
     metrics: Annotated[list[str], Field(min_length=1)]
     seeds: Annotated[list[int], Field(min_length=1)] | None = None
     target_loss: float | None = None
-    """The loss that `steps_to_loss` waits for."""
+    """The loss at which `steps_to_loss` stops counting."""
     reference: str | None = None
-    """Id of the row that all others are compared with, seed by seed and image by image, unless a
-    row names its own."""
+    """Id of the row to compare all others with, seed by seed and image by image, unless a row names
+    its own."""
     rows: Annotated[list[Row], Field(min_length=1)]
     claims: list[Claim] = []
     note: str = ""
@@ -189,13 +180,12 @@ class Experiment(Settings):
                     f"claim '{claim.claim}' speaks of metric '{metric}', the table has: "
                     f"{', '.join(self.metrics)}"
                 )
-        if self.reference is None and any(row.reference for row in self.rows):
-            for row in self.rows:
-                if row.reference is None:
-                    raise ValueError(
-                        f"row '{row.id}' has no 'reference', but other rows have: give it one, or "
-                        "the experiment one for all"
-                    )
+        without = [row.id for row in self.rows if row.reference is None]
+        if self.reference is None and 0 < len(without) < len(self.rows):
+            raise ValueError(
+                f"row '{without[0]}' has no 'reference', but other rows have: give it one, or the "
+                "experiment one for all"
+            )
         return self
 
     def part(self, metric: str) -> str:
@@ -213,7 +203,11 @@ def load_experiment(path: Path) -> Experiment:
     experiment = check_settings(read_yaml(path), Experiment, origin=str(path))
     for row in experiment.rows:
         for method in _values(row.method):
-            known_method(method, f"{path}: row '{row.id}'")
+            if method not in METHODS:
+                raise GapinitError(
+                    f"{path}: row '{row.id}': key 'method': unknown method '{method}', expected "
+                    f"one of: {', '.join(METHODS)}"
+                )
             for rank in _values(row.rank):
                 require_rank(method, rank, f"{path}: row '{row.id}'")
     return experiment
@@ -223,15 +217,9 @@ def table_rows(experiment: Experiment, config: Config, origin: str) -> list[Tabl
     """Multiply out an experiment's rows into runs, with the configuration's defaults filled in."""
     rows = [row for given in experiment.rows for row in _expand(given, experiment, config, origin)]
     ids = [row.id for row in rows]
-    for id_ in ids:
-        if ids.count(id_) > 1:
-            raise GapinitError(f"{origin}: two rows with the id '{id_}': ids must differ")
-    if experiment.reference is not None and experiment.reference not in ids:
-        raise GapinitError(
-            f"{origin}: key 'reference' names row '{experiment.reference}', expected one of: "
-            f"{', '.join(ids)}"
-        )
     for row in rows:
+        if ids.count(row.id) > 1:
+            raise GapinitError(f"{origin}: two rows with the id '{row.id}': ids must differ")
         if row.reference is not None and row.reference not in ids:
             raise GapinitError(
                 f"{origin}: row '{row.id}': key 'reference' names row '{row.reference}', expected "
@@ -243,39 +231,31 @@ def table_rows(experiment: Experiment, config: Config, origin: str) -> list[Tabl
 
 
 def _expand(row: Row, experiment: Experiment, config: Config, origin: str) -> list[TableRow]:
-    seeds = experiment.seeds if experiment.seeds is not None else config.seeds
-    factors = {
-        "backbone": row.backbone,
-        "method": row.method,
-        "rank": row.rank,
-        "layers": row.layers,
-        "epochs": row.epochs,
-        "calibration": row.calibration or config.calibration.source,
-        "calibration_size": row.calibration_size or config.calibration.size,
-        "noise": row.noise,
-        "noise_scale": row.noise_scale,
-    }
+    factors = {name: getattr(row, name) for name in FACTORS}
+    factors["calibration"] = row.calibration or config.calibration.source
+    factors["calibration_size"] = row.calibration_size or config.calibration.size
+    reference = row.reference or experiment.reference
     rows = []
-    for values in itertools.product(*(_values(value) for value in factors.values())):
+    for values in itertools.product(*map(_values, factors.values())):
         point = dict(zip(factors, values, strict=True))
         try:
             backbone = config.backbone_of(point["backbone"])
         except GapinitError as error:
             raise GapinitError(f"{origin}: row '{row.id}': key 'backbone': {error}") from None
         point["epochs"] = point["epochs"] or config.training_of(backbone).epochs
-        # A template names factors only; format_map keeps "0.6" and "256" as they are written.
-        named = {key: f"{value:g}" if key == "noise" else value for key, value in point.items()}
-        named["backbone"] = point["backbone"] or backbone
+        # Templates name the backbone's part, runs the backbone itself.
+        named = point | {"backbone": point["backbone"] or backbone, "noise": f"{point['noise']:g}"}
         point["backbone"] = backbone
-        reference = row.reference and row.reference.format_map(named)
-        runs = [_run(point, seed, config, experiment.train) for seed in seeds]
+        runs = [
+            _run(point, seed, config, experiment.train) for seed in experiment.seeds or config.seeds
+        ]
         rows.append(
             TableRow(
                 id=row.id.format_map(named),
                 label=row.label.format_map(named),
                 published=row.published and row.published.format_map(named),
                 runs=tuple(dict.fromkeys(runs)),
-                reference=reference or experiment.reference,
+                reference=reference and reference.format_map(named),
             )
         )
     return rows
@@ -293,19 +273,6 @@ def _run(point: dict[str, Any], seed: int, config: Config, train: str) -> Run:
         if method.takes_noise and point["noise"]:
             run |= {"noise": float(point["noise"]), "noise_scale": point["noise_scale"]}
     return Run(**head, **run, seed=seed)
-
-
-def _check_template(template: str) -> None:
-    """Refuse braces that do not hold the name of a factor, in words that a user understands."""
-    try:
-        fields = [field for _, field, _, _ in string.Formatter().parse(template)]
-    except ValueError as error:
-        raise ValueError(f"braces in '{template}': {error}") from None
-    for field in fields:
-        if field is not None and field not in FACTORS:
-            raise ValueError(
-                f"'{{{field}}}' in '{template}' is no factor, expected one of: {', '.join(FACTORS)}"
-            )
 
 
 def _values(value: Any) -> list[Any]:

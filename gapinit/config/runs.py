@@ -1,25 +1,39 @@
-"""What a run is, and where its artifacts lie.
+"""A run, and the folder of its artifacts.
 
 A run is a point in the space of factors (method, rank, layers, calibration, noise, seed, ...).
-Its path spells the factors, so that a run wanted by several tables is trained once.
+Its path spells the factors, so that a run that several tables need is trained once.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
-from pathlib import PurePosixPath
 from typing import Any
 
 from gapinit.config.methods import METHODS
 from gapinit.errors import GapinitError
 
+FACTORS = (
+    "backbone",
+    "method",
+    "rank",
+    "layers",
+    "epochs",
+    "calibration",
+    "calibration_size",
+    "noise",
+    "noise_scale",
+)
+"""Factors of an experiment's row that may be lists, in the order of their multiplication."""
+
+# Groups are named as the fields of Run.
 _PATH = re.compile(
     r"(?P<backbone>[^/]+)/(?P<dataset>[^/]+)/(?P<method>[^/]+)/"
     r"(?:no-adapter|rank(?P<rank>\d+)_(?P<layers>[a-z-]+)_epochs(?P<epochs>\d+)/"
-    r"(?:no-gap|(?P<calibration>[a-z-]+)-(?P<size>\d+)"
-    r"(?:_noise-(?P<scale>[a-z]+)-(?P<noise>[0-9.e-]+))?)/seed(?P<seed>\d+))"
+    r"(?:no-gap|(?P<calibration>[a-z-]+)-(?P<calibration_size>\d+)"
+    r"(?:_noise-(?P<noise_scale>[a-z]+)-(?P<noise>[0-9.e-]+))?)/seed(?P<seed>\d+))"
 )
+_NUMBERS = {"rank": int, "epochs": int, "calibration_size": int, "noise": float, "seed": int}
 
 
 @dataclass(frozen=True)
@@ -69,24 +83,15 @@ class Run:
     @classmethod
     def parse(cls, path: str) -> Run:
         """Return the run whose path this is; the inverse of `path`."""
-        match = _PATH.fullmatch(str(PurePosixPath(path)))
+        match = _PATH.fullmatch(path)
         if match is None or match["method"] not in METHODS:
             raise GapinitError(f"'{path}' is not the path of a run")
-        number = {key: int(match[key]) for key in ("rank", "epochs", "size", "seed") if match[key]}
-        run = cls(
-            backbone=match["backbone"],
-            dataset=match["dataset"],
-            method=match["method"],
-            rank=number.get("rank"),
-            layers=match["layers"],
-            epochs=number.get("epochs"),
-            calibration=match["calibration"],
-            calibration_size=number.get("size"),
-            noise=float(match["noise"] or 0.0),
-            noise_scale=match["scale"],
-            seed=number.get("seed"),
-        )
-        if run.path != str(PurePosixPath(path)):
+        given = {name: text for name, text in match.groupdict().items() if text is not None}
+        factors: dict[str, Any] = {
+            name: _NUMBERS.get(name, str)(text) for name, text in given.items()
+        }
+        run = cls(**factors)
+        if run.path != path:
             raise GapinitError(f"'{path}' is not the path of a run, the nearest is '{run.path}'")
         return run
 
@@ -100,4 +105,4 @@ class TableRow:
     published: str | None
     runs: tuple[Run, ...]
     reference: str | None = None
-    """Id of the row that it is compared with; of the reference itself, its own."""
+    """Id of the row to compare with; the reference names itself."""

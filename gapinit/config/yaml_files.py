@@ -9,10 +9,12 @@ from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
 
 from gapinit.errors import GapinitError
 
 Model = TypeVar("Model", bound=BaseModel)
+Origin = str | Callable[[Sequence[Any]], str]
 
 
 class Settings(BaseModel):
@@ -32,7 +34,7 @@ class Settings(BaseModel):
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which a key that stands twice is an error and not the loss of the first."""
+    """Safe YAML in which a repeated key is an error; plain YAML drops the first silently."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -55,47 +57,35 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
         raise GapinitError(f"{path}: no such file") from None
-    except RecursionError:
-        raise GapinitError(f"{path}: not valid YAML (nested too deeply)") from None
-    # ValueError: a number of more digits than Python reads, a date that is none.
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
-        raise GapinitError(f"{path}: not valid YAML ({_one_line(str(error))})") from None
     except OSError as error:
         raise GapinitError(f"{path}: cannot be read ({error.strerror})") from None
+    # ValueError: no UTF-8, a number of more digits than Python reads, a date that does not exist.
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        problem = " ".join(str(error).split())
+        raise GapinitError(f"{path}: not valid YAML ({problem})") from None
     if not isinstance(content, dict):
         raise GapinitError(f"{path}: expected a mapping of keys to values at the top level")
-    if _holds_itself(content, set(), set()):
-        raise GapinitError(f"{path}: not valid YAML here (an alias stands within its own anchor)")
     return content
 
 
-def _holds_itself(value: Any, around: set[int], seen: set[int]) -> bool:
-    """Return whether a mapping or list is one of its own parts, as aliases can make it."""
-    if not isinstance(value, dict | list) or id(value) in seen:
-        return id(value) in around
-    around.add(id(value))
-    seen.add(id(value))
-    inner = value.values() if isinstance(value, dict) else value
-    found = any(_holds_itself(one, around, seen) for one in inner)
-    around.discard(id(value))
-    return found
+def place_of(origin: Origin, key: Sequence[Any]) -> str:
+    """Return the file that a key, given as its path from the top, came from."""
+    return origin if isinstance(origin, str) else origin(key)
 
 
-def check_settings(
-    content: Mapping[str, Any], model: type[Model], origin: str | Callable[[Sequence[Any]], str]
-) -> Model:
+def check_settings(content: Mapping[str, Any], model: type[Model], origin: Origin) -> Model:
     """Validate `content` as `model`.
 
-    `origin` says in the error message where the content came from; where several files were
-    merged, a function says it for each key, given as its path from the top.
+    `origin` is the file that error messages name or, if `content` was merged from several files, a
+    function that returns the file of a key.
     """
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        problems = []
-        for problem in error.errors():
-            place = origin if isinstance(origin, str) else origin(problem["loc"])
-            problems.append(f"{place}: {_describe(problem, model)}")
+        problems = [
+            f"{place_of(origin, problem['loc'])}: {_describe(problem, model)}"
+            for problem in error.errors()
+        ]
         raise GapinitError("\n".join(problems)) from None
 
 
@@ -113,19 +103,23 @@ def _describe(problem: Mapping[str, Any], model: type[BaseModel]) -> str:
 
 
 def _suggestion(key: str, location: tuple[Any, ...], model: type[BaseModel]) -> str:
-    """Name the accepted keys that look most like the unknown one, at the place where it stands."""
+    """Name the accepted keys that look most like the unknown one, at its place in the model."""
     at: type[BaseModel] | None = model
     for part in location[:-1]:
         if isinstance(part, str) and at is not None:
-            field = {one.alias or name: one for name, one in at.model_fields.items()}.get(part)
+            field = _fields(at).get(part)
             at = _model_in(field.annotation) if field else None
     if at is None:
         return ""
-    names = sorted(field.alias or name for name, field in at.model_fields.items())
-    # Hyphen or underscore is the slip that is made most.
+    names = sorted(_fields(at))
+    # A hyphen for an underscore, or the reverse, is the most frequent slip.
     close = difflib.get_close_matches(key.replace("_", "-"), names, n=1)
     close = close or difflib.get_close_matches(key, names, n=1)
     return f" (did you mean '{close[0]}'?)" if close else f" (expected one of: {', '.join(names)})"
+
+
+def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
@@ -133,7 +127,3 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((model for one in get_args(annotation) if (model := _model_in(one))), None)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
