@@ -25,20 +25,11 @@ def track(items: Iterable[Item], title: str, total: int | None = None) -> Iterat
 
         console = Console(stderr=True)
         yield from rich_track(items, description=title, total=total, console=console)
-    else:
-        yield from _lines(items, title, total)
-
-
-def _lines(items: Iterable[Item], title: str, total: int | None) -> Iterator[Item]:
-    started = last = time.monotonic()
-    for done, item in enumerate(items):
-        now = time.monotonic()
-        if done and now - last >= SECONDS_BETWEEN_LINES:
-            last = now
-            rest = ""
-            if total:
-                rest = f" of {total}, about {(now - started) / done * (total - done):.0f} s left"
-            print(f"{title}: {done}{rest}", file=sys.stderr, flush=True)
+        return
+    advance = _lines(title, total, str)
+    for place, item in enumerate(items):
+        if place:
+            advance(1)
         yield item
 
 
@@ -49,7 +40,7 @@ def track_bytes(title: str, total: int | None, done: int = 0) -> Iterator[Callab
     `done` bytes were there before: they count as progress and not towards the rate.
     """
     if not sys.stderr.isatty():
-        yield _byte_lines(title, total, done)
+        yield _lines(title, total, show_bytes, done)
         return
     from rich import progress
     from rich.console import Console
@@ -66,7 +57,10 @@ def track_bytes(title: str, total: int | None, done: int = 0) -> Iterator[Callab
         yield lambda count: bar.advance(task, count)
 
 
-def _byte_lines(title: str, total: int | None, done: int) -> Callable[[int], None]:
+def _lines(
+    title: str, total: int | None, show: Callable[[int], str], done: int = 0
+) -> Callable[[int], None]:
+    """Return a function that counts, and now and then prints how far the work is."""
     started = last = time.monotonic()
     came = 0
 
@@ -74,16 +68,18 @@ def _byte_lines(title: str, total: int | None, done: int) -> Callable[[int], Non
         nonlocal came, last
         came += count
         now = time.monotonic()
-        if now - last >= SECONDS_BETWEEN_LINES:
-            last = now
-            rate = came / (now - started)
-            line = f"{title}: {show_bytes(done + came)}"
-            if total:
-                line += f" of {show_bytes(total)}"
-            line += f", {show_bytes(rate)}/s"
-            if total and rate:
-                line += f", about {(total - done - came) / rate:.0f} s left"
-            print(line, file=sys.stderr, flush=True)
+        if now - last < SECONDS_BETWEEN_LINES:
+            return
+        last = now
+        line = f"{title}: {show(done + came)}"
+        if total:
+            line += f" of {show(total)}"
+        if show is show_bytes:
+            line += f", {show_bytes(came / (now - started))}/s"
+        if total and came:
+            seconds = (now - started) / came * (total - done - came)
+            line += f", about {seconds:.0f} s left"
+        print(line, file=sys.stderr, flush=True)
 
     return advance
 
@@ -98,7 +94,7 @@ def show_bytes(count: float) -> str:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows under a title; columns without any heading have no row of headings."""
+    """Print rows under a title, if there is one, and columns under headings, if any has one."""
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.table import Table
@@ -109,13 +105,9 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         Console().print(table)
         return
     # Columns apart by two spaces at least, without frames, one row a line.
-    print(f"\n{title}")
+    if title:
+        print(f"\n{title}")
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
     for row in (columns, *rows) if any(columns) else rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print(f"  {'  '.join(cells).rstrip()}")
-
-
-def print_facts(title: str, facts: Sequence[tuple[str, str]]) -> None:
-    """Print names and values, one a line."""
-    print_table(title, ("", ""), facts)
+        print(f"{'  ' if title else ''}{'  '.join(cells).rstrip()}")

@@ -58,7 +58,7 @@ def once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Once:
         folder, complete = base / name, base / f"{name}.complete"
         with FileLock(base / f"{name}.lock"):
             if not complete.exists():
-                folder.mkdir(exist_ok=True)
+                folder.mkdir()  # fails where an earlier worker's build did
                 build(folder)
                 complete.touch()
         return folder

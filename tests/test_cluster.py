@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from gapinit.errors import GapinitError
-from gapinit.workflow.cluster import cancel_leftover_jobs, run_ids
+from gapinit.workflow.cluster import cancel_leftover_jobs
 
 ROOT = Path(__file__).parent.parent
 OURS = "gapinit_11111111-2222-3333-4444-555555555555"
@@ -41,7 +41,6 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_only_this_folders_jobs_are_cancelled_and_the_folder_is_unlocked(slurm: Path) -> None:
-    assert run_ids(slurm) == [OURS]
     assert cancel_leftover_jobs(slurm) == ["7", "9"]
     assert (slurm.parent / "queue").read_text() == f"8 gapinit_another-run\n10 {OURS}-not\n"
     assert not (slurm / ".snakemake/locks").exists()
@@ -68,9 +67,14 @@ def test_a_living_snakemake_is_not_disturbed(slurm: Path) -> None:
     assert len((slurm.parent / "queue").read_text().splitlines()) == 4
 
 
-def test_a_folder_without_a_cluster_run_is_an_error(tmp_path: Path) -> None:
+def test_without_slurm_or_a_run_of_it_there_is_an_error(
+    slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(GapinitError, match="no call of Snakemake with the Slurm profile"):
         cancel_leftover_jobs(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    with pytest.raises(GapinitError, match="'squeue' is not on PATH"):
+        cancel_leftover_jobs(slurm)
 
 
 def test_the_profile_speaks_of_rules_that_there_are() -> None:

@@ -49,7 +49,6 @@ def test_a_finished_graph_leaves_nothing(jobs, cores):
         estimate.start(id_, 0)
         estimate.finish(id_, 7)
     assert estimate.remaining(now=7) == 0
-    assert estimate.done_fraction(now=7) == pytest.approx(1)
     assert estimate.running() == []
 
 
@@ -70,7 +69,6 @@ def test_a_job_that_outlasts_its_estimate_is_never_taken_as_done():
     estimate.start(0, 0)
     assert estimate.remaining(now=4) == pytest.approx(6)
     assert estimate.remaining(now=500) > 1
-    assert estimate.done_fraction(now=500) <= 1
 
 
 def test_a_log_that_is_no_terminal_gets_no_control_characters():
@@ -105,16 +103,6 @@ def test_only_a_local_run_loses_its_limit_on_jobs_a_second(local):
     scheduler = SimpleNamespace(job_rate_limiter="100/1s")
     look_for_jobs_once(SimpleNamespace(local_exec=local, scheduler=scheduler))
     assert scheduler.job_rate_limiter == (None if local else "100/1s")
-
-
-def test_another_versions_scheduler_is_left_alone():
-    other = SimpleNamespace(local_exec=True, scheduler=SimpleNamespace())
-    look_for_jobs_once(other)
-    look_for_jobs_once(SimpleNamespace())
-    assert vars(other.scheduler) == {}
-
-
-def test_this_versions_scheduler_has_the_limit():
-    """Where Snakemake renames it, this says so: nothing else would."""
+    # Where Snakemake renames it, this says so: nothing else would.
     source = inspect.getsource(JobScheduler)
     assert "self.job_rate_limiter = (" in source and "if self.job_rate_limiter is None" in source

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import typer
 
 app = typer.Typer()
@@ -13,22 +11,7 @@ app = typer.Typer()
 def methods() -> None:
     """List every method: its source, what it needs and where it applies."""
     from gapinit.config.methods import METHODS
+    from gapinit.progress import print_table
 
-    columns = ("method", "source", "needs", "applies")
-    rows: list[tuple[str, ...]] = [
-        (it.name, it.source, it.needs, it.applies) for it in METHODS.values()
-    ]
-    if sys.stdout.isatty():
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table(*columns)
-        for row in rows:
-            table.add_row(*row)
-        Console().print(table)
-        return
-    # Into a pipe: columns apart by two spaces at least, without frames, one method a line.
-    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
-    for row in (columns, *rows):
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print("  ".join(cells).rstrip())
+    rows = [(it.name, it.source, it.needs, it.applies) for it in METHODS.values()]
+    print_table("", ("method", "source", "needs", "applies"), rows)

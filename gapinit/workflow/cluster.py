@@ -1,8 +1,8 @@
-"""Cancel what a killed Snakemake left in Slurm's queue, so that the workflow can go on.
+"""Cancel the jobs that a killed Snakemake left in Slurm's queue, so that a second call can resume.
 
 A Snakemake that dies by `kill -9`, or with its node, leaves its jobs running. A second call would
-submit them again, and two jobs would write the same files. Every job of a call bears the call's
-run id as its name, and Snakemake's log in the workflow's folder says what that was.
+submit them again, and two jobs would write the same files. The jobs of a call have its run id as
+their name, and Snakemake's log in the workflow's folder holds that id.
 """
 
 from __future__ import annotations
@@ -27,17 +27,14 @@ def cancel_leftover_jobs(folder: Path, *, wait: float = WAIT_SECONDS) -> list[st
     a job does not end. Jobs of other folders and other names are not touched.
     """
     records = folder / ".snakemake"
-    runs = run_ids(folder)
+    logs = [path.read_text("utf-8", "replace") for path in (records / "log").glob("*.log")]
+    runs = {run for text in logs for run in _RUN_ID.findall(text)}
     if not runs:
         raise GapinitError(
             f"{records}/log: no call of Snakemake with the Slurm profile was made from {folder}. "
             "Name the folder that Snakemake ran in: gapinit cluster cancel --folder FOLDER"
         )
-    for program in ("squeue", "scancel"):
-        if shutil.which(program) is None:
-            raise GapinitError(f"'{program}' is not on PATH: run this where jobs are submitted")
-    alive = controlling_processes(folder)
-    if alive:
+    if alive := _controlling_processes(folder):
         raise GapinitError(
             f"Snakemake still runs in {folder} (process {', '.join(map(str, alive))}). Interrupt "
             "it with Ctrl-C or `kill -INT`: it then cancels its jobs itself."
@@ -45,29 +42,20 @@ def cancel_leftover_jobs(folder: Path, *, wait: float = WAIT_SECONDS) -> list[st
     jobs = _queued(runs)
     if jobs:
         _slurm("scancel", *jobs)
-        deadline = time.monotonic() + wait
-        while left := _queued(runs):
-            if time.monotonic() > deadline:
-                raise GapinitError(
-                    f"these jobs were cancelled {wait:.0f} s ago and have not ended: "
-                    f"{' '.join(left)}. Nothing is unlocked; look at `squeue` and call again."
-                )
-            time.sleep(0.5)
+    deadline = time.monotonic() + wait
+    while left := _queued(runs):
+        if time.monotonic() > deadline:
+            raise GapinitError(
+                f"these jobs were cancelled {wait:.0f} s ago and have not ended: "
+                f"{' '.join(left)}. Nothing is unlocked; look at `squeue` and call again."
+            )
+        time.sleep(0.5)
     # What `snakemake --unlock` does, without reading the workflow and its configuration.
     shutil.rmtree(records / "locks", ignore_errors=True)
     return jobs
 
 
-def run_ids(folder: Path) -> list[str]:
-    """Return the run id of every call to Slurm from a folder, as Snakemake's logs have them."""
-    found: dict[str, None] = {}
-    for log in sorted((folder / ".snakemake" / "log").glob("*.log")):
-        text = log.read_text(encoding="utf-8", errors="replace")
-        found.update(dict.fromkeys(_RUN_ID.findall(text)))
-    return list(found)
-
-
-def controlling_processes(folder: Path) -> list[int]:
+def _controlling_processes(folder: Path) -> list[int]:
     """Return this machine's Snakemake processes in a folder that are not themselves Slurm jobs."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
@@ -77,7 +65,7 @@ def controlling_processes(folder: Path) -> list[int]:
             arguments = (process / "cmdline").read_bytes().split(b"\0")
             environment = (process / "environ").read_bytes().split(b"\0")
         except OSError:
-            continue  # it has ended meanwhile
+            continue  # the process has ended
         if any(os.path.basename(one) == b"snakemake" for one in arguments[:3]) and not any(
             one.startswith(b"SLURM_JOB_ID=") for one in environment
         ):
@@ -85,13 +73,11 @@ def controlling_processes(folder: Path) -> list[int]:
     return found
 
 
-def _queued(runs: list[str]) -> list[str]:
+def _queued(runs: set[str]) -> list[str]:
     """Return the ids of jobs of those names that have not ended; ended ones stay listed a while."""
     states = "PENDING,CONFIGURING,RUNNING,COMPLETING,SUSPENDED,STOPPED"
-    user = str(os.getuid())
-    listed = _slurm(
-        "squeue", "--noheader", f"--user={user}", f"--states={states}", "--format=%A %j"
-    )
+    user = f"--user={os.getuid()}"
+    listed = _slurm("squeue", "--noheader", user, f"--states={states}", "--format=%A %j")
     pairs = (line.split(None, 1) for line in listed.splitlines() if line.strip())
     return [number for number, name in pairs if name.strip() in runs]
 
@@ -99,6 +85,10 @@ def _queued(runs: list[str]) -> list[str]:
 def _slurm(*command: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    except FileNotFoundError:
+        raise GapinitError(
+            f"'{command[0]}' is not on PATH: run this where jobs are submitted"
+        ) from None
     except subprocess.TimeoutExpired:
         raise GapinitError(f"`{command[0]}` does not answer: is Slurm's controller up?") from None
     if done.returncode:

@@ -1,9 +1,9 @@
 """How far a workflow is and how long the rest will take, shown under Snakemake's own output.
 
-Counting jobs would mislead: pretraining takes minutes and scoring a second. So every rule states
-what a job of it takes (`resources: expected_s`), what the finished ones really took corrects
-that, and the rest of the graph is played through on the cores there are. No torch, no Snakemake
-import: the Snakefile calls `follow` when a run starts.
+Jobs cannot simply be counted: pretraining takes minutes and scoring a second. So every rule states
+what a job of it takes (`resources: expected_s`), the measured times of finished jobs correct
+that, and the remaining graph is scheduled on the cores. No torch, no Snakemake import: the
+Snakefile calls `follow` when a run starts.
 """
 
 from __future__ import annotations
@@ -42,8 +42,7 @@ class Estimate:
 
     A job of rule r with stated time e is expected to take e · s_r, where s_r is the ratio of
     measured to stated time over the finished jobs of r, drawn towards the ratio over all rules,
-    which is itself drawn towards 1. The jobs left are then scheduled one after the other as
-    soon as their inputs and enough cores are there.
+    which is itself drawn towards 1.
     """
 
     jobs: Mapping[int, Job]
@@ -61,72 +60,59 @@ class Estimate:
 
     def running(self) -> list[int]:
         """Return the jobs that have started and not ended, oldest first."""
-        return [job for job in self.started if job not in self.finished]
-
-    def done_fraction(self, now: float) -> float:
-        """Return the share of the work, in core-seconds, that is done at `now`."""
-        speeds = self._speeds(now)
-        total = done = 0.0
-        for id_, job in self.jobs.items():
-            work = job.expected * speeds[job.rule] * job.cores
-            total += work
-            if id_ in self.finished:
-                done += work
-            elif id_ in self.started:
-                done += min(work, (now - self.started[id_]) * job.cores)
-        return done / total if total else 1.0
+        return [job for job in self.started if job in self.jobs and job not in self.finished]
 
     def remaining(self, now: float) -> float:
-        """Return the seconds that the jobs not yet finished should take from `now`."""
+        """Return the seconds that the jobs not yet finished should take from `now`.
+
+        They are scheduled greedily: each starts as soon as its inputs and enough cores are there.
+        """
         speeds = self._speeds(now)
         left = {id_: job for id_, job in self.jobs.items() if id_ not in self.finished}
+        cores = {id_: min(max(job.cores, 0), self.cores) for id_, job in left.items()}
+        seconds = {id_: job.expected * speeds[job.rule] for id_, job in left.items()}
         waiting = {id_: set(job.needs & left.keys()) for id_, job in left.items()}
-        followers: dict[int, list[int]] = defaultdict(list)
+        followers: defaultdict[int, list[int]] = defaultdict(list)
         for id_, needs in waiting.items():
             for need in needs:
                 followers[need].append(id_)
-        ends: list[tuple[float, int]] = []
-        free = self.cores
-        for id_ in self.running():
-            if id_ in left:
-                seconds = left[id_].expected * speeds[left[id_].rule]
-                elapsed = now - self.started[id_]
-                # A job that outlasts its estimate is taken to be nearly, never quite, done.
-                heapq.heappush(ends, (max(seconds - elapsed, 0.1 * seconds), id_))
-                free -= self._cores(left[id_])
+        running = self.running()
+        # A job that outlasts its estimate is taken to be nearly, never quite, done.
+        ends = [
+            (max(seconds[id_] - (now - self.started[id_]), 0.1 * seconds[id_]), id_)
+            for id_ in running
+        ]
+        heapq.heapify(ends)
+        free = self.cores - sum(cores[id_] for id_ in running)
         ready = [id_ for id_ in left if not waiting[id_] and id_ not in self.started]
         clock = 0.0
         while ends or ready:
             for id_ in list(ready):
-                if self._cores(left[id_]) <= free:
+                if cores[id_] <= free:
                     ready.remove(id_)
-                    free -= self._cores(left[id_])
-                    seconds = left[id_].expected * speeds[left[id_].rule]
-                    heapq.heappush(ends, (clock + seconds, id_))
+                    free -= cores[id_]
+                    heapq.heappush(ends, (clock + seconds[id_], id_))
             clock, ended = heapq.heappop(ends)
-            free += self._cores(left[ended])
+            free += cores[ended]
             for id_ in followers[ended]:
                 waiting[id_].discard(ended)
                 if not waiting[id_] and id_ not in self.started:
                     ready.append(id_)
         return clock
 
-    def _cores(self, job: Job) -> int:
-        return min(max(job.cores, 0), self.cores)
-
     def _speeds(self, now: float) -> dict[str, float]:
         """Return measured over stated time for each rule."""
         stated: defaultdict[str, float] = defaultdict(float)
         measured: defaultdict[str, float] = defaultdict(float)
-        for id_, job in self.jobs.items():
-            seconds = self.finished.get(id_)
-            if seconds is None and id_ in self.started:
-                # A running job only tells something once it has taken longer than stated.
-                seconds = now - self.started[id_]
-                seconds = seconds if seconds > job.expected else None
-            if seconds is not None:
-                stated[job.rule] += job.expected
-                measured[job.rule] += seconds
+        took = dict(self.finished)
+        for id_ in self.running():
+            # A running job only tells something once it has taken longer than stated.
+            if now - self.started[id_] > self.jobs[id_].expected:
+                took[id_] = now - self.started[id_]
+        for id_, seconds in took.items():
+            if id_ in self.jobs:
+                stated[self.jobs[id_].rule] += self.jobs[id_].expected
+                measured[self.jobs[id_].rule] += seconds
         overall = (sum(measured.values()) + PRIOR_SECONDS) / (sum(stated.values()) + PRIOR_SECONDS)
         speeds = {}
         for job in self.jobs.values():
@@ -147,11 +133,8 @@ class Status(logging.Handler):
         self.estimate = estimate
         self.stream = stream
         self.clock = clock
-        self.began = clock()
-        self.live = stream.isatty()
-        self._shown = False
-        self._line_open = False
-        self._last_line = self.began
+        self.began = self._last_line = clock()
+        self._shown = self._line_open = False
         self._ended = threading.Event()
         # Re-entrant: writing goes through `write`, which holds it too.
         self._mutex = threading.RLock()
@@ -171,14 +154,14 @@ class Status(logging.Handler):
         """Return the status in one line."""
         now = self.clock()
         jobs, done = self.estimate.jobs, len(self.estimate.finished)
-        fraction = self.estimate.done_fraction(now)
+        passed, left = now - self.began, self.estimate.remaining(now)
+        fraction = passed / (passed + left) if left else 1.0
         filled = int(BAR_WIDTH * fraction)
-        rules = Counter(jobs[job].rule for job in self.estimate.running() if job in jobs)
+        rules = Counter(jobs[job].rule for job in self.estimate.running())
         names = ", ".join(rule if n == 1 else f"{n} {rule}" for rule, n in rules.items())
         return (
             f"[{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {fraction:4.0%}  "
-            f"{done} of {len(jobs)} jobs, {duration(now - self.began)} so far, "
-            f"about {duration(self.estimate.remaining(now))} left"
+            f"{done} of {len(jobs)} jobs, {duration(passed)} so far, about {duration(left)} left"
             + (f"; running: {names}" if names else "")
         )
 
@@ -195,7 +178,7 @@ class Status(logging.Handler):
 
     def isatty(self) -> bool:
         """Return whether the stream is a terminal."""
-        return self.live
+        return self.stream.isatty()
 
     def close(self) -> None:
         """Take the status line away; Snakemake calls this when it is done."""
@@ -210,7 +193,7 @@ class Status(logging.Handler):
             with self._mutex:
                 if self._ended.is_set() or self._line_open:
                     continue
-                if self.live:
+                if self.isatty():
                     self._clear()
                     columns = shutil.get_terminal_size().columns
                     self.stream.write(self.line()[: columns - 1])

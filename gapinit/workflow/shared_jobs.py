@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -35,25 +34,22 @@ class EvaluationJobs:
 
 def evaluation_jobs(plan: Plan) -> list[EvaluationJobs]:
     """Return the jobs that make all predictions: seeds of a training job, on all datasets."""
-    asked = _evaluated(plan)
-    seeds: dict[tuple[str, object, tuple[str, ...]], list[str]] = {}
     chunks = {
-        (row, seed): chunk
+        f"{row}/seed{seed}": chunk
         for chunk, rows in plan.chunks().items()
         for row in rows
         for seed in chunk
     }
-    for run, datasets in asked.items():
-        path = PurePosixPath(run.path)
-        row = str(path.parent)
-        chunk = chunks.get((row, run.seed)) if run.seed is not None else None
-        seeds.setdefault((row, chunk, tuple(datasets)), []).append(path.name)
+    seeds: dict[tuple[str, object, tuple[str, ...]], list[str]] = {}
+    for run, datasets in _evaluated(plan).items():
+        row, _, seed = run.path.rpartition("/")
+        seeds.setdefault((row, chunks.get(run.path), datasets), []).append(seed)
     forms: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
-    for (row, _, found), names in seeds.items():
-        forms.setdefault((tuple(names), found), []).append(row)
+    for (row, _, datasets), names in seeds.items():
+        forms.setdefault((tuple(names), datasets), []).append(row)
     return [
-        EvaluationJobs(_name(names, found), tuple(rows), names, found)
-        for (names, found), rows in forms.items()
+        EvaluationJobs(_name(names, datasets), tuple(rows), names, datasets)
+        for (names, datasets), rows in forms.items()
     ]
 
 
@@ -70,10 +66,10 @@ def _name(seeds: tuple[str, ...], datasets: tuple[str, ...]) -> str:
     return "".join(it if it.isalnum() else "_" for it in text)
 
 
-def _evaluated(plan: Plan) -> dict[Run, list[str]]:
+def _evaluated(plan: Plan) -> dict[Run, tuple[str, ...]]:
     """Return the datasets that each run is scored on, over all tables."""
     found: dict[Run, dict[str, None]] = {}
     for table in plan.experiments:
         for run in plan.runs(table):
             found.setdefault(run, {}).update(dict.fromkeys(plan.evaluated_on(table)))
-    return {run: list(datasets) for run, datasets in found.items() if datasets}
+    return {run: tuple(datasets) for run, datasets in found.items() if datasets}

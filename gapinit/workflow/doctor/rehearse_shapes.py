@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gapinit.backbones.facts import PHOTO, STATE_BYTES, Facts, layer_groups
-from gapinit.progress import print_facts, print_table, show_bytes
+from gapinit.progress import print_table, show_bytes
 
 RANKS = (1, 8)
 NEW_TOKENS = 32
@@ -84,7 +84,7 @@ def print_shapes(found: dict[str, Any]) -> None:
     for rank, adapter in found["adapters"].items():
         text = f"{_count(adapter['parameters'])}, {show_bytes(adapter['bytes'])}"
         lines.append((f"adapter at rank {rank}", text))
-    print_facts(found["backbone"], lines)
+    print_table(found["backbone"], ("", ""), lines)
     rows = [
         (_span(group["layers"]), it["module"], f"{it['d_out']} x {it['d_in']}", it["takes"])
         for group in found["targets"]
