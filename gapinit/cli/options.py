@@ -54,7 +54,7 @@ def device_name(name: str) -> str:
     import torch
 
     if name != "auto":
-        return _existing_device(name)
+        return existing_device(name)
     from gapinit.devices import claim_gpu
 
     claimed = claim_gpu() if torch.version.cuda is not None else None
@@ -65,7 +65,8 @@ def device_name(name: str) -> str:
     return "cpu"
 
 
-def _existing_device(name: str) -> str:
+def existing_device(name: str) -> str:
+    """Return a device's name; GapinitError if PyTorch knows no such device or cannot use it."""
     import torch
 
     try:
@@ -74,11 +75,10 @@ def _existing_device(name: str) -> str:
         raise GapinitError(
             f"--device: unknown device '{name}', expected cpu, cuda, cuda:N or auto"
         ) from None
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= count:
-            there = f"{count} GPUs" if count else "no GPU"
-            raise GapinitError(
-                f"--device {name}: PyTorch {torch.__version__} sees {there} here. Take --device cpu"
-            )
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise GapinitError(
+            f"--device {name}: PyTorch {torch.__version__} sees {count or 'no'} GPUs here. Take "
+            "--device cpu"
+        )
     return name

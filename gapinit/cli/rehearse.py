@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from gapinit.cli.options import existing_device
 from gapinit.errors import GapinitError
 
 app = typer.Typer()
@@ -64,10 +65,10 @@ def rehearse_command(
         assert backbone is not None
         folder, name = config_folder(config_folder_), backbone
         facts = backbone_facts(name, folder)
-    if layers > facts.num_layers:
-        raise GapinitError(f"--layers: {layers} layers, but '{name}' has {facts.num_layers}")
     if device == "auto":
         device = _gpu_or_meta()
+    if layers > facts.num_layers:
+        raise GapinitError(f"--layers: {layers} layers, but '{name}' has {facts.num_layers}")
     if device == "meta":
         from gapinit.workflow.doctor.rehearse_shapes import print_shapes, shapes
 
@@ -83,7 +84,7 @@ def rehearse_command(
     from gapinit.workflow.doctor.rehearse import Options, rehearse
     from gapinit.workflow.doctor.rehearse_meter import print_stages
 
-    options = Options(device, pairs, steps, layers, rank, batch_size)
+    options = Options(existing_device(device), pairs, steps, layers, rank, batch_size)
     print_stages(rehearse(chosen, facts, name, options, output))
 
 

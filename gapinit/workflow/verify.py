@@ -1,8 +1,8 @@
 """`gapinit verify`: whether a results folder still holds what was written, file by file.
 
-Every artifact has the SHA-256 that its stage recorded (`gapinit.artifacts.digests`); here all of
-them are computed again, of the configuration's own folder and of the datasets and backbones that it
-shares. No torch.
+Every artifact has the SHA-256 that its stage recorded (`gapinit.artifacts.digests`). All of them
+are computed again: of the configuration's own folder and of the datasets and backbones that it
+shares with others. No torch.
 """
 
 from __future__ import annotations
@@ -22,6 +22,11 @@ from gapinit.errors import GapinitError
 NOT_CHECKED = ("logs", "benchmarks")
 """Folders of what is no result: logs and Snakemake's own timings."""
 SNAKEMAKE = ".snakemake_timestamp"
+TRACES = {
+    "1_data": ("5_evaluate/features/*/{}.h5", "4_train/trunk/*/{}/*.h5"),
+    "1_backbones": ("2_states/{}/*.h5", "5_evaluate/features/{}/*.h5"),
+}
+"""What a dataset or a backbone leaves where it was used."""
 
 
 @dataclass
@@ -41,17 +46,14 @@ class Verdict:
 
     def as_json(self) -> dict[str, Any]:
         """Return the verdict for programs."""
+        found = {"altered": self.altered, "missing": self.missing, "unknown": self.unknown}
         return {
             "clean": self.clean,
             "folders": [str(path) for path in self.folders],
             "intact": self.intact,
             **{
-                kind: [{"file": str(path), "reason": why} for path, why in sorted(found.items())]
-                for kind, found in (
-                    ("altered", self.altered),
-                    ("missing", self.missing),
-                    ("unknown", self.unknown),
-                )
+                kind: [{"file": str(path), "reason": why} for path, why in sorted(paths.items())]
+                for kind, paths in found.items()
             },
         }
 
@@ -66,7 +68,7 @@ def verify_results(results: Path) -> Verdict:
     if not results.is_dir():
         raise GapinitError(f"{results}: no such folder (expected one like results/scenes)")
     verdict = Verdict([results])
-    verdict.folders += [path for path in _shared(results, verdict) if path not in verdict.folders]
+    verdict.folders += dict.fromkeys(_shared(results, verdict))
     for folder in verdict.folders:
         _verify(folder, verdict)
     if not verdict.intact and verdict.clean:
@@ -86,55 +88,36 @@ def _shared(results: Path, verdict: Verdict) -> Iterator[Path]:
         content = read_json(path)
         backbones = [content["backbone"], *content.get("backbones", {}).values()]
         datasets = [name for name in content["datasets"].values() if name]
-        names = [("1_backbones", name) for name in backbones]
-        names += [("1_data", name) for name in datasets]
-    except GapinitError as error:
-        verdict.altered[path] = str(error)
-        return
-    except (KeyError, TypeError, AttributeError) as error:
+    except (GapinitError, KeyError, TypeError, AttributeError) as error:
         verdict.altered[path] = f"not a checked configuration ({type(error).__name__}: {error})"
         return
     # A configuration does not say what its backbones were pretrained on.
-    names += [("1_data", path.name) for path in sorted(results.parent.glob("1_data/*-pretraining"))]
-    for stage, name in names:
-        folder = results.parent / stage / str(name)
-        if folder.is_dir():
-            yield folder
-        elif name == content["backbone"] or _used(results, stage, str(name)):
-            verdict.missing[folder] = "the configuration names it"
-
-
-_TRACES = {
-    "1_data": ("5_evaluate/features/*/{}.h5", "4_train/trunk/*/{}/*.h5"),
-    "1_backbones": ("2_states/{}/*.h5", "5_evaluate/features/{}/*.h5"),
-}
-"""What a dataset or a backbone leaves where it was used."""
-
-
-def _used(results: Path, stage: str, name: str) -> bool:
-    """Return whether a dataset or backbone was used: a configuration may name more."""
-    return any(any(results.glob(trace.format(escape(name)))) for trace in _TRACES[stage])
+    datasets += [path.name for path in sorted(results.parent.glob("1_data/*-pretraining"))]
+    for stage, names in (("1_backbones", backbones), ("1_data", datasets)):
+        for name in map(str, names):
+            folder = results.parent / stage / name
+            # A configuration may name more than its tables use.
+            traces = [trace.format(escape(name)) for trace in TRACES[stage]]
+            if folder.is_dir():
+                yield folder
+            elif name == content["backbone"] or any(any(results.glob(it)) for it in traces):
+                verdict.missing[folder] = "the configuration names it"
 
 
 def _verify(folder: Path, verdict: Verdict) -> None:
     files, records = _files(folder)
-    expected: dict[Path, list[tuple[Path, str]]] = {}
-    for place in records:
+    expected: dict[Path, tuple[Path, str]] = {}
+    # A file's own record is newer than that of its folder, so it comes later.
+    for place in sorted(records, key=lambda record: record.name != LISTING):
         try:
             listed = read_listing(place)
         except OSError as error:
             verdict.altered[place] = f"cannot be read ({error.strerror})"
             continue
-        if place.name == LISTING and not listed and any(place.parent.glob("[!.]*")):
-            verdict.altered[place] = "an empty list"
         for name, said in listed.items():
-            expected.setdefault(Path(os.path.normpath(place.parent / name)), []).append(
-                (place, said)
-            )
-    for path, records_of in expected.items():
-        # Its own digest is newer than that of its folder.
-        own = [one for one in records_of if one[0].name == f".{path.name}.sha256"]
-        _compare(path, own or records_of, verdict)
+            expected[Path(os.path.normpath(place.parent / name))] = (place, said)
+    for path, (place, said) in expected.items():
+        _compare(path, place, said, verdict)
     for path in files:
         if path not in expected:
             verdict.unknown[path] = "no stage recorded it"
@@ -150,25 +133,24 @@ def _verify_images(listing: Path, verdict: Verdict) -> None:
         return  # the manifest's own verdict says what is wrong with it
     for name, said in read_listing(listing).items():
         path = Path(os.path.normpath(listing.parent / str(root) / name))
-        _compare(path, [(listing, said)], verdict)
+        _compare(path, listing, said, verdict)
 
 
-def _compare(path: Path, said: list[tuple[Path, str]], verdict: Verdict) -> None:
+def _compare(path: Path, place: Path, said: str, verdict: Verdict) -> None:
     if path in verdict.altered or path in verdict.missing:
         return
     if not path.is_file():
-        verdict.missing[path] = f"{said[0][0]} names it"
+        verdict.missing[path] = f"{place} names it"
         return
     try:
         found = sha256(path)
     except OSError as error:
         verdict.altered[path] = f"cannot be read ({error.strerror})"
         return
-    wrong = next((place for place, digest in said if digest != found), None)
-    if wrong is None:
+    if found == said:
         verdict.intact += 1
     else:
-        verdict.altered[path] = f"its SHA-256 is not the one in {wrong}"
+        verdict.altered[path] = f"its SHA-256 is not the one in {place}"
 
 
 def _files(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -178,9 +160,7 @@ def _files(folder: Path) -> tuple[list[Path], list[Path]]:
     for place, folders, names in os.walk(folder):
         if Path(place) == folder:
             folders[:] = [name for name in folders if name not in NOT_CHECKED]
-        for name in names:
-            path = Path(place) / name
-            if name == SNAKEMAKE or path.is_symlink() or name.endswith(".sha256-read"):
-                continue
-            (records if is_record(path) else files).append(path)
+        for path in (Path(place) / name for name in names if name != SNAKEMAKE):
+            if not path.is_symlink():
+                (records if is_record(path) else files).append(path)
     return sorted(files), sorted(records)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,38 +61,20 @@ class Meter:
 
 def print_stages(record: dict[str, Any]) -> None:
     """Print a rehearsal's stages as a table."""
-    rows = []
-    for stage in record["stages"]:
-        rate = stage["count"] / stage["seconds"] if stage["seconds"] else 0.0
-        rows.append(
-            (
-                stage["name"],
-                f"{stage['seconds']:.2f}",
-                show_bytes(stage["peak_bytes"]),
-                f"{rate:,.1f} {stage['unit']}/s",
-            )
+    rows = [
+        (
+            stage["name"],
+            f"{stage['seconds']:.2f}",
+            show_bytes(stage["peak_bytes"]),
+            f"{stage['count'] / stage['seconds']:,.1f} {stage['unit']}/s",
         )
+        for stage in record["stages"]
+    ]
     title = f"{record['backbone']} ({record['dtype']}, random weights) on {record['device']}"
     print_table(title, ("stage", "seconds", "peak memory", "throughput"), rows)
-    loss: Sequence[float] = record["loss"]
-    if loss:
-        print(f"\nloss {loss[0]:.3f} to {loss[-1]:.3f} in {len(loss)} steps (means nothing)")
+    loss = record["loss"]
+    print(f"\nloss {loss[0]:.3f} to {loss[-1]:.3f} in {len(loss)} steps (means nothing)")
     print(f"memory estimated beforehand: {show_bytes(record['needed_bytes_estimated'])}")
-
-
-def require_device(device: str) -> None:
-    """Raise GapinitError for a device that is not there."""
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise GapinitError(
-            f"--device {device}: no GPU that PyTorch {torch.__version__} can use. Take "
-            "--device meta for shapes alone, or --device cpu"
-        )
-    try:
-        torch.device(device)
-    except RuntimeError:
-        raise GapinitError(
-            f"--device: unknown device '{device}', expected meta, cpu, cuda or cuda:N"
-        ) from None
 
 
 def require_memory(needed: int, device: str, name: str) -> None:
@@ -110,13 +91,10 @@ def free_memory(device: str) -> int | None:
     """Return the bytes that are free on a device; None: it does not say."""
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError):
-        return None
+    table = Path("/proc/meminfo")
+    lines = table.read_text(encoding="ascii").splitlines() if table.is_file() else []
+    free = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(free[0]) * 1024 if free else None
 
 
 def device_label(device: str) -> str:
