@@ -33,7 +33,7 @@ COMMANDS = {
     "table": "gapinit.tables.table",
     "runs": "gapinit.tables.table",
     "claims": "gapinit.tables.claims",
-    "figure figure1a": "gapinit.figures.figure1a",
+    "figure figure1a": "gapinit.figures.bars",
     "figure figure5": "gapinit.figures.figure5",
     "report": "gapinit.report.page",
     "(import torch)": "torch",

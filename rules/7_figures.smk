@@ -3,7 +3,7 @@
 # in:   results/<name>/{2_states,3_gap,4_train,5_evaluate,6_tables}/
 # out:  results/<name>/7_figures/<figure>.{pdf,png,svg,csv}, results/<name>/report.html
 #
-# A figure is one module of gapinit/figures; what it needs is what its entry here names.
+# gapinit/figures/__init__.py lists the figures; figure_inputs() in inputs.smk says what each draws.
 
 FIGURES = f"{OUT}/7_figures"
 DEFAULT_GAP = f"{GAPS}/{CONFIG.backbone}/{CONFIG.calibration.source}-{CONFIG.calibration.size}.h5"
@@ -38,7 +38,7 @@ rule figure:
     log:
         f"{LOGS}/7_figures/{{figure}}.log",
     wildcard_constraints:
-        figure="figure1a|figure1b|figure1c|figure2|figure3|figure4|figure5|curves|dynamics_loss|dynamics_gradnorm",
+        figure="|".join(DRAWN_FIGURES),
     conda:
         "../envs/gapinit.yaml"
     resources:

@@ -8,6 +8,7 @@ import shlex
 from gapinit.data.downloads import read_downloads
 from gapinit.workflow.shared_jobs import evaluation_jobs, scored_together
 from gapinit.config.runs import Run
+from gapinit.figures import FIGURES as DRAWN_FIGURES
 
 EVALUATION_JOBS = evaluation_jobs(PLAN)
 SCORED_TOGETHER = scored_together(EVALUATION_JOBS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from gapinit.artifacts.artifacts import create_hdf5, write_json
 from gapinit.config.runs import Run
 from gapinit.errors import GapinitError
-from gapinit.figures import bars, curves, dynamics_loss, figure1a, figure1c, style
+from gapinit.figures import bars, curves, figure1c, style
 from gapinit.gap.gap_file import estimate_gap_file
 from gapinit.tables.records import read_table
 
@@ -32,7 +33,7 @@ def read_numbers(stem: Path) -> list[dict[str, str]]:
 
 def test_figure1a_draws_the_tables_numbers(tmp_path: Path) -> None:
     table = build(tmp_path).root / "6_tables/table2.csv"
-    figure1a.draw(table, tmp_path / "figure1a")
+    bars.draw(table, tmp_path / "figure1a", metric="CIDEr")
     drawn = read_numbers(tmp_path / "figure1a")
     rows = [row for row in read_table(table) if row.metric == "CIDEr"]
     assert [line["label"] for line in drawn] == [LABELS[row.row] for row in rows]
@@ -59,7 +60,7 @@ def test_figure1a_bars_are_as_long_as_the_scores(tmp_path: Path) -> None:
 def test_figure1a_names_the_missing_metric(tmp_path: Path) -> None:
     table = build(tmp_path).root / "6_tables/table2.csv"
     with pytest.raises(GapinitError, match="table2.csv: expected rows with the metric 'METEOR'"):
-        figure1a.draw(table, tmp_path / "figure", metric="METEOR")
+        bars.draw(table, tmp_path / "figure", metric="METEOR")
 
 
 def write_states(path: Path, *, width: int = WIDTH, seed: int = 0) -> None:
@@ -183,7 +184,7 @@ def test_curves_are_mean_and_deviation_over_seeds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("draw", "titles"),
     [
-        (dynamics_loss.draw, ["large", "small"]),
+        (partial(curves.draw, quantities=("loss",)), ["large", "small"]),
         (curves.draw, ["large", "large", "large", "small", "small", "small"]),
     ],
 )

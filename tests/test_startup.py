@@ -35,7 +35,7 @@ CASES = {
     | DRAWING
     | FILES,
     "gapinit.report.page": HEAVY | {"matplotlib", "pandas"} | FILES,
-    "gapinit.figures.figure1a gapinit.figures.figure4": HEAVY,
+    "gapinit.figures.bars gapinit.figures.figure4": HEAVY,
     # Image features and states need no adapter.
     f"{STAGES} gapinit.backbones.blip2": {"peft", "pandas", "matplotlib", "sklearn"},
     "gapinit.train.train": {"pandas", "matplotlib", "sklearn"},

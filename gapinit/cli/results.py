@@ -8,21 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from gapinit.cli.options import Manifest, Output, choice, one_line
+from gapinit.figures import FIGURES
 
 app = typer.Typer()
-FIGURES = (
-    "figure1a",
-    "figure1b",
-    "figure1c",
-    "figure2",
-    "figure3",
-    "figure4",
-    "figure5",
-    "curves",
-    "dynamics_loss",
-    "dynamics_gradnorm",
-)
-
 Configuration = Annotated[Path, typer.Option(help="Checked configuration, JSON.")]
 Evaluations = Annotated[Path, typer.Option(help="Folder of all runs' scores.")]
 Runs = Annotated[Path, typer.Option(help="Folder of all runs.")]
@@ -89,7 +77,7 @@ def claims(
 
 @app.command()
 def figure(
-    name: Annotated[str, typer.Argument(help="Module of gapinit.figures.")],
+    name: Annotated[str, typer.Argument(help="Name of the figure.")],
     output: Annotated[Path, typer.Option(help="Stem of the PDF, PNG, SVG and CSV written.")],
     table: Annotated[Path | None, typer.Option(help="Table, CSV.")] = None,
     states: Annotated[
@@ -101,10 +89,15 @@ def figure(
     """Draw one figure (PDF, PNG, SVG) and write the numbers drawn (CSV)."""
     from importlib import import_module
 
-    choice(name, "figure", FIGURES)
-    draw = import_module(f"gapinit.figures.{name}").draw
+    choice(name, "figure", tuple(FIGURES))
+    module, options = FIGURES[name]
+    draw = import_module(f"gapinit.figures.{module}").draw
     given = {"table": table, "states": states, "gap": gap, "runs": run}
-    draw(**{key: value for key, value in given.items() if value is not None}, output=output)
+    draw(
+        **{key: value for key, value in given.items() if value is not None},
+        **options,
+        output=output,
+    )
 
 
 @app.command()

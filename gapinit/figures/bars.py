@@ -17,12 +17,14 @@ BAR = 0.36
 """Thickness of a bar; a row is 1."""
 
 
-def draw_bars(table: Path, output: Path, metric: str) -> None:
-    """Draw one pair of bars a row: the published score, and ours with its 95 % interval.
+def draw(table: Path, output: Path, *, metric: str) -> None:
+    """Draw one pair of bars per row: the published score, and ours with its 95 % interval.
 
     `table` is a table's CSV file. Rows without a published number (the controls) have one bar.
     Writes `<output>.pdf`, `.png`, `.svg` and `.csv` (the numbers drawn, metric in percent).
-    `GapinitError` if the table has no row with this metric.
+    Raises GapinitError if the table has no row with this metric.
+
+    Source: Zhao et al., "When Is Rank-1 Enough?", figures 1(a) and 1(b).
     """
     lines = read_table(table)
     rows = [line for line in lines if line.metric == metric]

@@ -44,29 +44,25 @@ class Curve:
     n_seeds: int
 
 
-def draw(runs: Sequence[Path], output: Path, *, window: int | None = None) -> None:
-    """Draw training loss, gradient norm and |cos(B, gap)| over the steps, a line a method.
+def draw(
+    runs: Sequence[Path],
+    output: Path,
+    *,
+    quantities: Sequence[str] = tuple(QUANTITIES),
+    window: int | None = None,
+) -> None:
+    """Draw quantities of the step logs over the steps, one panel each, one line per method.
 
     `runs` are run folders (`steps.csv`, `run.json`), or the `run.json` in them; runs that differ in
-    nothing but the seed make one line, the mean over seeds, with a band of one standard deviation.
+    the seed alone make one line, the mean over seeds, with a band of one standard deviation.
     Every run is first smoothed by a centred running mean over `window` steps, by default a
-    fiftieth of the run.
-    Writes `<output>.pdf`, `.png`, `.svg` and `.csv`. `GapinitError` names a missing or damaged
-    log, and runs of one method with different numbers of steps.
+    fiftieth of the run. Each backbone has its own panels: side by side for one quantity, otherwise
+    one row per backbone. Writes `<output>.pdf`, `.png`, `.svg` and `.csv`. GapinitError names a
+    missing or damaged log, and runs of one method with different numbers of steps.
 
-    Source: Zhao et al., "When Is Rank-1 Enough?", section 4.3 (what the zeroed A does to the
-    gradient); the loss and gradient-norm curves of the study of LoRA dynamics.
-    """
-    draw_curves(runs, output, tuple(QUANTITIES), window)
-
-
-def draw_curves(
-    runs: Sequence[Path], output: Path, quantities: Sequence[str], window: int | None = None
-) -> None:
-    """Draw some quantities of the step logs over the steps, a panel each; see `draw`.
-
-    Runs of several backbones have their own panels, side by side or, of several quantities, a row
-    a backbone.
+    Source: Zhao et al., "When Is Rank-1 Enough?", section 4.3 (the effect of the zeroed A on the
+    gradient); Baek et al., "Understanding LoRA Finetuning Dynamics within Vision Language Models",
+    figures 3 to 6 (loss and gradient norm).
     """
     if not runs:
         raise GapinitError("training curves: expected at least one run folder, found none")

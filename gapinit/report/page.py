@@ -100,7 +100,6 @@ def make_report(
         config.backbone,
         Path(output).parent if link_files else None,
     )
-    loaded = [load_experiment(path) for path in experiments]
     backbones = dict.fromkeys(line.run.backbone for line in lines)
     shown = headline.metrics[0]
     browser = browse_predictions(
@@ -114,7 +113,6 @@ def make_report(
         "title": title,
         "config": config,
         "commit": commit,
-        "config_digest": digest(config.model_dump(mode="json")),
         "scale": _scale(config, manifest, predictions_dataset),
         "other_backbones": [name for name in backbones if name != config.backbone],
         "headline": headline,
@@ -123,7 +121,7 @@ def make_report(
         # What the first claim of the headline table says stands above everything else.
         "lead": next((it for it in in_order if it.result.table == headline.id), None),
         "questions": arrange_questions(in_order),
-        "papers": read_papers(published, [experiment.paper for experiment in loaded]),
+        "papers": read_papers(published, [load_experiment(path).paper for path in experiments]),
         "rule_graph": _figure(rule_graph) if rule_graph else None,
         "machine": machine(),
         "digests": digests(
@@ -139,7 +137,6 @@ def make_report(
         "layers": arrange_layers(layers, lines),
         "browser": browser,
         "versions": versions,
-        "citation": (TEMPLATES / "citation.bib").read_text(encoding="utf-8").strip(),
     }
     page = render(content)
     with atomic_file(output) as temporary:
@@ -173,6 +170,8 @@ def render(content: dict[str, Any]) -> str:
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
     return environment.get_template("page.html.j2").render(
         **content,
+        config_digest=digest(content["config"].model_dump(mode="json")),
+        citation=(TEMPLATES / "citation.bib").read_text(encoding="utf-8").strip(),
         style=Markup(style),
         style_hash=_policy_hash(style),
         script=Markup(script),

@@ -1,12 +1,16 @@
-"""What a finished workflow says on the terminal: the headline table and where the report is."""
+"""The last lines of a finished workflow: the headline table and where the report is."""
 
 from __future__ import annotations
 
-import csv
+from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gapinit.artifacts.digests import require_unaltered
 from gapinit.errors import GapinitError
+from gapinit.tables.records import read_claims, read_table
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def print_summary(results: Path) -> None:
@@ -20,39 +24,32 @@ def print_summary(results: Path) -> None:
     # A terminal's width where there is one; a log's lines must not be cut at 80 characters.
     console = Console(width=None if Console().is_terminal else 120)
     console.print(_table(tables[0]))
-    require_unaltered(tables[0])
     verdicts = folder / "claims.csv"
     if verdicts.is_file():
-        with verdicts.open(encoding="utf-8", newline="") as file:
-            found = [row["verdict"] for row in csv.DictReader(file)]
-        counts = ", ".join(f"{found.count(kind)} {kind}" for kind in dict.fromkeys(found))
+        counted = Counter(claim.verdict for claim in read_claims(verdicts))
+        counts = ", ".join(f"{count} {verdict}" for verdict, count in counted.items())
         if counts:
             console.print(f"Claims of the paper, on this small scale: {counts}")
     console.print(f"Report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
 
 
-def _table(path: Path) -> object:
+def _table(path: Path) -> Table:
     from rich.table import Table
 
-    with path.open(encoding="utf-8", newline="") as file:
-        lines = list(csv.DictReader(file))
-    metric = lines[0]["metric"]
+    lines = read_table(path)
+    metric = lines[0].metric
     shown = Table(title=f"{path.stem}: {metric}, published (full scale) and measured (here)")
     for heading in ("", "published", "measured", "95 % interval", "seeds"):
         shown.add_column(heading, justify="left" if not heading else "right")
-    for line in lines:
-        if line["metric"] != metric:
-            continue
-        spread = f" ± {float(line['std']):.2f}" if line["std"] else ""
-        interval = ""
-        if line["interval_low"]:
-            interval = f"{float(line['interval_low']):.1f} to {float(line['interval_high']):.1f}"
+    for line in (line for line in lines if line.metric == metric):
+        std = "" if line.std is None else f" ± {line.std:.2f}"
+        interval = line.interval
         shown.add_row(
-            line["label"],
-            f"{float(line['published']):.2f}" if line["published"] else "",
-            f"{float(line['measured']):.2f}{spread}",
-            interval,
-            line["n_seeds"],
+            line.label,
+            "" if line.published is None else f"{line.published:.2f}",
+            f"{line.measured:.2f}{std}",
+            "" if interval is None else f"{interval.low:.1f} to {interval.high:.1f}",
+            str(line.n_seeds),
         )
     return shown
 
