@@ -25,10 +25,10 @@ QUOTAS = {
 }  # fmt: skip
 """How often each stage is killed; two jobs run at once, so one kill may count for two stages."""
 LASTS = {
-    "data": 2.5, "backbone": 12.0, "states": 7.0, "gap": 3.0, "trunk": 9.0, "train": 14.0,
-    "predict": 9.0, "score": 5.0, "tables": 4.0, "figures": 5.0,
+    "data": 2.0, "backbone": 12.0, "states": 7.0, "gap": 1.0, "trunk": 9.0, "train": 14.0,
+    "predict": 9.0, "score": 3.0, "tables": 1.0, "figures": 2.0,
 }  # fmt: skip
-"""About how many seconds a job of a stage lasts, imports included."""
+"""About how many seconds a job of a stage lasts, imports included; less after a missed one."""
 POLL = 0.05
 pytestmark = [
     pytest.mark.slow,
@@ -43,13 +43,13 @@ def test_killed_runs_end_as_an_undisturbed_one(tmp_path: Path) -> None:
     undisturbed, folder, log = tmp_path / "undisturbed", tmp_path / "killed", tmp_path / "log"
     status = finish(undisturbed, log)
     assert status == 0, log.read_text(errors="replace")[-3000:]
-    draw, hit, kills = random.Random(SEED), Counter[str](), 0
+    draw, hit, kills, lasts = random.Random(SEED), Counter[str](), 0, dict(LASTS)
     before: dict[str, tuple[int, int]] = {}
     made_again: list[str] = []
     while True:
         again = ["--rerun-incomplete", "--nolock"] if kills else []
         process = start(folder, log, *again)
-        struck = _strike(process, hit, draw)
+        struck = _strike(process, hit, draw, lasts)
         kill(process) if struck else process.wait()
         now = {name: place for name in before if (place := _place(folder / name)) is not None}
         made_again += [name for name, place in before.items() if now.get(name) != place]
@@ -73,7 +73,12 @@ def _place(path: Path) -> tuple[int, int] | None:
     return status.st_ino, status.st_mtime_ns
 
 
-def _strike(process: subprocess.Popen[bytes], hit: Counter[str], draw: random.Random) -> set[str]:
+def _strike(
+    process: subprocess.Popen[bytes],
+    hit: Counter[str],
+    draw: random.Random,
+    lasts: dict[str, float],
+) -> set[str]:
     """Wait for a stage that is to be killed, then for a moment within it; return what then runs.
 
     Empty: the run came to its end.
@@ -85,11 +90,11 @@ def _strike(process: subprocess.Popen[bytes], hit: Counter[str], draw: random.Ra
             continue
         # The stage that was killed least comes first: short stages are missed otherwise.
         goal = min(sorted(wanted), key=lambda stage: hit[stage] / QUOTAS[stage])
-        end = time.monotonic() + draw.uniform(0.0, 0.9) * LASTS[goal]
-        # A stage that is about to be over is struck rather than missed.
+        end = time.monotonic() + draw.uniform(0.0, 0.9) * lasts[goal]
         while time.monotonic() < end and goal in running(process.pid):
             time.sleep(POLL)
         struck = running(process.pid)
         if process.poll() is None and struck & wanted:
             return struck
+        lasts[goal] /= 3  # its job ended before: the next one is struck earlier
     return set()
