@@ -112,7 +112,10 @@ def write_json(path: Path, content: Any, *, recorded: bool = True) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; a missing, altered, unreadable or malformed one is an error naming it."""
+    """Read a JSON file; a missing, altered, unreadable or malformed one is an error that names it.
+
+    NaN and a key that stands twice in an object are malformed.
+    """
     path = Path(path)
     try:
         if path.stat().st_size > MAX_JSON:
@@ -129,18 +132,17 @@ def read_json(path: Path) -> Any:
         raise GapinitError(f"{str(path)!r}: no file name ({error})") from None
     require_unaltered(path, content)
     try:
-        return parse_json(content.decode("utf-8"))
+        return json.loads(
+            content.decode("utf-8"),
+            object_pairs_hook=_each_key_once,
+            parse_constant=_no_constant,
+        )
     except RecursionError:
         raise GapinitError(f"{path}: not a readable JSON (nested too deeply)") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise GapinitError(f"{path}: not valid JSON ({error})") from None
     except ValueError as error:  # a number of more digits than Python reads, NaN, a key twice
         raise GapinitError(f"{path}: not a readable JSON ({error})") from None
-
-
-def parse_json(text: str) -> Any:
-    """Return the value of a JSON text; NaN and a key that stands twice are a ValueError."""
-    return json.loads(text, object_pairs_hook=_each_key_once, parse_constant=_no_constant)
 
 
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

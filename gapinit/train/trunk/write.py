@@ -47,14 +47,14 @@ if TYPE_CHECKING:
 __all__ = ["Trunk", "encoded_texts", "extract_trunk", "read_trunk", "trunk_mode", "write_trunk"]
 
 ENCODED_AT_ONCE = 4096
-"""Texts that are lists of Python's numbers at a time."""
+"""Texts that are tokenised at a time: their lists of Python numbers take much memory."""
 PACKED_TOKENS = 1024
-"""Text tokens behind one prefix at most: attention costs the square of a sequence's length."""
+"""At most so many text tokens follow one prefix: attention costs the square of the length."""
 
 
 @dataclass(frozen=True)
 class Texts:
-    """The texts of some images, one after another, as token ids and labels (-100: not learned)."""
+    """All texts of some images, concatenated, as token ids and labels (-100: not learned)."""
 
     input_ids: NDArray[np.int64]
     labels: NDArray[np.int64]
@@ -64,7 +64,7 @@ class Texts:
     """(images + 1,): which text is an image's first."""
 
     def of_images(self, start: int, stop: int) -> Texts:
-        """Return the texts of some images in a row."""
+        """Return the texts of consecutive images."""
         first, last = self.first[start], self.first[stop]
         begin, end = self.offset[first], self.offset[last]
         return Texts(
@@ -289,7 +289,7 @@ def _trunk_states(
 def _packs(
     groups: Sequence[Sequence[Sequence[int]]], tokens: int
 ) -> tuple[list[int], list[list[Sequence[int]]]]:
-    """Return which image each sequence is of, and its texts: at most `tokens` together, or one."""
+    """Return each sequence's image and texts: several of `tokens` together at most, or one."""
     rows: list[int] = []
     packs: list[list[Sequence[int]]] = []
     for row, group in enumerate(groups):
