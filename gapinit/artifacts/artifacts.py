@@ -184,12 +184,18 @@ def create_hdf5(path: Path, kind: str, inputs: Mapping[str, Any]) -> Iterator[h5
     import h5py
 
     with atomic_file(path) as temporary, h5py.File(temporary, "w") as file:
-        file.attrs["kind"] = kind
-        file.attrs["format_version"] = FORMAT_VERSION
-        file.attrs["inputs"] = json.dumps(dict(inputs), sort_keys=True, default=str)
-        file.attrs["packages"] = json.dumps(package_versions(), sort_keys=True)
-        yield file
-        file.attrs["complete"] = True
+        try:
+            file.attrs["kind"] = kind
+            file.attrs["format_version"] = FORMAT_VERSION
+            file.attrs["inputs"] = json.dumps(dict(inputs), sort_keys=True, default=str)
+            file.attrs["packages"] = json.dumps(package_versions(), sort_keys=True)
+            yield file
+            file.attrs["complete"] = True
+            file.flush()
+        except BaseException:
+            # HDF5 prints tracebacks if the disk is too full to close a file: make room for that.
+            os.truncate(temporary, 0)
+            raise
 
 
 @contextmanager
