@@ -11,6 +11,7 @@
 
 TRUNKS = f"{OUT}/4_train/trunk"
 RUNS = f"{OUT}/4_train/runs"
+RECIPES = f"{OUT}/4_train/recipes"
 
 
 rule trunk:
@@ -47,6 +48,23 @@ rule trunk:
         " --max-tokens {params.max_tokens} --mode {params.mode} --dtype {params.dtype} {params.shard}"
 
 
+rule recipe:
+    output:
+        f"{RECIPES}/{{backbone}}.json",
+    log:
+        f"{LOGS}/4_train/recipes/{{backbone}}.log",
+    conda:
+        "../envs/gapinit.yaml"
+    resources:
+        expected_s=1,
+    params:
+        content=recipe_json,
+    message:
+        "Training recipe of {wildcards.backbone}"
+    shell:
+        "python -m gapinit --log-file {log:q} recipe --content {params.content:q} --output {output:q}"
+
+
 for SEEDS, ROWS in PLAN.chunks().items():
 
     rule:
@@ -57,6 +75,7 @@ for SEEDS, ROWS in PLAN.chunks().items():
             trunk=trunk_of,
             layers=layers_of,
             gap=gap_of,
+            recipe=ancient(recipe_of),
         output:
             adapter=[f"{RUNS}/{{row}}/seed{it}/adapter/adapter_model.safetensors" for it in SEEDS],
             settings=[f"{RUNS}/{{row}}/seed{it}/adapter/adapter_config.json" for it in SEEDS],
@@ -80,16 +99,8 @@ for SEEDS, ROWS in PLAN.chunks().items():
         params:
             trunk=lambda wildcards, input: [f"--trunk={path}" for path in trunk_of(wildcards)],
             runs=train_options,
-            alpha_per_rank=CONFIG.lora.alpha_per_rank,
-            dropout=CONFIG.lora.dropout,
-            learning_rate=training_setting("learning_rate"),
-            scheduler=training_setting("scheduler"),
-            warmup_ratio=training_setting("warmup_ratio"),
-            weight_decay=training_setting("weight_decay"),
-            max_grad_norm=training_setting("max_grad_norm"),
-            batch_size=training_setting("batch_size"),
-            gradient_accumulation=training_setting("gradient_accumulation"),
-            grouping=grouping_option,
+            # What makes Snakemake retrain: those keys of the recipe that change numbers.
+            recipe=decisive_recipe,
             version=PLAN.version("train"),
         message:
             f"Train {{wildcards.row}}/{', '.join(f'seed{it}' for it in SEEDS)}"
@@ -97,8 +108,4 @@ for SEEDS, ROWS in PLAN.chunks().items():
             "python -m gapinit --log-file {log:q} train {params.runs:q}"
             " --backbone {input.backbone:q} {params.trunk:q} --layers {input.layers:q}"
             " --gap {input.gap:q}"
-            " --alpha-per-rank {params.alpha_per_rank} --dropout {params.dropout}"
-            " --learning-rate {params.learning_rate} --scheduler {params.scheduler}"
-            " --warmup-ratio {params.warmup_ratio} --weight-decay {params.weight_decay}"
-            " --max-grad-norm {params.max_grad_norm} --batch-size {params.batch_size}"
-            " --gradient-accumulation {params.gradient_accumulation} {params.grouping}"
+            " --recipe {input.recipe:q}"

@@ -2,11 +2,13 @@
 #
 # A run's factors stand in its path (gapinit/config/runs.py); the plan (gapinit/workflow/plan.py) knows the rest.
 
+import json
 import re
 import shlex
 
 from gapinit.data.downloads import read_downloads
 from gapinit.workflow.shared_jobs import evaluation_jobs, scored_together
+from gapinit.config.recipe import NUMBERLESS
 from gapinit.config.runs import Run
 from gapinit.figures import FIGURES as DRAWN_FIGURES
 
@@ -161,24 +163,33 @@ def max_new_tokens(jobs):
     ]
 
 
-def grouping_option(wildcards):
-    """Whether batches are of like length, as an option of the command."""
-    training = PLAN.config.training_of(backbone_name(wildcards))
-    return "--group-by-length" if training.group_by_length else ""
+def recipe_of(wildcards):
+    """The training recipe of a run's backbone."""
+    return f"{RECIPES}/{backbone_name(wildcards)}.json"
+
+
+def recipe_json(wildcards):
+    """The same recipe as JSON."""
+    return json.dumps(PLAN.recipe(wildcards.backbone))
+
+
+def decisive_recipe(wildcards):
+    """Those of its keys that change numbers."""
+    keys = PLAN.recipe(backbone_name(wildcards))
+    return {key: value for key, value in keys.items() if key not in NUMBERLESS}
 
 
 def train_options(wildcards, output):
-    """The runs of a job, their folders, and how often a checkpoint is written, as options.
+    """The runs of a job and their folders, as options.
 
     Derived from the outputs, so that Snakemake does not retrain when they change; none of them
     affects the numbers.
     """
     folders = [Path(record).parent for record in output.run]
-    training = PLAN.config.training_of(backbone_name(wildcards))
     options = [
         ["--run", str(folder.relative_to(RUNS)), "--output", str(folder)] for folder in folders
     ]
-    return [*sum(options, []), f"--checkpoint-steps={training.checkpoint_steps}"]
+    return sum(options, [])
 
 
 def layers_of(wildcards):

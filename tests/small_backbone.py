@@ -21,8 +21,8 @@ from transformers import Blip2ForConditionalGeneration, Blip2Processor
 
 from gapinit.artifacts.artifacts import write_json
 from gapinit.backbones.mini_blip2 import MiniBlip2Settings, Phase, build, train_tokenizer
-from gapinit.config.configuration import Lora, Training
 from gapinit.config.methods import METHODS
+from gapinit.config.recipe import Recipe
 from gapinit.config.runs import Run
 from gapinit.config.yaml_files import check_settings
 from gapinit.data.captions import CaptionedImage
@@ -134,7 +134,6 @@ class SmallWorld:
         **changes: Any,
     ) -> None:
         """Train runs in one process, each into its folder; `changes` as of `train`."""
-        lora = {name: changes.pop(name) for name in list(changes) if name in Lora.model_fields}
         train_runs(
             list(goals.values()),
             self.backbone,
@@ -142,8 +141,7 @@ class SmallWorld:
             self.layers,
             self.gap,
             list(goals),
-            recipe=Training(**{"batch_size": 24} | changes),
-            lora=Lora(**lora),
+            recipe=Recipe(**{"batch_size": 24} | changes),
         )
 
 

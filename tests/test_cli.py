@@ -65,6 +65,7 @@ def test_captions_are_scored(tmp_path: Path) -> None:
 
 STATES = ("states", "--backbone=no", "--manifest=no.json", "--pairs=4")
 TRAIN = ("train", *(f"--{name}=no" for name in ("backbone", "trunk", "layers", "gap")))
+RUN = "mini/scenes/random-b/rank1_naive_epochs2/no-gap/seed42"
 
 
 @pytest.mark.parametrize(
@@ -79,6 +80,7 @@ TRAIN = ("train", *(f"--{name}=no" for name in ("backbone", "trunk", "layers", "
         ([*STATES, "--device=nowhere"], "--device: unknown device 'nowhere', expected cpu"),
         ([*STATES, "--device=cuda:99"], "--device cuda:99: PyTorch"),
         ([*TRAIN, "--run=somewhere/else"], "'somewhere/else' is not the path of a run"),
+        ([*TRAIN, f"--run={RUN}", "--recipe=no.yaml"], "no.yaml: no such file"),
     ],
 )
 def test_a_mistake_is_one_message(

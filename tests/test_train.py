@@ -444,7 +444,7 @@ def test_half_precision(world: SmallWorld, tmp_path: Path) -> None:
 def test_no_stage_prints_what_a_user_cannot_act_on(world: SmallWorld, tmp_path: Path) -> None:
     program = f"""
 from pathlib import Path
-from gapinit.config.configuration import Lora, Training
+from gapinit.config.recipe import Recipe
 from gapinit.config.runs import Run
 from gapinit.evaluate.predict import extract_features, predict
 from gapinit.states.states import extract_states
@@ -456,7 +456,7 @@ extract_states(backbone, manifest, out / "states.h5", pairs=4, seed=0)
 extract_trunk(backbone, manifest, layers, "naive", out / "trunk.h5")
 run = Run("tiny", "tiny", "pissa", 1, "naive", 1, seed=1)
 train_run(run, backbone, out / "trunk.h5", layers, world / "gap.h5", out / "run",
-          recipe=Training(batch_size=60), lora=Lora())
+          recipe=Recipe(batch_size=60))
 extract_features(backbone, manifest, out / "features.h5")
 predict(backbone, manifest, out / "features.h5", out / "run/adapter", out / "captions.json",
         num_beams=2, max_new_tokens=4, batch_size=8)

@@ -17,7 +17,7 @@ from gapinit.artifacts.arrays import BITS
 from gapinit.artifacts.artifacts import read_json, write_json
 from gapinit.backbones import load_backbone
 from gapinit.backbones.tail import tail_loss
-from gapinit.config.configuration import Lora, Training
+from gapinit.config.recipe import Recipe
 from gapinit.config.runs import Run
 from gapinit.data.dataset import prepare_dataset
 from gapinit.data.manifest import read_manifest
@@ -77,8 +77,7 @@ class Family:
             self.root / "layers.json",
             self.root / "gap.h5",
             output,
-            recipe=Training(batch_size=BATCH, learning_rate=2e-3),
-            lora=Lora(dropout=0.0),
+            recipe=Recipe(batch_size=BATCH, learning_rate=2e-3, dropout=0.0),
         )
         return output
 

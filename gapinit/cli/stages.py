@@ -165,6 +165,21 @@ def trunk(
 
 
 @app.command()
+def recipe(
+    content: Annotated[str, typer.Option(help="The recipe as JSON.")], output: Output
+) -> None:
+    """Check a training recipe and write it for `gapinit train --recipe`."""
+    import json
+
+    from gapinit.artifacts.artifacts import write_json
+    from gapinit.config.recipe import Recipe
+    from gapinit.config.yaml_files import check_settings
+
+    checked = check_settings(json.loads(content), Recipe, "--content")
+    write_json(output, checked.model_dump(mode="json", exclude_unset=True))
+
+
+@app.command()
 def train(
     run: Annotated[
         list[str],
@@ -180,46 +195,23 @@ def train(
     output: Annotated[
         list[Path], typer.Option(help="A run's folder, written whole; one for each run, in order.")
     ],
-    alpha_per_rank: float = 2.0,
-    dropout: float = 0.05,
-    learning_rate: float = 2e-4,
-    scheduler: str = "cosine",
-    warmup_ratio: float = 0.0,
-    weight_decay: float = 0.0,
-    max_grad_norm: float = 1.0,
-    batch_size: int = 32,
-    gradient_accumulation: int = 1,
-    group_by_length: Annotated[
-        bool, typer.Option(help="Batches of captions of like length: less padding.")
-    ] = False,
-    checkpoint_steps: Annotated[
-        int, typer.Option(help="Steps between checkpoints, 0: none. A killed call resumes.", min=0)
-    ] = 200,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML or JSON file with keys of a configuration's `training` and `lora`; a key "
+            "that is not in it has its default, the paper's value."
+        ),
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Train runs on the trunk: for each its adapter folder, step log and run.json."""
-    from gapinit.config.configuration import Lora, Training
+    from gapinit.config.recipe import Recipe
     from gapinit.config.runs import Run
-    from gapinit.config.yaml_files import check_settings
+    from gapinit.config.yaml_files import read_settings
 
     chosen = [Run.parse(path) for path in run]
-    origin = "gapinit train"
-    recipe = {
-        "learning_rate": learning_rate,
-        "scheduler": scheduler,
-        "warmup_ratio": warmup_ratio,
-        "weight_decay": weight_decay,
-        "max_grad_norm": max_grad_norm,
-        "batch_size": batch_size,
-        "gradient_accumulation": gradient_accumulation,
-        "group_by_length": group_by_length,
-        "checkpoint_steps": checkpoint_steps,
-    }
-    checked = check_settings(recipe, Training, origin)
-    lora = check_settings({"alpha_per_rank": alpha_per_rank, "dropout": dropout}, Lora, origin)
+    checked = Recipe() if recipe is None else read_settings(recipe, Recipe)
     device = device_name(device)
     from gapinit.train.train import train_runs
 
-    train_runs(
-        chosen, backbone, trunk, layers, gap, output, recipe=checked, lora=lora, device=device
-    )
+    train_runs(chosen, backbone, trunk, layers, gap, output, recipe=checked, device=device)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from gapinit.config.backbone_settings import BackboneRecipe, overridden, read_recipe
-from gapinit.config.recipe import Decoding, Layers, Positive, Training
+from gapinit.config.recipe import Decoding, Layers, Lora, Positive, Training
 from gapinit.config.yaml_files import Origin, Settings, check_settings, place_of
 from gapinit.errors import GapinitError
 
@@ -81,13 +81,6 @@ class Gap(Settings):
     alpha_semantic: float = 1.0
     alpha_geometric: float = 1.0
     smoothing: Literal["spot", "mean"] = "spot"
-
-
-class Lora(Settings):
-    """LoRA as in the paper's Table 13."""
-
-    alpha_per_rank: Annotated[float, Field(gt=0)] = 2.0
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
 
 
 class Shards(Settings):

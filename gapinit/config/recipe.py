@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from gapinit.config.yaml_files import Settings
+
+if TYPE_CHECKING:
+    from gapinit.config.runs import Run
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -42,6 +45,33 @@ class Training(Settings):
     """How many seeds of a row one process trains; changes no number."""
     checkpoint_steps: Annotated[int, Field(ge=0)] = 200
     """Steps between checkpoints, 0: none; changes no number."""
+
+
+class Lora(Settings):
+    """LoRA as in the paper's Table 13."""
+
+    alpha_per_rank: Annotated[float, Field(gt=0)] = 2.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+
+
+NUMBERLESS = {"seeds_per_job", "checkpoint_steps"}
+"""Keys of `Training` that say how a run is made and change no number."""
+ELSEWHERE = {
+    *("epochs", "seeds_per_job"),
+    *("max_caption_tokens", "max_sequence_tokens", "trunk", "trunk_dtype"),
+}
+"""Keys of `Training` that the plan or the stage `trunk` reads and a recipe file need not hold."""
+_OF_RUN = ("epochs",)
+"""Keys that a run's factors override."""
+
+
+class Recipe(Lora, Training):
+    """What `gapinit train --recipe FILE` reads: the keys of `training` and `lora` in one file."""
+
+    def of(self, run: Run) -> Recipe:
+        """Return the recipe of one run: its own factors stand before the keys of the file."""
+        own = {key: getattr(run, key) or getattr(self, key) for key in _OF_RUN}
+        return self.model_copy(update=own)
 
 
 class Decoding(Settings):

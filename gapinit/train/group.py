@@ -54,7 +54,8 @@ def train_one(model: Backbone, job: Job, goal: Goal) -> None:
     """
     began = time.monotonic()
     with _unchanged(model, job.layers), tempfile.TemporaryDirectory() as scratch:
-        arguments = training_arguments(job.recipe, goal.run, Path(scratch), job.device)
+        recipe = job.recipe.of(goal.run)
+        arguments = training_arguments(recipe, goal.run, Path(scratch), job.device)
         one = _prepare(goal, model, job, Order(job.trunk, arguments))
         peft = one.adapted.model
         before = Path(scratch) / "before-training" if one.adapted.converts else None
@@ -87,12 +88,13 @@ def _prepare(goal: Goal, model: Backbone, job: Job, order: Order) -> Prepared:
     run = goal.run
     assert run.seed is not None and run.rank is not None, "train_runs lets no other run come here"
     set_seed(run.seed)
+    recipe = job.recipe.of(run)
     setup = Setup(
         backbone=model,
         layers=job.layers,
         rank=run.rank,
-        alpha=job.lora.alpha_per_rank * run.rank,
-        dropout=job.lora.dropout,
+        alpha=recipe.alpha_per_rank * run.rank,
+        dropout=recipe.dropout,
         gap=torch.from_numpy(job.gap.gap),
         noise=run.noise,
         noise_scale=run.noise_scale or "unit",

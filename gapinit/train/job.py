@@ -9,17 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from gapinit.artifacts.artifacts import digest, package_versions
 from gapinit.artifacts.checkpoints import place_of, sealed
+from gapinit.config.recipe import NUMBERLESS
 from gapinit.config.versions import VERSIONS
 
 if TYPE_CHECKING:
-    from gapinit.config.configuration import Lora, Training
+    from gapinit.config.recipe import Recipe
     from gapinit.config.runs import Run
     from gapinit.gap.gap_file import GapFile
     from gapinit.train.trunk.write import Trunk
-
-
-_HOW = {"seeds_per_job", "checkpoint_steps"}
-"""Keys of a recipe that say how a run is trained and change no number."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +26,7 @@ class Job:
     trunk: Trunk
     layers: list[int]
     gap: GapFile
-    recipe: Training
-    lora: Lora
+    recipe: Recipe
     device: str
     inputs: Mapping[str, Any]
     """Digests of what is trained from, as `run.json` gives them."""
@@ -38,11 +34,10 @@ class Job:
     def recipe_of(self, run: Run) -> dict[str, Any]:
         """Return a run's recipe as `run.json` gives it: what changes numbers."""
         assert run.rank is not None, "train_runs lets no other run come here"
+        recipe = self.recipe.of(run)
         return {
-            **self.recipe.model_dump(exclude=_HOW),
-            **self.lora.model_dump(),
-            "epochs": run.epochs or self.recipe.epochs,
-            "alpha": self.lora.alpha_per_rank * run.rank,
+            **recipe.model_dump(exclude=NUMBERLESS),
+            "alpha": recipe.alpha_per_rank * run.rank,
             "max_tokens": self.trunk.inputs["max_tokens"],
             "trunk": self.trunk.mode,
             "trunk_dtype": self.trunk.inputs["dtype"],

@@ -17,7 +17,7 @@ from gapinit.artifacts.artifacts import sha256
 from gapinit.artifacts.checkpoints import clear, publish
 from gapinit.backbones import load_backbone
 from gapinit.backbones.fingerprint import backbone_digest
-from gapinit.config.configuration import Lora, Training
+from gapinit.config.recipe import Recipe
 from gapinit.config.runs import Run
 from gapinit.errors import GapinitError
 from gapinit.gap.gap_file import read_gap
@@ -35,14 +35,11 @@ def train_run(
     gap: Path,
     output: Path,
     *,
-    recipe: Training,
-    lora: Lora,
+    recipe: Recipe,
     device: str = "cpu",
 ) -> None:
     """Train one run, as `train_runs` does, into the folder `output`."""
-    train_runs(
-        [run], backbone, trunk, layers, gap, [output], recipe=recipe, lora=lora, device=device
-    )
+    train_runs([run], backbone, trunk, layers, gap, [output], recipe=recipe, device=device)
 
 
 def train_runs(
@@ -53,8 +50,7 @@ def train_runs(
     gap: Path,
     outputs: Sequence[Path],
     *,
-    recipe: Training,
-    lora: Lora,
+    recipe: Recipe,
     device: str = "cpu",
 ) -> None:
     """Train runs that share backbone, trunk, layers and gap file, each into its own folder.
@@ -81,7 +77,7 @@ def train_runs(
         "layers": sha256(layers),
         "gap": sha256(gap),
     }
-    job = Job(cached, chosen, directions, recipe, lora, device, inputs)
+    job = Job(cached, chosen, directions, recipe, device, inputs)
     goals = [Goal.of(run, output, job) for run, output in goals_of]
     left = [goal for goal in goals if not goal.done]
     if left:

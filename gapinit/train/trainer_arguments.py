@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 from transformers import TrainingArguments
 
 if TYPE_CHECKING:
-    from gapinit.config.configuration import Training
+    from gapinit.config.recipe import Recipe
     from gapinit.config.runs import Run
 
 
-def training_arguments(recipe: Training, run: Run, scratch: Path, device: str) -> TrainingArguments:
+def training_arguments(recipe: Recipe, run: Run, scratch: Path, device: str) -> TrainingArguments:
     """Return a run's recipe (paper, Table 14) in Trainer's words; `scratch`: for its files."""
     assert run.seed is not None, "no run without a seed is trained"
     return TrainingArguments(
         output_dir=str(scratch / "trainer"),
         per_device_train_batch_size=recipe.batch_size,
         gradient_accumulation_steps=recipe.gradient_accumulation,
-        num_train_epochs=run.epochs or recipe.epochs,
+        num_train_epochs=recipe.epochs,
         learning_rate=recipe.learning_rate,
         lr_scheduler_type=recipe.scheduler,
         warmup_steps=recipe.warmup_ratio,

@@ -16,6 +16,7 @@ import yaml
 
 from gapinit.config.configuration import Config, load_config
 from gapinit.config.experiments import Experiment, load_experiment, table_rows
+from gapinit.config.recipe import ELSEWHERE
 from gapinit.config.runs import Run, TableRow
 from gapinit.config.versions import VERSIONS
 from gapinit.config.yaml_files import read_yaml
@@ -116,6 +117,11 @@ class Plan:
         """Return what a backbone's file says that its jobs need; None: it need not be told."""
         value: int | None = getattr(self.config.recipe_of(backbone).resources, name)
         return default if value is None else value
+
+    def recipe(self, backbone: str) -> dict[str, Any]:
+        """Return what `gapinit train --recipe` reads for a backbone's runs."""
+        training = self.config.training_of(backbone)
+        return {**training.model_dump(exclude=ELSEWHERE), **self.config.lora.model_dump()}
 
     def max_tokens(self, dataset: str, backbone: str) -> int:
         """Return the length to which a dataset's training texts are cut."""
