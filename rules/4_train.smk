@@ -2,6 +2,7 @@
 #
 # in:   results/<name>/3_gap/, results/1_backbones/<backbone>/, results/1_data/<dataset>/
 # out:  results/<name>/4_train/trunk/<backbone>/<dataset>/<layers>.h5
+#       results/<name>/4_train/recipes/<backbone>.json
 #       results/<name>/4_train/runs/<run>/{adapter/,steps.csv,run.json,process.json}
 #
 # <run> spells the run's factors (gapinit/config/runs.py); a run that several tables ask for is made once.
@@ -48,6 +49,7 @@ rule trunk:
         " --max-tokens {params.max_tokens} --mode {params.mode} --dtype {params.dtype} {params.shard}"
 
 
+# What decides a backbone's trainings besides their runs' factors; a change of the file reruns them.
 rule recipe:
     output:
         f"{RECIPES}/{{backbone}}.json",
@@ -75,7 +77,7 @@ for SEEDS, ROWS in PLAN.chunks().items():
             trunk=trunk_of,
             layers=layers_of,
             gap=gap_of,
-            recipe=ancient(recipe_of),
+            recipe=recipe_of,
         output:
             adapter=[f"{RUNS}/{{row}}/seed{it}/adapter/adapter_model.safetensors" for it in SEEDS],
             settings=[f"{RUNS}/{{row}}/seed{it}/adapter/adapter_config.json" for it in SEEDS],
@@ -99,13 +101,10 @@ for SEEDS, ROWS in PLAN.chunks().items():
         params:
             trunk=lambda wildcards, input: [f"--trunk={path}" for path in trunk_of(wildcards)],
             runs=train_options,
-            # What makes Snakemake retrain: those keys of the recipe that change numbers.
-            recipe=decisive_recipe,
             version=PLAN.version("train"),
         message:
             f"Train {{wildcards.row}}/{', '.join(f'seed{it}' for it in SEEDS)}"
         shell:
             "python -m gapinit --log-file {log:q} train {params.runs:q}"
             " --backbone {input.backbone:q} {params.trunk:q} --layers {input.layers:q}"
-            " --gap {input.gap:q}"
-            " --recipe {input.recipe:q}"
+            " --gap {input.gap:q} --recipe {input.recipe:q}"

@@ -8,7 +8,6 @@ import shlex
 
 from gapinit.data.downloads import read_downloads
 from gapinit.workflow.shared_jobs import evaluation_jobs, scored_together
-from gapinit.config.recipe import NUMBERLESS
 from gapinit.config.runs import Run
 from gapinit.figures import FIGURES as DRAWN_FIGURES
 
@@ -169,27 +168,22 @@ def recipe_of(wildcards):
 
 
 def recipe_json(wildcards):
-    """The same recipe as JSON."""
+    """The same recipe as JSON: a change of it reruns the trainings that read the file."""
     return json.dumps(PLAN.recipe(wildcards.backbone))
 
 
-def decisive_recipe(wildcards):
-    """Those of its keys that change numbers."""
-    keys = PLAN.recipe(backbone_name(wildcards))
-    return {key: value for key, value in keys.items() if key not in NUMBERLESS}
-
-
 def train_options(wildcards, output):
-    """The runs of a job and their folders, as options.
+    """The runs of a job, their folders, and how often a checkpoint is written, as options.
 
     Derived from the outputs, so that Snakemake does not retrain when they change; none of them
     affects the numbers.
     """
     folders = [Path(record).parent for record in output.run]
+    training = PLAN.config.training_of(backbone_name(wildcards))
     options = [
         ["--run", str(folder.relative_to(RUNS)), "--output", str(folder)] for folder in folders
     ]
-    return sum(options, [])
+    return [*sum(options, []), f"--checkpoint-steps={training.checkpoint_steps}"]
 
 
 def layers_of(wildcards):

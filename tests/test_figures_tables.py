@@ -241,7 +241,7 @@ def test_running_mean_keeps_a_line_and_its_ends() -> None:
     ("text", "message"),
     [
         (None, "steps.csv: no such file"),
-        ("step,loss\n1,2\n", "expected the columns step, loss, grad_norm, alignment"),
+        ("step,loss\n1,2\n", "expected the columns step, loss, grad_norm, learning_rate"),
         ("step,loss,grad_norm,learning_rate,alignment\n", "no steps"),
         ("step,loss,grad_norm,learning_rate,alignment\n1,x,1,1,1\n", "with a number on every line"),
     ],

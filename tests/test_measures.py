@@ -9,7 +9,8 @@ import pytest
 
 from gapinit.config.experiments import METRICS
 from gapinit.errors import GapinitError
-from gapinit.tables.measures import FROM_RECORD, FROM_STEPS, measure, read_steps, running_mean
+from gapinit.tables.measures import FROM_RECORD, FROM_STEPS, measure, running_mean
+from gapinit.train.step_log import read_steps
 
 
 def log(folder: Path, loss: list[float], norm: list[float] | None = None) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gapinit.config.recipe import ELSEWHERE, Recipe
+from gapinit.config.recipe import ELSEWHERE, NUMBERLESS, Recipe
 from gapinit.config.runs import Run
 from gapinit.config.yaml_files import read_settings, read_yaml
 from gapinit.errors import GapinitError
@@ -51,5 +51,5 @@ def test_the_plan_gives_a_backbones_recipe() -> None:
     content["training"] |= {"group_by_length": True}
     content["lora"] |= {"dropout": 0.25}
     keys = make_plan(content, CONFIG, []).recipe("mini-blip2")
-    assert set(keys) == set(Recipe.model_fields) - ELSEWHERE
+    assert set(keys) == set(Recipe.model_fields) - ELSEWHERE - NUMBERLESS
     assert keys["group_by_length"] is True and keys["dropout"] == 0.25

@@ -52,6 +52,16 @@ def finished(grid: Path) -> Path:
 pytestmark = pytest.mark.slow
 
 
+def test_training_is_repeated_when_its_numbers_change_and_only_then(grid: Path) -> None:
+    run = next(grid.glob("results/test/4_train/runs/mini-blip2-test/**/run.json"))
+    target = str(run.relative_to(grid))
+    for change, trained in (("'checkpoint_steps': 7", False), ("'learning_rate': 5e-3", True)):
+        options = ("--dry-run", "--config", f"training={{{change}}}")
+        told = snakemake(grid, target, *TEST, *options)
+        assert ("Train mini-blip2-test/" in told) == trained, told
+        assert trained or "Nothing to be done" in told
+
+
 def test_every_table_and_figure_is_there(finished: Path) -> None:
     tables = [f"6_tables/test-{name}.{it}" for name in TABLES for it in ("csv", "md", "tex")]
     figures = [f"7_figures/{name}.{it}" for name in FIGURES for it in ("pdf", "png", "svg", "csv")]

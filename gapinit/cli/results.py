@@ -184,11 +184,12 @@ def track(
     output: Annotated[Path | None, typer.Option(help="Marker of what was reported, JSON.")] = None,
 ) -> None:
     """Send a run's training metrics to TensorBoard, Weights & Biases or MLflow."""
-    from gapinit.train.trackers import mark_reported, report_run
+    from gapinit.artifacts.artifacts import write_json
+    from gapinit.train.trackers import report_run
 
-    report_run(run, report_to, folder)
+    name = report_run(run, report_to, folder)
     if output is not None:
-        mark_reported(run, report_to, output)
+        write_json(output, {"run": name, "report_to": report_to})
 
 
 @app.command()

@@ -168,7 +168,7 @@ def trunk(
 def recipe(
     content: Annotated[str, typer.Option(help="The recipe as JSON.")], output: Output
 ) -> None:
-    """Check a training recipe and write it for `gapinit train --recipe`."""
+    """Check a training recipe and write it for `train --recipe` (JSON)."""
     import json
 
     from gapinit.artifacts.artifacts import write_json
@@ -202,6 +202,14 @@ def train(
             "that is not in it has its default, the paper's value."
         ),
     ] = None,
+    checkpoint_steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Steps between checkpoints, 0: none; instead of the recipe's. A killed call "
+            "resumes from the last one; no number depends on it.",
+            min=0,
+        ),
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Train runs on the trunk: for each its adapter folder, step log and run.json."""
@@ -211,6 +219,8 @@ def train(
 
     chosen = [Run.parse(path) for path in run]
     checked = Recipe() if recipe is None else read_settings(recipe, Recipe)
+    if checkpoint_steps is not None:
+        checked = checked.model_copy(update={"checkpoint_steps": checkpoint_steps})
     device = device_name(device)
     from gapinit.train.train import train_runs
 

@@ -56,11 +56,8 @@ class Lora(Settings):
 
 NUMBERLESS = {"seeds_per_job", "checkpoint_steps"}
 """Keys of `Training` that say how a run is made and change no number."""
-ELSEWHERE = {
-    *("epochs", "seeds_per_job"),
-    *("max_caption_tokens", "max_sequence_tokens", "trunk", "trunk_dtype"),
-}
-"""Keys of `Training` that the plan or the stage `trunk` reads and a recipe file need not hold."""
+ELSEWHERE = {"epochs", "max_caption_tokens", "max_sequence_tokens", "trunk", "trunk_dtype"}
+"""Keys of `Training` that a run's factors or other stages hold."""
 _OF_RUN = ("epochs",)
 """Keys that a run's factors override."""
 

@@ -14,7 +14,7 @@ from gapinit.config.methods import METHODS
 from gapinit.config.runs import Run
 from gapinit.errors import GapinitError
 from gapinit.figures import style
-from gapinit.tables.measures import read_steps
+from gapinit.train.step_log import read_steps
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

@@ -5,44 +5,22 @@ Scores say where a run ended; these say how it went there.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gapinit.artifacts.digests import require_unaltered
 from gapinit.errors import GapinitError
+from gapinit.train.step_log import Steps, read_steps
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-COLUMNS = ("step", "loss", "grad_norm", "alignment")
 LAST_SHARE = 0.1
 """Share of the steps over which the end of a run is averaged."""
 WINDOW_SHARE = 0.05
 """Width of the running mean, as a share of the steps."""
-
-Steps = Mapping[str, "NDArray[np.float64]"]
-
-
-def read_steps(path: Path) -> Steps:
-    """Read a step log: one array of (steps,) per column; a damaged one is an error."""
-    try:
-        require_unaltered(path)
-        with Path(path).open(encoding="utf-8", newline="") as file:
-            lines = list(csv.DictReader(file))
-        if not lines:
-            raise GapinitError(f"{path}: no steps. Train this run again.")
-        return {name: np.array([float(line[name]) for line in lines]) for name in COLUMNS}
-    except FileNotFoundError:
-        raise GapinitError(f"{path}: no such file. Train this run first.") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise GapinitError(
-            f"{path}: expected the columns {', '.join(COLUMNS)} with a number on every line "
-            f"({error}). Train this run again."
-        ) from None
 
 
 def measure(name: str, folder: Path, record: Mapping[str, Any], target_loss: float | None) -> float:

@@ -1,19 +1,28 @@
-"""What each step of a training run saw: loss, gradient norm, learning rate and alignment."""
+"""What each step of a training run measured: loss, gradient norm, learning rate and alignment.
+
+No torch before a run is trained: tables and figures read step logs here.
+"""
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from gapinit.adapters.lora import ADAPTER
+from gapinit.artifacts.digests import require_unaltered
 from gapinit.errors import GapinitError
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
 STEP_COLUMNS = ("step", "loss", "grad_norm", "learning_rate", "alignment")
+Steps = Mapping[str, "NDArray[np.float64]"]
+"""By column, (steps,)."""
 
 
 class StepLog:
@@ -37,6 +46,10 @@ class StepLog:
 
         b is the first column of a module's B, u its direction.
         """
+        import torch
+
+        from gapinit.adapters.lora import ADAPTER
+
         cosines = []
         for name, direction in self._directions.items():
             weight: Tensor = self._layers[name].lora_B[ADAPTER].weight
@@ -72,3 +85,21 @@ class StepLog:
         lines = [",".join(STEP_COLUMNS)]
         lines += [",".join(repr(row[column]) for column in STEP_COLUMNS) for row in self.rows]
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def read_steps(path: Path) -> Steps:
+    """Read a step log; a missing or damaged one is an error that names it."""
+    try:
+        require_unaltered(path)
+        with Path(path).open(encoding="utf-8", newline="") as file:
+            lines = list(csv.DictReader(file))
+        if not lines:
+            raise GapinitError(f"{path}: no steps. Train this run again.")
+        return {name: np.array([float(line[name]) for line in lines]) for name in STEP_COLUMNS}
+    except FileNotFoundError:
+        raise GapinitError(f"{path}: no such file. Train this run first.") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise GapinitError(
+            f"{path}: expected the columns {', '.join(STEP_COLUMNS)} with a number on every line "
+            f"({error}). Train this run again."
+        ) from None

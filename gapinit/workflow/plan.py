@@ -16,7 +16,7 @@ import yaml
 
 from gapinit.config.configuration import Config, load_config
 from gapinit.config.experiments import Experiment, load_experiment, table_rows
-from gapinit.config.recipe import ELSEWHERE
+from gapinit.config.recipe import ELSEWHERE, NUMBERLESS
 from gapinit.config.runs import Run, TableRow
 from gapinit.config.versions import VERSIONS
 from gapinit.config.yaml_files import read_yaml
@@ -119,9 +119,9 @@ class Plan:
         return default if value is None else value
 
     def recipe(self, backbone: str) -> dict[str, Any]:
-        """Return what `gapinit train --recipe` reads for a backbone's runs."""
-        training = self.config.training_of(backbone)
-        return {**training.model_dump(exclude=ELSEWHERE), **self.config.lora.model_dump()}
+        """Return what `gapinit train --recipe` reads for a backbone: all that changes numbers."""
+        training = self.config.training_of(backbone).model_dump(exclude=ELSEWHERE | NUMBERLESS)
+        return training | self.config.lora.model_dump()
 
     def max_tokens(self, dataset: str, backbone: str) -> int:
         """Return the length to which a dataset's training texts are cut."""
