@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from gapinit.artifacts.artifacts import read_json
 from gapinit.data.captions import load_coco_captions, load_karpathy
 from gapinit.data.conversations import load_llava
 from gapinit.data.defects import Defects
-from gapinit.data.entries import read_any, read_lines, shown
+from gapinit.data.entries import read_lines, shown
 from gapinit.data.locate import POPE_CATEGORIES, leading_out
 from gapinit.data.pretraining import ALT_TEXT, read_pretraining
 from gapinit.data.questions import AnswerKey, load_pope, load_vqa
@@ -153,7 +154,7 @@ def classify(path: Path, defects: Defects) -> AnnotationFile | None:
     if name == ALT_TEXT:
         return AnnotationFile(path, "alt_text", split)
     try:
-        content = read_any(path)
+        content = read_json(path)
     except GapinitError as error:
         known = "pope" if _has_pope_lines(path) else _by_name(name)
         if known == "pope":

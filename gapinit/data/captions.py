@@ -17,7 +17,7 @@ from gapinit.data.entries import (
     read_object,
     top_list,
 )
-from gapinit.data.locate import coco_folders, image_number, karpathy_folders
+from gapinit.data.locate import coco_folders, karpathy_folders
 
 # Karpathy and Fei-Fei's split trains on `restval` too: the validation images it does not use.
 KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
@@ -131,10 +131,8 @@ def _captions_by_image(
 ) -> dict[int, list[str]]:
     """Return the captions by image id; an image whose captions are all defective has none.
 
-    An image entry whose id is wrong is a defect already; its captions are no further defects.
+    A caption without image may belong to one of `others`, whose id is wrong: a defect already.
     """
-    names = (entry.fields.get("file_name") for entry in others)
-    told = {image_number(name) for name in names if isinstance(name, str)}
     captions: dict[int, list[str]] = {}
     seen: Seen = {}
     for entry in notes:
@@ -148,6 +146,6 @@ def _captions_by_image(
             found = captions.setdefault(image_id, [])
             if text is not None:
                 found.append(text)
-        elif image_id not in told:
+        elif not others:
             entry.problem(f"'image_id': {image_id} is no entry of 'images'")
     return captions

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gapinit.artifacts.artifacts import read_json
 from gapinit.config.yaml_files import read_yaml
 from gapinit.data.annotation_files import SUFFIXES
 from gapinit.data.captions import karpathy_held_out
 from gapinit.data.check_folder import Checked, check_folder
 from gapinit.data.dataset import read_dataset_settings
 from gapinit.data.defects import Defects
-from gapinit.data.entries import read_any
 from gapinit.data.folder import FolderSettings, dataset_files
 from gapinit.data.locate import find_annotations
 from gapinit.data.overlap import LoadedFile, note_overlap
@@ -69,7 +69,7 @@ def _made(folder: Path) -> Place:
     """Return a folder as it is, or the one elsewhere from which the manifest in it was made."""
     path = folder / "manifest.json"
     try:
-        content = read_any(path)
+        content = read_json(path)
     except GapinitError:  # no manifest, or a damaged one: the folder itself is checked
         return Place(folder)
     root = content.get("root") if isinstance(content, dict) else None

@@ -50,11 +50,6 @@ class Download(Settings):
             raise ValueError("expected a file name of letters, digits, '.', '_' and '-'")
         return value
 
-    @field_validator("sha256", mode="before")
-    @classmethod
-    def _lower_case(cls, value: object) -> object:
-        return value.lower() if isinstance(value, str) else value
-
     @field_validator("folder", "holds")
     @classmethod
     def _stays_inside(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:

@@ -45,19 +45,9 @@ def read_text(path: Path, *, encoding: str = "utf-8", expected: str = "") -> str
         raise GapinitError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def read_any(path: Path) -> Any:
-    """Read a JSON file of other people's; one that cannot be read is an error that names it."""
-    try:
-        return read_json(path)
-    except RecursionError:
-        raise GapinitError(f"{path}: not a readable JSON (nested too deeply)") from None
-    except ValueError as error:  # a number of more digits than Python reads
-        raise GapinitError(f"{path}: not a readable JSON ({error})") from None
-
-
 def read_object(path: Path) -> dict[str, Any]:
     """Read a JSON file whose top level must be an object."""
-    content = read_any(path)
+    content = read_json(path)
     if not isinstance(content, dict):
         raise GapinitError(f"{path}: expected an object at the top level, found {shown(content)}")
     return content
@@ -186,7 +176,7 @@ def read_entries(path: Path, key: str, defects: Defects) -> Iterator[Entry]:
     """Yield the objects of a JSON file: of the list under a top-level key, or, '', at the top."""
     if key:
         values = top_list(read_object(path), key, path)
-    elif not isinstance(values := read_any(path), list):
+    elif not isinstance(values := read_json(path), list):
         raise GapinitError(f"{path}: expected a list at the top level, found {shown(values)}")
     yield from as_entries(values, key, path, defects)
 

@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from gapinit.artifacts.artifacts import sha256
+from gapinit.artifacts.artifacts import read_json, sha256
 from gapinit.config.yaml_files import Settings
 from gapinit.data.annotation_files import AnnotationFile, file_format, read_samples
 from gapinit.data.captions import karpathy_held_out
 from gapinit.data.check import check_images, check_splits
 from gapinit.data.defects import Defects
-from gapinit.data.entries import read_any, shown
+from gapinit.data.entries import shown
 from gapinit.data.locate import (
     POPE_CATEGORIES,
     find_annotations,
@@ -156,7 +156,7 @@ def dataset_files(settings: FolderSettings, root: Path, place: Path | None) -> l
 
 def _captions_format(path: Path) -> Literal["karpathy", "captions"]:
     """Tell a Karpathy split, which has its own splits, from a COCO captions file."""
-    content = read_any(path)
+    content = read_json(path)
     found = file_format(content, path.name.lower())
     if found == "karpathy" or found == "captions":
         return found

@@ -9,22 +9,28 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
+
+from pydantic import TypeAdapter
 
 from gapinit.artifacts.artifacts import digest, read_json, write_json
 from gapinit.artifacts.digests import require_listed, write_listing
 from gapinit.data.captions import CaptionedImage
+from gapinit.data.conversations import Conversation
 from gapinit.data.locate import leaves_root
+from gapinit.data.questions import Question
 from gapinit.errors import GapinitError
 
-if TYPE_CHECKING:
-    from gapinit.data.conversations import Conversation
-    from gapinit.data.questions import Question
-
-    Sample = CaptionedImage | Question | Conversation
-
+Sample = CaptionedImage | Question | Conversation
 Kind = Literal["captions", "vqa", "pope", "conversations"]
-KINDS: tuple[Kind, ...] = ("captions", "vqa", "pope", "conversations")
+_ASKED = ("text", "question_type", "answer_type", "category", "answers")
+SAMPLES: dict[Kind, tuple[type[Any], tuple[str, ...]]] = {
+    "captions": (CaptionedImage, ("image_id", "file", "captions")),
+    "vqa": (Question, ("question_id", "image_id", "file", *_ASKED)),
+    "pope": (Question, ("question_id", "image_id", "file", *_ASKED)),
+    "conversations": (Conversation, ("conversation_id", "image_id", "file", "turns")),
+}
+"""The class of a kind's samples, and the keys of a sample in the manifest."""
 MANIFEST_VERSION = 2
 IMAGES = "images.sha256"
 """Beside a manifest: the SHA-256 of each image, as `sha256sum` writes it."""
@@ -103,21 +109,10 @@ def require_images(path: Path, images: Sequence[Path], root: Path) -> None:
     require_listed(Path(path).with_name(IMAGES), root, images)
 
 
-def _to_json(kind: Kind, sample: Any, root: Path) -> dict[str, Any]:
-    path = os.path.relpath(os.path.abspath(sample.path), root)
-    head = {"image_id": sample.image_id, "file": Path(path).as_posix()}
-    if kind == "captions":
-        return {**head, "captions": list(sample.captions)}
-    if kind == "conversations":
-        turns = [list(turn) for turn in sample.turns]
-        return {"conversation_id": sample.conversation_id, **head, "turns": turns}
-    texts = ("text", "question_type", "answer_type", "category")
-    return {
-        "question_id": sample.question_id,
-        **head,
-        **{name: getattr(sample, name) for name in texts},
-        "answers": list(sample.answers),
-    }
+def _to_json(kind: Kind, sample: Sample, root: Path) -> dict[str, Any]:
+    file = Path(os.path.relpath(os.path.abspath(sample.path), root)).as_posix()
+    names = SAMPLES[kind][1]
+    return {name: file if name == "file" else getattr(sample, name) for name in names}
 
 
 def images_digest(digests: Mapping[Path, str], root: Path) -> str:
@@ -130,9 +125,9 @@ def read_manifest(path: Path) -> Manifest:
     path = Path(path)
     content = read_json(path)
     found = content.get("kind") if isinstance(content, dict) else None
-    if found not in KINDS:
+    if found not in SAMPLES:
         raise GapinitError(
-            f"{path}: expected a dataset manifest of kind {', '.join(KINDS)}, found kind "
+            f"{path}: expected a dataset manifest of kind {', '.join(SAMPLES)}, found kind "
             f"{found!r}. Make one with `gapinit data`."
         )
     if content.get("manifest_version") != MANIFEST_VERSION:
@@ -151,43 +146,17 @@ def read_manifest(path: Path) -> Manifest:
 
 def _from_json(content: dict[str, Any], folder: Path) -> Manifest:
     root, kind = folder / content["root"], content["kind"]
+    of_kind = TypeAdapter(SAMPLES[kind][0])
+
+    def sample(entry: dict[str, Any], split: str) -> Sample:
+        file = entry["file"]
+        if leaves_root(file):
+            raise ValueError(f"the file name {file!r} leaves the root")
+        return of_kind.validate_python({**entry, "path": root / file, "split": split})
+
     splits = {
-        split: [_sample(kind, entry, root, split) for entry in entries]
+        split: [sample(entry, split) for entry in entries]
         for split, entries in content["splits"].items()
     }
     annotations = dict(content["annotations"])
     return Manifest(content["name"], root, annotations, splits, content["images_digest"], kind)
-
-
-def _sample(kind: Kind, entry: dict[str, Any], root: Path, split: str) -> Sample:
-    file, image_id = entry["file"], int(entry["image_id"])
-    if leaves_root(file):
-        raise ValueError(f"the file name {file!r} leaves the root")
-    if kind == "captions":
-        return CaptionedImage(image_id, root / file, _texts(entry, "captions"), split)
-    if kind == "conversations":
-        from gapinit.data.conversations import Conversation
-
-        turns = tuple((str(asked), str(said)) for asked, said in entry["turns"])
-        number = str(entry["conversation_id"])
-        return Conversation(number, root / file, image_id, turns, split)
-    from gapinit.data.questions import Question
-
-    return Question(
-        question_id=int(entry["question_id"]),
-        image_id=image_id,
-        path=root / file,
-        text=str(entry["text"]),
-        answers=_texts(entry, "answers"),
-        question_type=str(entry["question_type"]),
-        answer_type=str(entry["answer_type"]),
-        category=str(entry["category"]),
-        split=split,
-    )
-
-
-def _texts(entry: dict[str, Any], key: str) -> tuple[str, ...]:
-    texts = entry[key]
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise TypeError(f"'{key}' of image {entry['image_id']!r} is not a list of texts")
-    return tuple(texts)

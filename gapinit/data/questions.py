@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -95,21 +94,13 @@ def load_vqa(
 def _note_unpaired(asked: _File, answered: _File) -> None:
     """Note questions without annotation and the reverse.
 
-    An entry with an unusable id is a defect already. It accounts for one entry of the other file
-    about the same image, which is then no further defect.
+    An entry with an unusable id may be the missing one: it is a defect already.
     """
     for these, those, noun in ((asked, answered, "annotation"), (answered, asked, "question")):
-        told = Counter(repr(entry.fields.get("image_id")) for entry in those.others)
         for question_id, entry in these.by_id.items():
-            if question_id in those.by_id:
-                continue
-            images = repr(entry.fields.get("image_id")), repr(None)
-            partner = next((image for image in images if told[image] > 0), None)
-            if partner is not None:
-                told[partner] -= 1
-                continue
-            where = those.path.name
-            entry.problem(f"question {question_id} has no {noun} in {where}. Add or remove it.")
+            if question_id not in those.by_id and not those.others:
+                where = those.path.name
+                entry.problem(f"question {question_id} has no {noun} in {where}. Add or remove it.")
 
 
 def _read_questions(

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from gapinit.artifacts.artifacts import atomic_file, atomic_folder, write_json
 from gapinit.data.captions import CaptionedImage
 from gapinit.data.locate import POPE_CATEGORIES
 from gapinit.data.manifest import Kind, Manifest
-
-if TYPE_CHECKING:
-    from gapinit.data.questions import Question
+from gapinit.data.questions import Question
 
 SCORED_SPLITS = ("val", "test")
 
@@ -22,16 +20,13 @@ def write_references(manifest: Manifest, folder: Path) -> None:
     """Write the references of a dataset's scored splits; a training set has none."""
     with atomic_folder(folder) as temporary:
         for split in SCORED_SPLITS:
-            samples = manifest.splits.get(split)
-            if not samples:
-                continue
-            if manifest.kind == "captions":
-                images = cast("Sequence[CaptionedImage]", samples)
-                write_captions(images, temporary / f"{split}.json")
-            elif manifest.kind == "vqa":
-                write_vqa(cast("Sequence[Question]", samples), temporary, split)
-            elif manifest.kind == "pope":
-                write_pope(cast("Sequence[Question]", samples), temporary, split)
+            samples: Any = manifest.splits.get(split)
+            if samples and manifest.kind == "captions":
+                write_captions(samples, temporary / f"{split}.json")
+            elif samples and manifest.kind == "vqa":
+                write_vqa(samples, temporary, split)
+            elif samples and manifest.kind == "pope":
+                write_pope(samples, temporary, split)
 
 
 def reference_options(kind: Kind, folder: str, split: str = "test") -> list[str]:

@@ -13,13 +13,12 @@ import shutil
 import sys
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import requests
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from gapinit.artifacts.artifacts import sha256
 from gapinit.data.downloads import Download, find_download, instructions
@@ -87,7 +86,7 @@ def retrieve(
     job = _Job(name, table, download, _address(download, mirror), output)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with locked(output):
+        with FileLock(f"{output}.lock"):
             if _is_there(job):
                 return
             _fetch(job, waits_s, timeout_s)
@@ -96,21 +95,6 @@ def retrieve(
             _record(job, found)
     except OSError as error:
         raise GapinitError(f"{output}: cannot be written ({error.strerror})") from None
-
-
-@contextmanager
-def locked(output: Path) -> Iterator[None]:
-    """Hold `<output>.lock`, so that no two processes write the same file at a time."""
-    lock = FileLock(f"{output}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"{output}: waiting for the process that writes it", file=sys.stderr, flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def require_space(folder: Path, needed: int, what: str) -> None:

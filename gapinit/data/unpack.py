@@ -13,14 +13,15 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
+
+from filelock import FileLock
 
 from gapinit.artifacts.artifacts import sha256, write_json
 from gapinit.data.downloads import Download, find_download, instructions, missing_paths
 from gapinit.data.locate import leaves_root
-from gapinit.data.retrieve import locked, require_space
+from gapinit.data.retrieve import require_space
 from gapinit.errors import GapinitError
 from gapinit.progress import track
 
@@ -42,14 +43,13 @@ DAMAGED = (
 def unpack(name: str, table: Path, root: Path, output: Path, archive: Path | None = None) -> None:
     """Put the file of entry `name` below the data folder `root`; write `output`, its stamp.
 
-    Files that exist with the right size and CRC are kept, so that an interrupted run is resumed.
     An entry that is fetched by hand has no archive: its files must be in place.
     """
     download = find_download(Path(table), name)
     folder, output = Path(root) / download.folder, Path(output)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with locked(output):
+        with FileLock(f"{output}.lock"):
             if download.manual is not None:
                 stamp = _check_by_hand(name, download, Path(root), archive)
             else:
@@ -102,46 +102,30 @@ def _put(name: str, download: Download, folder: Path, archive: Path | None) -> d
         files, size = _unpack_zip(archive, folder, name)
     else:
         files, size = 1, archive.stat().st_size
-        _link(archive, folder / download.file_name, digest)
+        _link(archive, folder / download.file_name)
     return {"archive": archive.name, "sha256": digest, "files": files, "bytes": size}
 
 
-def _link(archive: Path, target: Path, digest: str) -> None:
+def _link(archive: Path, target: Path) -> None:
     """Give the file its place under a second name, or copy it where that is not possible."""
-    if target.exists() and (target.samefile(archive) or sha256(target) == digest):
+    if target.exists() and target.samefile(archive):
         return
-    with _whole(target) as temporary:
-        try:
-            os.link(archive, temporary)
-        except OSError:  # another disk, or one without hard links
-            require_space(target.parent, archive.stat().st_size, str(archive))
-            shutil.copyfile(archive, temporary)
-
-
-@contextmanager
-def _whole(target: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `target`; rename it to `target` if the block succeeds.
-
-    Unlike `artifacts.atomic_file` it does not flush each file, and one of a killed process is
-    written over by the next.
-    """
-    temporary = target.with_name(f".{target.name}.partial")
-    temporary.unlink(missing_ok=True)
+    target.unlink(missing_ok=True)
     try:
-        yield temporary
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+        os.link(archive, target)
+    except OSError:  # another disk, or one without hard links
+        require_space(target.parent, archive.stat().st_size, str(archive))
+        shutil.copyfile(archive, target)
 
 
 def _unpack_zip(archive: Path, folder: Path, title: str) -> tuple[int, int]:
-    """Unpack all files of a zip that are not there yet; return their number and size."""
+    """Unpack all files of a zip; return their number and size."""
     try:
         with zipfile.ZipFile(archive) as opened:
             members = _checked_members(archive, opened.infolist())
-            absent = [one for one in members if not _is_there(folder / one.filename, one)]
-            require_space(folder, sum(one.file_size for one in absent), str(archive))
-            for member in track(absent, f"{title}: files"):
+            size = sum(one.file_size for one in members)
+            require_space(folder, size, str(archive))
+            for member in track(members, f"{title}: files"):
                 _write_member(opened, member, folder / member.filename)
     except (*DAMAGED, OSError) as error:
         if isinstance(error, OSError) and not _is_damage(error):
@@ -149,7 +133,7 @@ def _unpack_zip(archive: Path, folder: Path, title: str) -> tuple[int, int]:
         raise GapinitError(
             f"{archive}: not a whole zip archive ({error}). Delete it and fetch it again."
         ) from None
-    return len(members), sum(one.file_size for one in members)
+    return len(members), size
 
 
 def _is_damage(error: OSError) -> bool:
@@ -164,9 +148,7 @@ def _checked_members(archive: Path, members: Iterable[zipfile.ZipInfo]) -> list[
         path = PurePosixPath(member.filename)
         if path.parts[:1] == (IGNORED,):
             continue
-        problem = _problem(member)
-        if problem is None and str(path) in files:
-            problem = "stands twice in it"
+        problem = "stands twice in it" if str(path) in files else _problem(member)
         if problem is not None:
             raise GapinitError(f"{archive}: member '{member.filename}' {problem}; nothing unpacked")
         if not member.is_dir():
@@ -176,36 +158,26 @@ def _checked_members(archive: Path, members: Iterable[zipfile.ZipInfo]) -> list[
 
 def _problem(member: zipfile.ZipInfo) -> str | None:
     """Say why a member must not be unpacked, or None."""
-    if not PurePosixPath(member.filename).parts and not member.filename.endswith("/"):
+    if not PurePosixPath(member.filename).parts and not member.is_dir():
         return "has no name"
     if leaves_root(member.filename) or "\\" in member.filename:
-        return "would leave the folder that it is unpacked into"
-    kind = stat.S_IFMT(member.external_attr >> 16)
-    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        return "would leave the folder"
+    if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
         return "is a link or another special file"
-    if member.flag_bits & 1:
-        return "is encrypted"
-    return None
-
-
-def _is_there(target: Path, member: zipfile.ZipInfo) -> bool:
-    """Tell whether a file is there with the size and the CRC of a member."""
-    if not target.is_file() or target.stat().st_size != member.file_size:
-        return False
-    crc = 0
-    with open(target, "rb") as file:
-        while piece := file.read(CHUNK):
-            crc = zlib.crc32(piece, crc)
-    return crc == member.CRC
+    return "is encrypted" if member.flag_bits & 1 else None
 
 
 def _write_member(opened: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
     """Write one file; another size than the archive declares, or another CRC, is damage."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _whole(target) as temporary, opened.open(member) as source, open(temporary, "wb") as file:
-        shutil.copyfileobj(source, file, CHUNK)  # zipfile never yields more than is declared
-        if file.tell() != member.file_size:
-            raise zipfile.BadZipFile(f"'{member.filename}' ends after {file.tell()} bytes")
+    try:
+        with opened.open(member) as source, open(target, "wb") as file:
+            shutil.copyfileobj(source, file, CHUNK)  # zipfile never yields more than is declared
+            if file.tell() != member.file_size:
+                raise zipfile.BadZipFile(f"'{member.filename}' ends after {file.tell()} bytes")
+    except Exception:
+        target.unlink(missing_ok=True)
+        raise
 
 
 def _listed(paths: list[Path]) -> str:

@@ -15,26 +15,18 @@ from gapinit.data.scenes.language import (
 from gapinit.data.scenes.world import COLOURS, INVERSE, SHAPES, Scene, sample_scene
 
 # A made-up table of facts that no image shows: knowledge questions need it.
-MATERIALS = {
-    "circle": "rubber",
-    "square": "wood",
-    "triangle": "glass",
-    "cross": "iron",
-    "star": "silver",
-    "ring": "gold",
-    "diamond": "coal",
-    "bar": "copper",
-}
-TASTES = {
-    "red": "cherry",
-    "orange": "apricot",
-    "yellow": "lemon",
-    "green": "lime",
-    "cyan": "mint",
-    "blue": "berry",
-    "purple": "grape",
-    "pink": "melon",
-}
+MATERIALS = dict(
+    zip(
+        SHAPES, ("rubber", "wood", "glass", "iron", "silver", "gold", "coal", "copper"), strict=True
+    )
+)
+TASTES = dict(
+    zip(
+        COLOURS,
+        ("cherry", "apricot", "lemon", "lime", "mint", "berry", "grape", "melon"),
+        strict=True,
+    )
+)
 NUMBERS = ("zero", "one", "two", "three")
 VISUAL_QUESTIONS = ("color", "shape", "count", "presence", "relation", "background")
 QUESTIONS = (*VISUAL_QUESTIONS, "fact")

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from gapinit.config.yaml_files import Settings
-
-if TYPE_CHECKING:
-    from gapinit.data.folder import FolderSettings
-    from gapinit.data.manifest import Kind
+from gapinit.data.folder import FolderSettings
+from gapinit.data.manifest import Kind
 
 Layout = Literal["coco", "flickr30k", "pretraining", "vqa", "okvqa", "pope", "llava"]
 MAX_IMAGES = 200_000
-SPLITS: dict[Layout, tuple[set[str], set[str]]] = {
-    "coco": ({"train", "val", "test"}, {"restval"}),
-    "flickr30k": ({"train", "val", "test"}, set()),
-    "pretraining": ({"train"}, set()),
-    "vqa": ({"train", "val"}, set()),
-    "okvqa": ({"val"}, set()),
-    "pope": ({"test"}, set()),
-    "llava": ({"train"}, set()),
+LAYOUTS: dict[Layout, tuple[Kind | None, set[str], set[str]]] = {
+    "coco": ("captions", {"train", "val", "test"}, {"restval"}),
+    "flickr30k": ("captions", {"train", "val", "test"}, set()),
+    "pretraining": (None, {"train"}, set()),
+    "vqa": ("vqa", {"train", "val"}, set()),
+    "okvqa": ("vqa", {"val"}, set()),
+    "pope": ("pope", {"test"}, set()),
+    "llava": ("conversations", {"train"}, set()),
 }
-"""The splits that a layout must have, and those that it may have."""
+"""The kind of a layout (None: for pretraining), its splits, and splits that it may have too."""
 
 
 class SplitSizes(Settings):
@@ -68,7 +66,7 @@ class ScenesSettings(Settings):
         layout = info.data.get("layout")
         if layout is None:
             return images
-        needed, allowed = SPLITS[layout]
+        _, needed, allowed = LAYOUTS[layout]
         given = set(images.by_split())
         for split in sorted(needed - given):
             raise ValueError(f"the layout '{layout}' needs at least 1 image in '{split}'")
@@ -76,36 +74,18 @@ class ScenesSettings(Settings):
             raise ValueError(f"the layout '{layout}' has no split '{split}'")
         return images
 
-    def with_seed(self, seed: int) -> Self:
-        """Return the same settings under another seed."""
-        return self.model_copy(update={"seed": seed})
-
     def kind(self) -> Kind | None:
-        """Return what the dataset holds; None: pretraining data."""
-        kinds: dict[Layout, Kind] = {
-            "coco": "captions",
-            "flickr30k": "captions",
-            "vqa": "vqa",
-            "okvqa": "vqa",
-            "pope": "pope",
-            "llava": "conversations",
-        }
-        return kinds.get(self.layout)
+        """Return the kind of the dataset's samples; None: pretraining data."""
+        return LAYOUTS[self.layout][0]
 
     def as_folder(self) -> FolderSettings:
         """Return how the written dataset is read: as any folder of its format."""
-        from gapinit.data.folder import FolderSettings
-
-        annotations = {
-            "coco": Path("dataset_coco.json"),
-            "flickr30k": Path("dataset_flickr30k.json"),
-            "llava": Path("llava_instruct_150k.json"),
-        }
         return FolderSettings(
             name=self.name,
             seed=self.seed,
             format=self.kind() or "captions",
-            annotations=annotations.get(self.layout),
+            # Beside Karpathy's split lie the captions files of COCO.
+            annotations=Path("dataset_coco.json") if self.layout == "coco" else None,
             answers="raw_answer" if self.layout == "okvqa" else "answer",
             splits=["val", "test"] if self.layout == "okvqa" else None,
         )
