@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,21 @@ def everything(root: Path) -> None:
     )
     write_json(root / "annotations" / "instances_val2014.json", {"annotations": [], "images": []})
     write_json(root / "v2_mscoco_train2014_complementary_pairs.json", [[1, 2]])
+
+
+def retrieved(root: Path) -> None:
+    """Make a data folder as the workflow retrieves it: COCO with all that refers to its images."""
+    coco = root / "coco"
+    everything(coco)
+    (root / "karpathy").mkdir()
+    (coco / "dataset_coco.json").rename(root / "karpathy" / "dataset_coco.json")
+    (coco / "llava").mkdir()
+    (coco / LLAVA).rename(coco / "llava" / LLAVA)
+    draw_2014(coco, (*RESTVAL, *VAL))
+    shutil.rmtree(coco / "images")
+    # train2017 holds images of 2014's validation set, Karpathy's test images among them.
+    names = {number: f"{number:012d}.jpg" for number in (*TRAIN, *RESTVAL, *VAL, *TEST)}
+    caption_file(coco / "annotations" / "captions_train2017.json", names)
 
 
 GOOD: dict[str, Callable[[Path], None]] = {

@@ -16,12 +16,11 @@ from PIL import Image
 from gapinit.artifacts.artifacts import read_json, sha256
 from gapinit.data.captions import CaptionedImage, load_coco_captions, load_karpathy
 from gapinit.data.check import require_pairs
-from gapinit.data.dataset import prepare_dataset, read_dataset_settings
+from gapinit.data.dataset import prepare_dataset
 from gapinit.data.defects import Defects
 from gapinit.data.manifest import Manifest, read_manifest, write_manifest
 from gapinit.data.pretraining import read_pretraining
 from gapinit.data.references import write_captions
-from gapinit.data.scenes.settings import ScenesSettings
 from gapinit.errors import GapinitError
 
 from .plain_json import forget_digests, write_json
@@ -57,19 +56,6 @@ def pycocotools_reads(path: Path) -> Any:
 
     with contextlib.redirect_stdout(io.StringIO()):
         return COCO(str(path))
-
-
-def test_every_dataset_file_is_valid() -> None:
-    files = sorted(DATASETS.glob("*.yaml"))
-    assert {file.stem for file in files} >= {
-        "scenes", "scenes-ood", "scenes-pretraining", "scenes-test", "scenes-test-ood",
-        "scenes-test-pretraining", "local",
-    }  # fmt: skip
-    for file in files:
-        assert read_dataset_settings(file).name == file.stem
-    scenes = read_dataset_settings(DATASETS / "scenes.yaml")
-    assert isinstance(scenes, ScenesSettings)
-    assert set(scenes.images.by_split()) == {"train", "restval", "val", "test"}
 
 
 def test_karpathy_json_has_the_keys_of_the_real_one(coco: Path) -> None:

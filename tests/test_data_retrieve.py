@@ -62,14 +62,14 @@ def test_the_table_of_the_repository_is_right(repository: Path) -> None:
         ({"sha": "0" * 64}, "unknown key 'sha' (did you mean 'sha256'?)"),
         ({"sha256": "12ab"}, "key 'sha256'"),
         ({"bytes": "many"}, "key 'bytes'"),
-        ({"url": "ftp://example.org/a.zip"}, "expected http:// or https://"),
-        ({"url": "https:///a.zip"}, "expected http:// or https://"),
-        ({"url": "https://user:word@example.org/a.zip"}, "expected http:// or https://"),
+        ({"url": "ftp://example.org/a.zip"}, "key 'url': string should match"),
+        ({"url": "https:///a.zip"}, "key 'url': string should match"),
+        ({"url": "https://user:word@example.org/a.zip"}, "key 'url': string should match"),
         ({"url": "https://example.org/%2e%2e%2fa"}, "add 'file'"),
         ({"url": None}, "expected either 'url' or 'manual'"),
         ({"manual": "sign"}, "expected either 'url' or 'manual'"),
         ({"manual": "sign", "url": None}, "'bytes' needs 'url'"),
-        ({"file": "../a.zip"}, "expected a file name of letters"),
+        ({"file": "../a.zip"}, "key 'file': string should match"),
         ({"file": "CAPTION_datasets.zip"}, "is also that of images"),
         ({"folder": "../coco"}, "does not leave its folder"),
         ({"holds": []}, "key 'holds'"),
@@ -317,9 +317,7 @@ def test_a_redirect_to_another_scheme_is_refused(site: Site, table: Table, resul
     assert "cannot be fetched" in text and site.redirect in text
 
 
-def test_two_processes_fetch_once(
-    site: Site, table: Table, results: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_two_processes_fetch_once(site: Site, table: Table, results: Path) -> None:
     path, output = table.write(), results / "a.zip"
     with FileLock(f"{output}.lock"):
         threads = [threading.Thread(target=fetch, args=(path, "images", output)) for _ in "ab"]
@@ -330,7 +328,6 @@ def test_two_processes_fetch_once(
     for thread in threads:
         thread.join(20)
     assert len(site.asked) == 1 and output.read_bytes() == site.files[IMAGES]
-    assert "waiting for the process that writes it" in capsys.readouterr().err
 
 
 def test_the_commands_fetch_and_unpack(site: Site, table: Table, results: Path) -> None:

@@ -111,16 +111,16 @@ def write_json(path: Path, content: Any, *, recorded: bool = True) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; a missing, altered, unreadable or malformed one is an error that names it.
+def read_whole(path: Path) -> bytes:
+    """Read a file that other people may have written; a file that cannot be read is an error.
 
-    NaN and a key that stands twice in an object are malformed.
+    A file that was altered since it was recorded is an error, too.
     """
     path = Path(path)
     try:
         if path.stat().st_size > MAX_JSON:
             raise GapinitError(
-                f"{path}: {path.stat().st_size} bytes, more than the {MAX_JSON} that a JSON file "
+                f"{path}: {path.stat().st_size} bytes, more than the {MAX_JSON} that a text file "
                 "may have here: reading it would take all memory. Split it."
             )
         content = path.read_bytes()
@@ -131,6 +131,15 @@ def read_json(path: Path) -> Any:
     except ValueError as error:
         raise GapinitError(f"{str(path)!r}: no file name ({error})") from None
     require_unaltered(path, content)
+    return content
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; a missing, altered, unreadable or malformed one is an error that names it.
+
+    NaN and a key that stands twice in an object are malformed.
+    """
+    content = read_whole(path)
     try:
         return json.loads(
             content.decode("utf-8"),

@@ -10,7 +10,7 @@ from gapinit.config.yaml_files import check_settings, read_yaml
 from gapinit.data.check import check_images
 from gapinit.data.defects import Defects
 from gapinit.data.folder import FolderSettings, load_folder
-from gapinit.data.manifest import MANIFEST_VERSION, Kind, Manifest, images_digest, write_manifest
+from gapinit.data.manifest import MANIFEST_VERSION, Kind, images_digest, write_manifest
 from gapinit.data.pretraining import ALT_TEXT, CORPUS, read_pretraining
 from gapinit.data.references import write_references
 from gapinit.data.scenes.settings import ScenesSettings
@@ -52,32 +52,28 @@ def prepare_dataset(
     if isinstance(settings, FolderSettings):
         manifest = load_folder(settings, data_root, annotations)
         _make_folder(output)
-        _write(manifest, output)
-        return
-    if data_root is not None or annotations is not None:
+    elif data_root is not None or annotations is not None:
         raise GapinitError(
             f"{dataset_yaml}: '{settings.name}' is generated and takes no data_root and no "
             "annotations. For a folder of your own use the dataset 'local'."
         )
-    from gapinit.data.scenes.write import make_scenes
+    else:
+        from gapinit.data.scenes.write import make_scenes
 
-    _make_folder(output)
-    (output / "manifest.json").unlink(missing_ok=True)
-    make_scenes(settings, output)
-    if settings.layout == "pretraining":
-        _write_pretraining_manifest(settings.name, output)
-        return
-    _write(load_folder(settings.as_folder(), output), output)
+        _make_folder(output)
+        (output / "manifest.json").unlink(missing_ok=True)
+        make_scenes(settings, output)
+        if settings.layout == "pretraining":
+            _write_pretraining_manifest(settings.name, output)
+            return
+        manifest = load_folder(settings.as_folder(), output)
+    write_references(manifest, output / "references")
+    write_manifest(output / "manifest.json", manifest)
 
 
 def _make_folder(folder: Path) -> None:
     with naming(folder):
         folder.mkdir(parents=True, exist_ok=True)
-
-
-def _write(manifest: Manifest, output: Path) -> None:
-    write_references(manifest, output / "references")
-    write_manifest(output / "manifest.json", manifest)
 
 
 def _write_pretraining_manifest(name: str, output: Path) -> None:

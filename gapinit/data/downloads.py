@@ -16,8 +16,8 @@ from gapinit.config.yaml_files import Settings, check_settings, read_yaml
 from gapinit.data.locate import leaves_root
 from gapinit.errors import GapinitError
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_URL = re.compile(r"https?://[^\s/?#@]+/[^\s?#]*[^\s/?#](\?[^\s#]*)?")
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+URL = r"^https?://[^\s/?#@]+/[^\s?#]*[^\s/?#](\?[^\s#]*)?$"  # scheme, host and path of a file
 
 
 class Download(Settings):
@@ -27,28 +27,14 @@ class Download(Settings):
     be there once the file is unpacked (or, with `unpack: false`, put there as it is).
     """
 
-    url: str | None = None
-    file: str | None = None
+    url: str | None = Field(default=None, pattern=URL)
+    file: str | None = Field(default=None, pattern=NAME)
     bytes: int | None = Field(default=None, ge=1)
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     folder: str = Field(min_length=1)
     unpack: bool = True
     holds: tuple[str, ...] = Field(min_length=1)
     manual: str | None = Field(default=None, min_length=1)
-
-    @field_validator("url")
-    @classmethod
-    def _is_web_address(cls, value: str | None) -> str | None:
-        if value is not None and not _URL.fullmatch(value):
-            raise ValueError("expected http:// or https://, a host and the path of a file")
-        return value
-
-    @field_validator("file")
-    @classmethod
-    def _is_plain_name(cls, value: str | None) -> str | None:
-        if value is not None and not _NAME.fullmatch(value):
-            raise ValueError("expected a file name of letters, digits, '.', '_' and '-'")
-        return value
 
     @field_validator("folder", "holds")
     @classmethod
@@ -66,7 +52,7 @@ class Download(Settings):
             for key in ("file", "bytes", "sha256"):
                 if getattr(self, key) is not None:
                     raise ValueError(f"'{key}' needs 'url': with 'manual' nothing is fetched")
-        if self.url is not None and not _NAME.fullmatch(self.file_name):
+        if self.url is not None and not re.fullmatch(NAME, self.file_name):
             raise ValueError(f"'url' ends in no plain file name ('{self.file_name}'): add 'file'")
         return self
 
@@ -83,7 +69,7 @@ def read_downloads(table: Path) -> dict[str, Download]:
     downloads: dict[str, Download] = {}
     problems: list[str] = []
     for name, entry in read_yaml(table).items():
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
+        if not isinstance(name, str) or not re.fullmatch(NAME, name):
             problems.append(f"{table}: name {name!r}: expected letters, digits, '.', '_' and '-'")
             continue
         try:

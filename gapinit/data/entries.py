@@ -7,8 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from gapinit.artifacts.artifacts import MAX_JSON, read_json
-from gapinit.artifacts.digests import require_unaltered
+from gapinit.artifacts.artifacts import read_json, read_whole
 from gapinit.data.defects import Defects, NamedImage
 from gapinit.data.locate import find_image, image_number, leaves_root
 from gapinit.errors import GapinitError
@@ -22,27 +21,13 @@ Seen = dict[tuple[str, int], str]
 """The ids of one file, each with its kind and the place of its first entry."""
 
 
-def read_text(path: Path, *, encoding: str = "utf-8", expected: str = "") -> str:
-    """Read a text file of other people's; one that cannot be read is an error that names it.
-
-    `expected` is added, with a space in front, to the message about a missing file.
-    """
+def read_text(path: Path, encoding: str = "utf-8") -> str:
+    """Read a text file of other people's; one that cannot be read is an error that names it."""
     try:
-        if path.stat().st_size > MAX_JSON:
-            raise GapinitError(
-                f"{path}: {path.stat().st_size} bytes, more than the {MAX_JSON} that a text file "
-                "may have here: reading it would take all memory. Split it."
-            )
-        content = path.read_bytes()
-        require_unaltered(path, content)
-        # As open() in text mode: CRLF and CR end lines, too.
-        return content.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
-    except FileNotFoundError:
-        raise GapinitError(f"{path}: no such file{expected}") from None
+        text = read_whole(path).decode(encoding)
     except UnicodeDecodeError as error:
         raise GapinitError(f"{path}: not valid UTF-8 ({error})") from None
-    except OSError as error:
-        raise GapinitError(f"{path}: cannot be read ({error.strerror})") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")  # as open() in text mode
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from gapinit.errors import GapinitError
@@ -181,23 +181,21 @@ def _are_there(pair: tuple[Path, Path], advice: str = "") -> bool:
     return one
 
 
-def find_question_files(folder: Path, split: str) -> tuple[Path, ...] | None:
+def find_question_files(folder: Path, split: str) -> tuple[Path, Path] | None:
     """Return the questions and the annotations of a split (train, val) of VQAv2 or OK-VQA.
 
     They are looked for in the folder itself and in `annotations` and `vqa` below it.
     """
-
-    def pairs(place: Path) -> list[tuple[Path, ...]]:
-        files = [
-            (
-                place / f"{version}OpenEnded_mscoco_{split}2014_questions.json",
-                place / f"{version}mscoco_{split}2014_annotations.json",
-            )
-            for version in ("v2_", "")
-        ]
-        return [pair for pair in files if _are_there(pair)]
-
-    return _first_of(folder, ("", "annotations", "vqa"), pairs)
+    for place in (folder, folder / "annotations", folder / "vqa"):
+        pairs = []
+        for version in ("v2_", ""):
+            questions = place / f"{version}OpenEnded_mscoco_{split}2014_questions.json"
+            pair = questions, place / f"{version}mscoco_{split}2014_annotations.json"
+            pairs += [pair] if _are_there(pair) else []
+        if pairs:
+            _require_one(place, [questions for questions, _ in pairs])
+            return pairs[0]
+    return None
 
 
 def find_pope_file(folder: Path, category: str) -> Path | None:
@@ -205,25 +203,16 @@ def find_pope_file(folder: Path, category: str) -> Path | None:
 
     It is looked for in the folder itself and in `annotations`, `pope` and `vqa` below it.
     """
-
-    def files(place: Path) -> list[tuple[Path, ...]]:
+    for place in (folder, folder / "annotations", folder / "pope", folder / "vqa"):
         names = [f"*_pope_{category}.{suffix}" for suffix in ("json", "jsonl")]
-        found = sorted(path for name in names for path in place.glob(name) if path.is_file())
-        return [(path,) for path in found]
-
-    found = _first_of(folder, ("", "annotations", "pope", "vqa"), files)
-    return found[0] if found else None
-
-
-def _first_of(
-    folder: Path, names: Sequence[str], find: Callable[[Path], list[tuple[Path, ...]]]
-) -> tuple[Path, ...] | None:
-    """Return the files that `find` gives for the first folder; several datasets are an error."""
-    for place in (folder / name for name in names):
-        found = find(place)
-        if len(found) > 1:
-            listed = " and ".join(files[0].name for files in found)
-            raise GapinitError(f"{place}: holds {listed}; put each dataset into its own folder")
-        if found:
-            return found[0]
+        files = sorted(path for name in names for path in place.glob(name) if path.is_file())
+        if files:
+            _require_one(place, files)
+            return files[0]
     return None
+
+
+def _require_one(place: Path, files: Sequence[Path]) -> None:
+    if len(files) > 1:
+        listed = " and ".join(path.name for path in files)
+        raise GapinitError(f"{place}: holds {listed}; put each dataset into its own folder")

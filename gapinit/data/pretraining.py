@@ -18,22 +18,16 @@ def read_pretraining(folder: Path, defects: Defects) -> tuple[list[tuple[Path, s
     `alt_text.jsonl` has one {"image": name below the folder, "text": ...} a line, `corpus.txt`
     one text a line; empty lines are left out.
     """
-    path, images = folder / ALT_TEXT, Images(folder, [""])
-    corpus = _corpus(folder / CORPUS)
+    images = Images(folder, [""])
+    lines = read_text(folder / CORPUS).split("\n")
+    corpus = [stripped for line in lines if (stripped := line.strip())]
     pairs = []
-    for entry in read_lines(path, defects):
+    for entry in read_lines(folder / ALT_TEXT, defects):
         name, text = entry.file_name("image"), entry.words("text", "caption")
-        found = images.find(entry, name)
-        if found is not None and text is not None:
-            pairs.append((found, text))
-    if not pairs and not len(defects):
-        raise GapinitError(f"{path}: expected at least 1 line, found none")
+        image = images.find(entry, name)
+        if image is not None and text is not None:
+            pairs.append((image, text))
+    for file, found in ((ALT_TEXT, pairs), (CORPUS, corpus)):
+        if not found and not len(defects):
+            raise GapinitError(f"{folder / file}: expected at least 1 line, found none")
     return pairs, corpus
-
-
-def _corpus(path: Path) -> list[str]:
-    text = read_text(path, expected=" (expected in a pretraining folder)")
-    lines = [stripped for line in text.split("\n") if (stripped := line.strip())]
-    if not lines:
-        raise GapinitError(f"{path}: expected at least 1 line, found none")
-    return lines

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -101,44 +102,24 @@ def _background(scene: Scene, domain: str, side: int, rng: random.Random) -> Ima
     canvas = Image.new("RGB", (side, side), base)
     draw = ImageDraw.Draw(canvas)
     texture = scene.background.texture
-    if texture != "plain":
-        step = round(side * (0.19 if domain == "studio" else 0.24))
-        offset = rng.randrange(step)
-        if texture == "striped":
-            _stripes(draw, side, step, offset, other, diagonal=domain == "outdoor")
-        else:
-            _tiles(draw, side, step, offset, other, round_tiles=texture == "dotted")
+    if texture == "plain":
+        return canvas
+    step = round(side * (0.19 if domain == "studio" else 0.24))
+    offset = rng.randrange(step)
+    if texture == "striped":
+        slant = side if domain == "outdoor" else 0
+        for top in range(offset - step - slant, side + slant, step):
+            low, high = top, top + step // 2
+            corners = [(0, low), (side, low + slant), (side, high + slant), (0, high)]
+            draw.polygon(corners, fill=other)
+        return canvas
+    starts = range(offset - step, side, step)
+    for (row, top), (column, left) in product(enumerate(starts), repeat=2):
+        if texture == "dotted":
+            draw.ellipse([left, top, left + 0.5 * step, top + 0.5 * step], fill=other)
+        elif (row + column) % 2 == 0:
+            draw.rectangle([left, top, left + step - 1, top + step - 1], fill=other)
     return canvas
-
-
-def _stripes(
-    draw: ImageDraw.ImageDraw,
-    side: int,
-    step: int,
-    offset: int,
-    fill: tuple[int, ...],
-    diagonal: bool,
-) -> None:
-    slant = side if diagonal else 0
-    for top in range(offset - step - slant, side + slant, step):
-        low, high = top, top + step // 2
-        draw.polygon([(0, low), (side, low + slant), (side, high + slant), (0, high)], fill=fill)
-
-
-def _tiles(
-    draw: ImageDraw.ImageDraw,
-    side: int,
-    step: int,
-    offset: int,
-    fill: tuple[int, ...],
-    round_tiles: bool,
-) -> None:
-    for row, top in enumerate(range(offset - step, side, step)):
-        for column, left in enumerate(range(offset - step, side, step)):
-            if round_tiles:
-                draw.ellipse([left, top, left + 0.5 * step, top + 0.5 * step], fill=fill)
-            elif (row + column) % 2 == 0:
-                draw.rectangle([left, top, left + step - 1, top + step - 1], fill=fill)
 
 
 def _draw_object(

@@ -35,8 +35,7 @@ class SplitSizes(Settings):
 
     def by_split(self) -> dict[str, int]:
         """Return the sizes by split name, splits without images left out."""
-        sizes = {"train": self.train, "restval": self.restval, "val": self.val, "test": self.test}
-        return {split: size for split, size in sizes.items() if size}
+        return {split: size for split, size in self if size}
 
 
 class ScenesSettings(Settings):
