@@ -23,6 +23,7 @@ from gapinit.backbones import PRETRAINED, load_backbone, make_backbone, mini
 from gapinit.backbones import fingerprint as fingerprints
 from gapinit.backbones.blip2 import Blip2Backbone
 from gapinit.backbones.fingerprint import fingerprint
+from gapinit.backbones.generation import generate
 from gapinit.backbones.hub import HubSettings
 from gapinit.backbones.inputs import Images
 from gapinit.config.yaml_files import read_settings
@@ -95,7 +96,7 @@ def test_no_room_for_the_text(backbone: Blip2Backbone) -> None:
         backbone.encode_captions(["a"], 57)
     features = Images.equal(torch.zeros(1, 4, 32))
     with pytest.raises(GapinitError, match="max_new_tokens: 57 "):
-        backbone.generate(features, max_new_tokens=57, num_beams=1)
+        generate(backbone, features, max_new_tokens=57, num_beams=1)
 
 
 def test_pattern_matches_six_modules_a_layer_and_nothing_else(world: SmallWorld) -> None:

@@ -19,6 +19,7 @@ import gapinit
 from gapinit.adapters.lora import add_lora
 from gapinit.backbones import load_backbone
 from gapinit.backbones.base import Backbone
+from gapinit.backbones.generation import generate_tokens
 from gapinit.backbones.tail import tail_loss
 from gapinit.backbones.texts import Texts
 from gapinit.errors import GapinitError
@@ -239,7 +240,7 @@ def test_answers_are_those_of_generate_on_pixels(world: World, num_beams: int) -
     prompts = [backbone.prompts.caption, backbone.prompts.question.format(question="Is it red?")]
     prompts = [prompts[index % 2] for index in range(len(pictures()))]
     images = backbone.image_features(backbone.pixels(pictures()))
-    tokens = backbone.generate_tokens(images, 12, num_beams, prompts)
+    tokens = generate_tokens(backbone, images, 12, num_beams, prompts)
     rows = world.rows(backbone.encode_prompts(prompts, 12))
     inputs = world.inputs(model, rows, side="left")
     expected = model.generate(
@@ -277,9 +278,9 @@ def test_batches_and_padding_change_nothing(world: World) -> None:
             )
             states = backbone.decode(backbone.embed(alone, [ids]))[0]
             torch.testing.assert_close(together[row, : len(states)], states, rtol=1e-4, atol=1e-4)
-    answers = backbone.generate_tokens(images, 8, 1)
+    answers = generate_tokens(backbone, images, 8, 1)
     for row in range(len(answers)):
-        own = backbone.generate_tokens(images.take([row]), 8, 1)[0]
+        own = generate_tokens(backbone, images.take([row]), 8, 1)[0]
         end = (own == backbone.eos_token_id).nonzero()
         kept = own[: int(end[0]) + 1] if len(end) else own
         torch.testing.assert_close(answers[row, : len(kept)], kept, rtol=0, atol=0)

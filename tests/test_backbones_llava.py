@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlavaProcessor
+from transformers import LlavaProcessor, SiglipVisionConfig
 
 from gapinit.backbones import load_backbone
 from gapinit.backbones.llava import LlavaBackbone
@@ -111,8 +111,8 @@ def test_the_towers_layer_and_class_token_are_the_configurations(strategy: str, 
 
 def test_another_vision_tower_is_refused(tmp_path: Path) -> None:
     model = small_llava(llama_tokenizer("normalised"))
-    model.config.vision_config.model_type = "pixtral"
-    with pytest.raises(GapinitError, match="this model: .*'pixtral', expected 'clip_vision_model'"):
+    model.config.vision_config = SiglipVisionConfig()
+    with pytest.raises(GapinitError, match="this model: .*'siglip_.*', expected 'clip_"):
         LlavaBackbone(model, None)
     config = {"model_type": "llava", "vision_config": {"model_type": "pixtral"}}
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")

@@ -20,6 +20,7 @@ from gapinit import estimate_gap, initialize_lora_gap_weights
 from gapinit.adapters.lora import add_lora
 from gapinit.artifacts.artifacts import write_json
 from gapinit.backbones import load_backbone
+from gapinit.backbones.generation import generate, generate_tokens
 from gapinit.backbones.mllama import MllamaBackbone
 from gapinit.backbones.tail import tail_loss
 from gapinit.data.captions import CaptionedImage
@@ -337,7 +338,7 @@ def test_answers_on_every_number_of_tiles(world: World, num_beams: int) -> None:
     chosen = [3, 0, 2, 1, 3]
     prompts = [backbone.prompts.question.format(question="Is it " * row) for row in range(5)]
     images = backbone.image_features(backbone.pixels(pictures()))
-    answers = backbone.generate_tokens(images.take(chosen), 8, num_beams, prompts)
+    answers = generate_tokens(backbone, images.take(chosen), 8, num_beams, prompts)
     for row, picture, prompt in zip(range(5), chosen, prompts, strict=True):
         [ids] = backbone.encode_prompts([prompt], 8)
         inputs = stock_inputs(backbone, picture, ids)
@@ -357,10 +358,10 @@ def test_answers_on_every_number_of_tiles(world: World, num_beams: int) -> None:
 def test_decoding_leaves_the_model_as_it_was(world: World) -> None:
     backbone = world.backbone()
     images = backbone.image_features(backbone.pixels(pictures()))
-    backbone.generate(images.take([3, 0, 3]), 4, 2)
+    generate(backbone, images.take([3, 0, 3]), 4, 2)
     assert not backbone.model.model._forward_pre_hooks
     with pytest.raises(RuntimeError):
-        backbone.generate_tokens(images, 4, -1)  # no number of beams
+        generate_tokens(backbone, images, 4, -1)  # no number of beams
     assert not backbone.model.model._forward_pre_hooks
 
 

@@ -14,6 +14,7 @@ from gapinit.adapters.lora import add_lora
 from gapinit.backbones import load_backbone
 from gapinit.backbones.base import Backbone
 from gapinit.backbones.last_layer import Rows
+from gapinit.backbones.tail import decode_at
 
 from .backbone_cases import CAPTIONS, CASES, Case, pictures
 from .small_backbone import randomise, trainable
@@ -59,7 +60,7 @@ def test_states_at_some_positions_are_those_of_all(folder: Path, attention: str)
     )
     with torch.no_grad():
         everything = backbone.decode(inputs)
-        some = backbone.decode_at(inputs, where, padded=True)
+        some = decode_at(backbone, inputs, where, padded=True)
         again = backbone.decode(inputs)
     hook.remove()
     torch.testing.assert_close(some, everything[where], rtol=1e-4, atol=1e-5)
@@ -80,7 +81,7 @@ def test_a_last_layer_across_the_image_is_narrowed_too(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = backbone.decode(inputs)[where]
         torch.testing.assert_close(
-            backbone.decode_at(inputs, where), expected, rtol=1e-4, atol=1e-5
+            decode_at(backbone, inputs, where), expected, rtol=1e-4, atol=1e-5
         )
 
 
@@ -91,12 +92,12 @@ def test_a_family_that_does_not_say_how_computes_all(
     inputs = inputs_of(backbone)
     where = places(inputs)
     with torch.no_grad():
-        narrowed = backbone.decode_at(inputs, where, padded=True)
-        monkeypatch.setattr(backbone, "narrow_last_layer", lambda *_: None)
+        narrowed = decode_at(backbone, inputs, where, padded=True)
+        monkeypatch.setattr(backbone, "last_layer", None)
         torch.testing.assert_close(
-            backbone.decode_at(inputs, where), narrowed, rtol=1e-4, atol=1e-5
+            decode_at(backbone, inputs, where), narrowed, rtol=1e-4, atol=1e-5
         )
-        assert torch.equal(backbone.decode_at(inputs, where), backbone.decode(inputs)[where])
+        assert torch.equal(decode_at(backbone, inputs, where), backbone.decode(inputs)[where])
 
 
 def test_rows_keep_their_order() -> None:

@@ -10,8 +10,9 @@ import torch
 
 from gapinit.adapters.fused import fuse
 from gapinit.adapters.lora import add_lora
-from gapinit.backbones import base, load_backbone
+from gapinit.backbones import load_backbone, tail
 from gapinit.backbones.padding_free import NAME, Layout
+from gapinit.backbones.tail import decode_at
 from gapinit.train.dropout import mask_generator, use_own_dropout
 
 from .backbone_cases import CASES, Case, pictures
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:Futur
 @pytest.fixture(params=CASES, ids=lambda case: case.name)
 def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     torch.set_num_threads(1)
-    monkeypatch.setattr(base, "LEAST_WIDTH", 0)
+    monkeypatch.setattr(tail, "LEAST_WIDTH", 0)
     case: Case = request.param
     case.write(tmp_path / "backbone")
     return tmp_path / "backbone"
@@ -54,7 +55,7 @@ def test_states_and_gradients_are_those_of_padded_sequences(
         backbone.decoder_layers[first].register_forward_pre_hook(
             lambda _, given, seen=seen: seen.append(tuple(given[0].shape[:2]))
         )
-        states = backbone.decode_at(inputs, where, padded=padded)
+        states = decode_at(backbone, inputs, where, padded=padded)
         states.square().mean().backward()
         found.append((states.detach(), {n: v.grad for n, v in trainable(model).items()}))
         flat = not padded and not backbone.cross_attends
@@ -73,16 +74,16 @@ def test_narrow_backbones_and_batches_without_padding_stay_as_they_are(
     backbone = load_backbone(folder)
     inputs = inputs_of(backbone)
     used: list[Any] = []
-    monkeypatch.setattr(type(backbone), "_decode_flat", lambda *_: used.append(1))
-    monkeypatch.setattr(base, "LEAST_WIDTH", backbone.hidden_size + 1)
+    monkeypatch.setattr(tail, "_decode_flat", lambda *_: used.append(1))
+    monkeypatch.setattr(tail, "LEAST_WIDTH", backbone.hidden_size + 1)
     with torch.no_grad():
-        backbone.decode_at(inputs, places(inputs))
-    monkeypatch.setattr(base, "LEAST_WIDTH", 0)
+        decode_at(backbone, inputs, places(inputs))
+    monkeypatch.setattr(tail, "LEAST_WIDTH", 0)
     texts = [ids for ids, _ in backbone.encode_captions(["a red cube"] * 2, 20)]
 
     even = backbone.embed(backbone.look(pictures()[:1] * 2), texts)
     with torch.no_grad():
-        backbone.decode_at(even, places(even))
+        decode_at(backbone, even, places(even))
     assert not used
 
 
@@ -91,7 +92,7 @@ def test_an_error_inside_puts_the_models_attention_back(folder: Path) -> None:
     inputs = inputs_of(backbone)
     backbone.decoder_layers[0].register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        backbone.decode_at(inputs, places(inputs))
+        decode_at(backbone, inputs, places(inputs))
     assert backbone.text_config._attn_implementation != NAME
 
 

@@ -15,6 +15,7 @@ from peft.tuners.lora import LoraModel
 from typer.testing import CliRunner
 
 from gapinit.backbones import load_backbone
+from gapinit.backbones.generation import generate
 from gapinit.backbones.inputs import Images
 from gapinit.backbones.source import Source, write_source
 from gapinit.cli import app
@@ -101,7 +102,7 @@ def test_tokens_are_those_of_generate_on_pixels(
     texts = []
     for block in torch.arange(len(images)).split(batch_size):
         chosen = images.take(block)
-        texts += backbone.generate(chosen, max_new_tokens=NEW_TOKENS, num_beams=num_beams)
+        texts += generate(backbone, chosen, max_new_tokens=NEW_TOKENS, num_beams=num_beams)
     assert found == expected
     assert texts == [
         text.strip()

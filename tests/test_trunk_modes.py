@@ -16,6 +16,7 @@ from gapinit.adapters.lora import add_lora
 from gapinit.artifacts.arrays import BITS
 from gapinit.artifacts.artifacts import read_json, write_json
 from gapinit.backbones import load_backbone
+from gapinit.backbones.generation import generate
 from gapinit.backbones.tail import tail_loss
 from gapinit.config.recipe import Recipe
 from gapinit.config.runs import Run
@@ -225,7 +226,7 @@ def test_a_run_that_adapts_the_tower(blip2: Family, tmp_path: Path) -> None:
     from gapinit.data.images import load_image
 
     images = [load_image(path) for path in data.images("test")]
-    expected = backbone.generate(backbone.look(images), 8, 1)
+    expected = generate(backbone, backbone.look(images), 8, 1)
     assert [entry["caption"] for entry in read_json(said)] == expected
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Idefics3ForConditionalGeneration
 
 from gapinit.backbones.base import Backbone
@@ -47,21 +47,6 @@ class Idefics3Backbone(Backbone):
         r"(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.(fc1|fc2))"
     )
     packs_texts = True  # a Llama decoder takes masks and positions as they are given
-
-    @property
-    def decoder(self) -> Any:
-        """Return the language model's stack of decoder layers, embeddings included."""
-        return self.model.model.text_model
-
-    @property
-    def output_head(self) -> nn.Module:
-        """Return the matrix from final hidden states to the vocabulary."""
-        return self.model.lm_head
-
-    @property
-    def image_token_id(self) -> int:
-        """Return the token that holds an image's place."""
-        return int(self.model.config.image_token_id)
 
     def image_tokens(self, width: int, height: int) -> int:
         """Return the number of shuffled patches, the same for every image."""

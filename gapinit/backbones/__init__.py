@@ -88,6 +88,8 @@ def import_family(where: str) -> type[Backbone]:
 
 def load_backbone(folder: Path, device: str = "cpu") -> Backbone:
     """Load the backbone in a `save_pretrained` folder, frozen and in evaluation mode."""
+    from gapinit.backbones.loading import load_family
+
     config = read_json(Path(folder) / "config.json")
     if not isinstance(config, dict):
         raise GapinitError(f"{folder}/config.json: expected an object at the top level")
@@ -99,7 +101,7 @@ def load_backbone(folder: Path, device: str = "cpu") -> Backbone:
             f"{folder}: model type '{model_type}' is not supported, expected one of: "
             f"{', '.join(known_families())}. docs/backbones.md says how to add one."
         )
-    return family.load(Path(folder), device)
+    return load_family(family, Path(folder), device)
 
 
 def make_backbone(settings: Path, data: Path | None, output: Path, threads: int) -> None:

@@ -8,7 +8,6 @@ number is the model's).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Blip2ForConditionalGeneration, Blip2Processor
 
-from gapinit.artifacts.artifacts import read_json
 from gapinit.backbones.base import Backbone
 from gapinit.backbones.inputs import Images
-from gapinit.backbones.last_layer import Rows, opt_layer
+from gapinit.backbones.last_layer import opt_layer
 from gapinit.backbones.prompts import Prompts
 from gapinit.errors import GapinitError
 
@@ -36,6 +34,7 @@ class Blip2Backbone(Backbone):
     )
     in_template = False
     packs_texts = True
+    last_layer = staticmethod(opt_layer)
     # OPT calls the paper's `o_proj` `out_proj`.
     target_pattern = (
         r"language_model\.model\.decoder\.layers\.({layers})\."
@@ -45,25 +44,15 @@ class Blip2Backbone(Backbone):
         r"vision_model\.encoder\.layers\.\d+\.(self_attn\.(qkv|projection)|mlp\.(fc1|fc2))"
     )
 
-    def __init__(self, model: Any, processor: Any, prompts: Prompts | None = None) -> None:
-        if not model.config.use_decoder_only_language_model:
-            raise GapinitError(
-                "this BLIP-2 has an encoder-decoder language model (T5); gapinit adapts BLIP-2 "
-                "with a decoder-only one (OPT)"
-            )
-        super().__init__(model, processor, prompts)
-
     @classmethod
-    def check_folder(cls, folder: Path) -> None:
-        """Refuse another kind of language model before any weight is read."""
-        config = read_json(folder / "config.json")
+    def check_config(cls, config: Mapping[str, Any], origin: str) -> None:
+        """Refuse another kind of language model (T5)."""
         language_model = (config.get("text_config") or {}).get("model_type", "opt")
         if language_model != "opt":
             raise GapinitError(
-                f"{folder}: the language model of this BLIP-2 is '{language_model}', expected "
+                f"{origin}: the language model of this BLIP-2 is '{language_model}', expected "
                 "'opt': gapinit adapts decoder-only BLIP-2 (for example blip2-opt-2.7b)"
             )
-        super().check_folder(folder)
 
     @classmethod
     def load_processor(cls, folder: Path) -> Any:
@@ -72,23 +61,14 @@ class Blip2Backbone(Backbone):
             folder, local_files_only=True, trust_remote_code=False
         )
 
-    def narrow_last_layer(self, rows: Rows, eager: bool) -> AbstractContextManager[None]:
-        """Return a block in which the last layer gives keys and values of all, and `rows`."""
-        return opt_layer(self.decoder_layers[-1], rows, eager)
-
     @property
     def decoder(self) -> Any:
         """Return OPT's stack of decoder layers, embeddings included."""
-        return self.model.language_model.model.decoder
-
-    @property
-    def output_head(self) -> nn.Module:
-        """Return the matrix from final hidden states to the vocabulary."""
-        return self.model.language_model.lm_head
+        return self.model.language_model.get_decoder()
 
     @property
     def image_token_id(self) -> int:
-        """Return the token that holds an image's place."""
+        """Return the token that holds an image's place; older configurations name none."""
         return int(self.model.config.image_token_index or 0)
 
     @property

@@ -9,17 +9,16 @@ both masks are made from where the image stands. No text changes what an image's
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from copy import copy
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Gemma3ForConditionalGeneration
 from transformers.models.gemma3.modeling_gemma3 import create_masks_for_vision_model
 
-from gapinit.backbones.base import Backbone
+from gapinit.backbones.base import LLAMA_MODULES, Backbone
 from gapinit.backbones.inputs import Images, Inputs
-from gapinit.backbones.last_layer import Rows, rotary_layer
+from gapinit.backbones.last_layer import rotary_layer
 from gapinit.backbones.prompts import Prompts
 
 ANSWER = "<end_of_turn>\n<start_of_turn>model\n"
@@ -45,35 +44,14 @@ class Gemma3Backbone(Backbone):
         turn="\n<start_of_turn>user\n{question}" + ANSWER,
         end="<end_of_turn>",
     )
-    target_pattern = (
-        r"model\.language_model\.layers\.({layers})\."
-        r"(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))"
-    )
+    target_pattern = r"model\.language_model\.layers\.({layers})\." + LLAMA_MODULES
     # The vision model has been a module of the tower, and the tower itself.
     vision_pattern = (
         r"model\.vision_tower\.(vision_model\.)?encoder\.layers\.\d+\."
         r"(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.(fc1|fc2))"
     )
     packs_texts = True
-
-    def narrow_last_layer(self, rows: Rows, eager: bool) -> AbstractContextManager[None]:
-        """Return a block in which the last layer gives keys and values of all, and `rows`."""
-        return rotary_layer(self.decoder_layers[-1], rows, eager)
-
-    @property
-    def decoder(self) -> Any:
-        """Return the language model's stack of decoder layers, embeddings included."""
-        return self.model.model.language_model
-
-    @property
-    def output_head(self) -> nn.Module:
-        """Return the matrix from final hidden states to the vocabulary."""
-        return self.model.lm_head
-
-    @property
-    def image_token_id(self) -> int:
-        """Return the token that holds an image's place."""
-        return int(self.model.config.image_token_id)
+    last_layer = staticmethod(rotary_layer)
 
     def image_tokens(self, width: int, height: int) -> int:
         """Return the number of pooled patches, the same for every image."""

@@ -1,38 +1,79 @@
-"""What decoding starts from: sequences that all end at the same place, padded on the left."""
+"""Answers to prompts about images: greedy decoding or beam search from cached image tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from gapinit.backbones.inputs import Inputs
+from gapinit.backbones.inputs import Images, Inputs
+
+if TYPE_CHECKING:
+    from gapinit.backbones.base import Backbone
 
 
-def placeholder_ids(
-    inputs: Inputs,
-    head: Sequence[int],
-    texts: Sequence[Sequence[int]],
-    *,
-    image_token_id: int,
-    pad_token_id: int,
+def generate(
+    backbone: Backbone,
+    images: Images,
+    max_new_tokens: int,
+    num_beams: int,
+    prompts: Sequence[str] | None = None,
+) -> list[str]:
+    """Answer a prompt on each image by greedy (1 beam) or beam search; without prompts: caption it.
+
+    Raises GapinitError if prompt and answer do not fit into the model's positions.
+    """
+    tokens = generate_tokens(backbone, images, max_new_tokens, num_beams, prompts)
+    tokenizer = backbone.processor.tokenizer
+    return [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+
+
+@torch.inference_mode()
+def generate_tokens(
+    backbone: Backbone,
+    images: Images,
+    max_new_tokens: int,
+    num_beams: int,
+    prompts: Sequence[str] | None = None,
 ) -> Tensor:
+    """Return the new tokens of each answer of `generate`, (n, at most `max_new_tokens`)."""
+    if prompts is None:
+        prompts = [backbone.prompts.caption] * len(images)
+    encoded = backbone.encode_prompts(prompts, max_new_tokens)
+    inputs = backbone.embed(images.to(backbone.device, backbone.model.dtype), encoded)
+    states, mask, ids = _left_padded(inputs, _placeholder_ids(backbone, inputs, encoded))
+    arguments: dict[str, Any] = backbone.generation_arguments(inputs, ids)
+    tokens: Tensor = backbone.generator.generate(
+        inputs_embeds=states,
+        attention_mask=mask,
+        max_new_tokens=max_new_tokens,
+        num_beams=num_beams,
+        do_sample=False,
+        pad_token_id=backbone.pad_token_id,
+        eos_token_id=backbone.stop_token_ids,
+        **arguments,
+    )
+    return tokens[:, ids.shape[1] :] if "input_ids" in arguments else tokens
+
+
+def _placeholder_ids(backbone: Backbone, inputs: Inputs, texts: Sequence[Sequence[int]]) -> Tensor:
     """Return each sequence's token ids, (n, width), with placeholders for image tokens."""
-    ids = torch.full(inputs.states.shape[:2], pad_token_id)
+    ids = torch.full(inputs.states.shape[:2], backbone.pad_token_id)
     for row, text in enumerate(texts):
-        seen = int(inputs.prefix_length[row]) - len(head)
-        whole = [*head, *[image_token_id] * seen, *text]
+        seen = int(inputs.prefix_length[row]) - len(backbone.head)
+        whole = [*backbone.head, *[backbone.image_token_id] * seen, *text]
         ids[row, : len(whole)] = torch.tensor(whole)
     return ids.to(inputs.states.device)
 
 
-def left_padded(inputs: Inputs, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _left_padded(inputs: Inputs, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return states and token ids that all end where decoding starts, and their mask."""
     width = inputs.states.shape[1]
     # A shorter row moves to the right, its padding to the front.
     position = torch.arange(width, device=ids.device)[None] - (width - inputs.length)[:, None]
     rows = torch.arange(len(ids), device=ids.device)[:, None]
-    # What is in front of a row is its own padding, from behind.
+    # Negative positions take the row's own padding, from its end.
     source = torch.where(position >= 0, position, width + position)
     return inputs.states[rows, source], (position >= 0).long(), ids[rows, source]

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -54,6 +54,16 @@ class Rows:
         if eager is None:
             return seen
         return torch.zeros_like(seen, dtype=eager).masked_fill(~seen, torch.finfo(eager).min)
+
+
+class Narrowing(Protocol):
+    """How a kind of decoder runs its last layer at some rows only."""
+
+    def __call__(self, layer: Any, rows: Rows, eager: bool) -> AbstractContextManager[None]:
+        """Return a block in which the layer gives keys and values of all positions, else `rows`.
+
+        `eager`: masks are added to attention scores, and no kernel takes bools.
+        """
 
 
 @contextmanager

@@ -6,18 +6,15 @@ Every image is cropped to one size, so every image has as many tokens, and posit
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
-from gapinit.artifacts.artifacts import read_json
-from gapinit.backbones.base import Backbone
+from gapinit.backbones.base import LLAMA_MODULES, Backbone
 from gapinit.backbones.inputs import Images
-from gapinit.backbones.last_layer import Rows, rotary_layer
+from gapinit.backbones.last_layer import rotary_layer
 from gapinit.backbones.prompts import Prompts
 from gapinit.errors import GapinitError
 
@@ -39,46 +36,24 @@ class LlavaBackbone(Backbone):
         chat="\n{question}" + ANSWER,
         turn="USER: {question}" + ANSWER,
     )
-    target_pattern = (
-        r"model\.language_model\.layers\.({layers})\."
-        r"(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))"
-    )
+    target_pattern = r"model\.language_model\.layers\.({layers})\." + LLAMA_MODULES
     # Older transformers keep the tower's layers under one more name, `vision_model`.
     vision_pattern = (
         r"model\.vision_tower\.(vision_model\.)?encoder\.layers\.\d+\."
         r"(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.(fc1|fc2))"
     )
     packs_texts = True
-
-    def __init__(self, model: Any, processor: Any, prompts: Prompts | None = None) -> None:
-        _require_clip("this model", model.config.vision_config.model_type)
-        super().__init__(model, processor, prompts)
+    last_layer = staticmethod(rotary_layer)
 
     @classmethod
-    def check_folder(cls, folder: Path) -> None:
-        """Refuse another vision tower before any weight is read."""
-        vision = read_json(folder / "config.json").get("vision_config") or {}
-        _require_clip(str(folder), vision.get("model_type", TOWER))
-        super().check_folder(folder)
-
-    def narrow_last_layer(self, rows: Rows, eager: bool) -> AbstractContextManager[None]:
-        """Return a block in which the last layer gives keys and values of all, and `rows`."""
-        return rotary_layer(self.decoder_layers[-1], rows, eager)
-
-    @property
-    def decoder(self) -> Any:
-        """Return the language model's stack of decoder layers, embeddings included."""
-        return self.model.model.language_model
-
-    @property
-    def output_head(self) -> nn.Module:
-        """Return the matrix from final hidden states to the vocabulary."""
-        return self.model.lm_head
-
-    @property
-    def image_token_id(self) -> int:
-        """Return the token that holds an image's place."""
-        return int(self.model.config.image_token_id)
+    def check_config(cls, config: Mapping[str, Any], origin: str) -> None:
+        """Refuse another vision tower."""
+        tower = (config.get("vision_config") or {}).get("model_type", TOWER)
+        if tower != TOWER:
+            raise GapinitError(
+                f"{origin}: the vision tower of this LLaVA is '{tower}', expected '{TOWER}': "
+                "gapinit adapts LLaVA-1.5 (for example llava-1.5-7b-hf)"
+            )
 
     def image_tokens(self, width: int, height: int) -> int:
         """Return the number of patches, and one where the tower's class token is kept."""
@@ -99,11 +74,3 @@ class LlavaBackbone(Backbone):
     def drop_vision(self) -> None:
         """Free the vision tower."""
         self.model.model.vision_tower = None
-
-
-def _require_clip(origin: str, tower: str) -> None:
-    if tower != TOWER:
-        raise GapinitError(
-            f"{origin}: the vision tower of this LLaVA is '{tower}', expected '{TOWER}': gapinit "
-            "adapts LLaVA-1.5 (for example llava-1.5-7b-hf)"
-        )

@@ -7,12 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from gapinit.artifacts.artifacts import read_json
+from gapinit.backbones.source import read_source
 from gapinit.errors import GapinitError
+
+if TYPE_CHECKING:
+    from gapinit.backbones.base import Backbone
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ def load_processor(name: str | Path, **options: Any) -> Processor:
     which is not needed here. Without torchvision an image processor is its PIL variant. `options`
     go to both `from_pretrained` (`revision`, `local_files_only`, ...).
     """
-    # Unset, transformers would ask on the terminal whether to run code that came with the files.
+    # Without this option transformers asks on the terminal whether to run code from the files.
     options["trust_remote_code"] = False
     return Processor(
         AutoTokenizer.from_pretrained(name, **options),
@@ -43,26 +49,52 @@ def load_processor(name: str | Path, **options: Any) -> Processor:
     )
 
 
-def load_weights(model_class: Any, folder: Path, dtype: str | None) -> Any:
-    """Load a model from safetensors; `dtype`: None for that of the file.
+def load_family(family: type[Backbone], folder: Path, device: str) -> Backbone:
+    """Load weights (safetensors only) and processor from a `save_pretrained` folder, frozen.
 
-    Raises GapinitError for weights that are damaged or do not fill the model.
+    Raises GapinitError, before any weight is read, for a folder that the family does not take or
+    without safetensors; then for weights that are damaged or do not fill the model, and for a
+    processor that cannot read.
     """
+    family.check_config(read_json(folder / "config.json"), str(folder))
+    if not any(folder.glob("*.safetensors")):
+        raise GapinitError(
+            f"{folder}: no *.safetensors here (pickled weights are never loaded). Get the "
+            "safetensors files of this model."
+        )
+    source = read_source(folder)
+    model = _load_weights(family.model_class, folder, source.dtype)
+    # ASSUME: frozen layers run without dropout, in training too (design, Section 4).
+    model.eval().requires_grad_(False).to(device)
+    with _readable(folder):
+        processor = family.load_processor(folder)
+        backbone = family(model, processor, source.prompts.applied_to(family.default_prompts))
+        # Some wrong entries show only when a text or an image is read.
+        processor.tokenizer("a")
+        backbone.pixels([Image.new("RGB", (32, 32))])
+    tokens, rows = len(processor.tokenizer), model.get_input_embeddings().num_embeddings
+    if tokens > rows:
+        raise GapinitError(
+            f"{folder}: the tokenizer has {tokens} tokens and the model embeddings for {rows}: "
+            "they are of two models. Get both from the same place."
+        )
+    return backbone
+
+
+def _load_weights(model_class: Any, folder: Path, dtype: str | None) -> Any:
+    """Load a model from safetensors; `dtype`: None for that of the file."""
     options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
-    try:
-        with no_progress_bars():
-            model, report = model_class.from_pretrained(
-                folder,
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-                output_loading_info=True,
-                **options,
-            )
-    except Exception as error:  # a configuration of others may break anything inside
-        raise cannot_be_loaded(folder, error) from None
+    with _readable(folder), no_progress_bars():
+        model, report = model_class.from_pretrained(
+            folder,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+            **options,
+        )
     if report["missing_keys"]:
-        # Hugging Face would fill them with random numbers and go on.
+        # Hugging Face would fill them with random numbers and continue.
         raise GapinitError(
             f"{folder}: the weights lack {len(report['missing_keys'])} tensors of this model, "
             f"for example '{min(report['missing_keys'])}'. Make or download the folder again."
@@ -70,10 +102,19 @@ def load_weights(model_class: Any, folder: Path, dtype: str | None) -> Any:
     return model
 
 
-def cannot_be_loaded(folder: Path, error: BaseException) -> GapinitError:
-    """Return the error for a folder that a library could not read, with that one's reason."""
-    reason = " ".join(str(error).split())
-    return GapinitError(f"{folder}: this backbone cannot be loaded ({reason})")
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Turn every error of a library that reads the folder into one that names the folder."""
+    try:
+        yield
+    except GapinitError:
+        raise
+    except BaseException as error:
+        # The tokenizer library, written in Rust, raises its own PanicException for some files.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = " ".join(str(error).split())
+        raise GapinitError(f"{folder}: this backbone cannot be loaded ({reason})") from None
 
 
 @contextmanager

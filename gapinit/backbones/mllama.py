@@ -8,7 +8,6 @@ tiles and are all padded to the largest one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -19,7 +18,7 @@ from transformers import MllamaForConditionalGeneration
 
 from gapinit.backbones.base import Backbone
 from gapinit.backbones.inputs import Images, Inputs
-from gapinit.backbones.last_layer import Rows, cross_layer
+from gapinit.backbones.last_layer import cross_layer
 from gapinit.backbones.prompts import Prompts
 
 ANSWER = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
@@ -57,25 +56,7 @@ class MllamaBackbone(Backbone):
     cross_attends = True
     grid_width = 1
     packs_texts = True
-
-    def narrow_last_layer(self, rows: Rows, eager: bool) -> AbstractContextManager[None]:
-        """Return a block in which the last layer gives keys and values of all, and `rows`."""
-        return cross_layer(self.decoder_layers[-1], rows, eager)
-
-    @property
-    def decoder(self) -> Any:
-        """Return the language model's stack of decoder layers, embeddings included."""
-        return self.model.model.language_model
-
-    @property
-    def output_head(self) -> nn.Module:
-        """Return the matrix to the vocabulary, in which the image token has no row."""
-        return self.model.lm_head
-
-    @property
-    def image_token_id(self) -> int:
-        """Return the token that stands for an image."""
-        return int(self.model.config.image_token_index)
+    last_layer = staticmethod(cross_layer)
 
     @property
     def tile_tokens(self) -> int:

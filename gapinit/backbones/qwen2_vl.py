@@ -9,16 +9,15 @@ here positions are worked out from the image's grid.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Qwen2VLForConditionalGeneration
 
-from gapinit.backbones.base import Backbone
+from gapinit.backbones.base import LLAMA_MODULES, Backbone
 from gapinit.backbones.inputs import Images, Inputs
-from gapinit.backbones.last_layer import Rows, rotary_layer
+from gapinit.backbones.last_layer import rotary_layer
 from gapinit.backbones.prompts import Prompts
 
 ANSWER = "<|im_end|>\n<|im_start|>assistant\n"
@@ -43,32 +42,11 @@ class Qwen2VLBackbone(Backbone):
         turn="\n<|im_start|>user\n{question}" + ANSWER,
         end="<|im_end|>",
     )
-    target_pattern = (
-        r"model\.language_model\.layers\.({layers})\."
-        r"(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))"
-    )
+    target_pattern = r"model\.language_model\.layers\.({layers})\." + LLAMA_MODULES
     grid_width = 2
     packs_texts = True
+    last_layer = staticmethod(rotary_layer)
     vision_pattern = r"model\.visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2))"
-
-    def narrow_last_layer(self, rows: Rows, eager: bool) -> AbstractContextManager[None]:
-        """Return a block in which the last layer gives keys and values of all, and `rows`."""
-        return rotary_layer(self.decoder_layers[-1], rows, eager)
-
-    @property
-    def decoder(self) -> Any:
-        """Return the language model's stack of decoder layers, embeddings included."""
-        return self.model.model.language_model
-
-    @property
-    def output_head(self) -> nn.Module:
-        """Return the matrix from final hidden states to the vocabulary."""
-        return self.model.lm_head
-
-    @property
-    def image_token_id(self) -> int:
-        """Return the token that holds an image's place."""
-        return int(self.model.config.image_token_id)
 
     def image_tokens(self, width: int, height: int) -> int:
         """Return how many merged patches the image processor makes of an image."""

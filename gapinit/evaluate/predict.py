@@ -22,6 +22,7 @@ from gapinit.artifacts.artifacts import create_hdf5, sha256
 from gapinit.artifacts.shards import Shard, blocks_of
 from gapinit.backbones import load_backbone
 from gapinit.backbones.fingerprint import backbone_digest
+from gapinit.backbones.generation import generate
 from gapinit.backbones.prompts import sample_prompt
 from gapinit.backbones.read_ahead import read_ahead
 from gapinit.config.versions import VERSIONS
@@ -239,7 +240,8 @@ def _answers(
 ) -> list[str]:
     answers = [""] * len(asked.samples)
     for block in track(batches, asked.data.kind):
-        said = model.generate(
+        said = generate(
+            model,
             take([asked.names[index] for index in block]),
             max_new_tokens=asked.max_new_tokens,
             num_beams=num_beams,

@@ -24,6 +24,7 @@ from gapinit.adapters.methods.setup import Setup, adapt
 from gapinit.artifacts.artifacts import package_versions, write_json
 from gapinit.backbones.architecture import Architecture, build_architecture
 from gapinit.backbones.facts import PHOTO, Facts
+from gapinit.backbones.generation import generate_tokens
 from gapinit.data.captions import CaptionedImage
 from gapinit.data.images import load_image
 from gapinit.data.manifest import Manifest
@@ -120,7 +121,7 @@ def _stages(
         with torch.inference_mode():
             seen = model.image_features(model.pixels(shown))
     with meter.stage("generate", 0, "tokens") as stage:
-        stage.count = model.generate_tokens(seen, NEW_TOKENS, 1).numel()
+        stage.count = generate_tokens(model, seen, NEW_TOKENS, 1).numel()
     path = scratch / "trunk.h5"
     with meter.stage("trunk", len(samples), "images"), _whole_again(model):
         _write_trunk(model, samples, first, path, options.batch_size)
