@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import Blip2ForConditionalGeneration, Blip2Processor
 
 from gapinit.artifacts.artifacts import write_json
-from gapinit.backbones.mini_blip2 import MiniBlip2Settings, Phase, build, train_tokenizer
+from gapinit.backbones.mini_blip2 import MiniBlip2Settings, Phase
 from gapinit.config.methods import METHODS
 from gapinit.config.recipe import Recipe
 from gapinit.config.runs import Run
@@ -185,7 +185,7 @@ def small_world(base: Path) -> SmallWorld:
 def make_backbone(folder: Path, corpus: list[str], seed: int = 3, **changes: Any) -> None:
     """Write a random backbone as a `save_pretrained` folder."""
     settings = check_settings({**BACKBONE, **changes}, MiniBlip2Settings, "tiny")
-    backbone = build(settings, train_tokenizer(corpus, settings.vocabulary))
+    backbone = settings.build(corpus)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in backbone.model.named_parameters():

@@ -17,7 +17,7 @@ from transformers import (
 
 from gapinit.backbones import load_backbone
 from gapinit.backbones.base import Backbone
-from gapinit.backbones.mini_gemma3 import MiniGemma3Settings, build, sight_of, train_tokenizer
+from gapinit.backbones.mini_gemma3 import MiniGemma3Settings
 from gapinit.backbones.source import Source, write_source
 from gapinit.config.yaml_files import read_settings
 
@@ -176,7 +176,7 @@ def test_generation_leaves_the_model_alone(backbone: Backbone) -> None:
 def small() -> Backbone:
     settings = read_settings(SETTINGS, MiniGemma3Settings)
     torch.manual_seed(settings.seed)
-    return build(settings, train_tokenizer(CORPUS, settings.vocabulary))
+    return settings.build(CORPUS)
 
 
 def test_a_small_gemma_is_one_for_the_stock_classes(small: Backbone, tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_a_small_gemma_is_one_for_the_stock_classes(small: Backbone, tmp_path: P
 
 
 def test_the_parts_of_a_small_gemmas_sight_are_all_of_it(small: Backbone) -> None:
-    sight = sight_of(small)
+    sight = MiniGemma3Settings.sight_of(small)
     pixels = small.pixels(pictures())
     with torch.no_grad():
         tokens = sight.project(sight.query(sight.see(pixels["pixel_values"])))

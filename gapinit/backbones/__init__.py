@@ -122,6 +122,8 @@ def make_backbone(settings: Path, data: Path | None, output: Path, threads: int)
         )
     if data is None:
         raise GapinitError(f"{settings}: --data is missing (the pretraining dataset)")
-    module_name, class_name = PRETRAINED[family]
-    module = import_module(module_name)
-    module.pretrain(read_settings(settings, getattr(module, class_name)), data, output, threads)
+    from gapinit.backbones.mini import pretrain
+
+    module, class_name = PRETRAINED[family]
+    kind = getattr(import_module(module), class_name)
+    pretrain(read_settings(settings, kind), data, output, threads)

@@ -36,24 +36,24 @@ class Phase(Settings):
     learning_rate: float = Field(gt=0)
     warmup_steps: int = 50
     text_every: int | None = Field(default=None, gt=0)
-    """Alignment: after so many batches of images one batch of the corpus is learned, too."""
+    """Alignment: one batch of the corpus follows this number of batches of images."""
 
 
 @dataclass(frozen=True)
 class Sight:
-    """How a small model comes from pixels to image tokens, in parts that are trained in turn."""
+    """The parts of a small model that lead from pixels to image tokens, trained in turn."""
 
     see: Callable[[Tensor], Tensor]
-    """The vision tower: pixels of some images to their patches, (n, patches, width)."""
+    """The vision tower: pixels of n images to their patches, (n, patches, width)."""
     tower: list[nn.Parameter]
     query: Callable[[Tensor], Tensor]
     """Patches to fewer tokens, (n, tokens, width): a Q-Former, a merger, a projector."""
     querying: list[nn.Parameter]
-    project: Callable[[Tensor], Tensor]
+    project: Callable[[Tensor], Tensor] = lambda tokens: tokens
     """Those to the language model's space, (n, tokens, d)."""
-    projecting: list[nn.Parameter]
+    projecting: Sequence[nn.Parameter] = ()
     grid: tuple[int, ...] = ()
-    """An image's grid, where positions depend on it; the images are all of one size."""
+    """An image's grid, where positions depend on it; all images have one size."""
 
     def images(self, tokens: Tensor) -> Images:
         """Return projected tokens as the backbone takes them."""
@@ -76,7 +76,7 @@ class AltTexts:
 
     @torch.no_grad()
     def seen_by(self, sight: Sight) -> AltTexts:
-        """Return the same with the output of the vision tower, which is frozen from here on."""
+        """Return the same with the vision tower's output; the tower is frozen from here on."""
         patches = [sight.see(block) for block in self.pixels.split(512)]
         return replace(self, patches=torch.cat(patches))
 
@@ -92,7 +92,7 @@ def load_alt_texts(backbone: Backbone, pairs: Sequence[tuple[Path, str]]) -> Alt
     texts = [text for _, text in pairs]
     return AltTexts(
         texts=_read(backbone, texts),
-        encoded=backbone.encode_captions(texts, max_tokens(backbone)),
+        encoded=backbone.encode_captions(texts, _max_tokens(backbone)),
         image_row=[rows[path] for path, _ in pairs],
         pixels=torch.cat(blocks),
         patches=torch.empty(0),
@@ -100,13 +100,13 @@ def load_alt_texts(backbone: Backbone, pairs: Sequence[tuple[Path, str]]) -> Alt
 
 
 def _pixels(backbone: Backbone, images: Sequence[Image]) -> Tensor:
-    """Return the pixels of images of one size, (n, ...): some processors put them end to end."""
+    """Return the pixels of images of one size, (n, ...): some processors concatenate them."""
     pixels = backbone.pixels(images)["pixel_values"]
     return pixels.reshape(len(images), -1, pixels.shape[-1]) if pixels.dim() == 2 else pixels
 
 
-def max_tokens(backbone: Backbone) -> int:
-    """Return how many tokens of a text are read: half of the positions, images take the rest."""
+def _max_tokens(backbone: Backbone) -> int:
+    """Return the most tokens of a text: half of the positions, images take the rest."""
     return int(backbone.text_config.max_position_embeddings) // 2
 
 
@@ -114,7 +114,7 @@ def _read(backbone: Backbone, texts: Sequence[str]) -> list[list[int]]:
     """Return token ids of plain texts, each behind the token that begins one."""
     tokenizer = backbone.processor.tokenizer
     start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    room = max_tokens(backbone) - 1
+    room = _max_tokens(backbone) - 1
     return [[start, *ids[:room]] for ids in backbone.texts.token_ids(texts)]
 
 
@@ -122,15 +122,14 @@ def pretrain_language(backbone: Backbone, corpus: Sequence[str], phase: Phase, s
     """Teach the language model to read: texts alone, no image."""
     texts = _read(backbone, corpus)
     batches = _batches(texts, phase.batch_size, random.Random(seed))
-    parameters = unique([*backbone.decoder.parameters(), *backbone.output_head.parameters()])
 
     def loss() -> Tensor:
         return _text_loss(backbone, [texts[index] for index in next(batches)])
 
-    _optimise(parameters, loss, phase, "language modelling")
+    _optimise(_language_parameters(backbone), loss, phase, "language modelling")
 
 
-def pretrain_vision(
+def pretrain_tower(
     backbone: Backbone, sight: Sight, examples: AltTexts, phase: Phase, seed: int
 ) -> None:
     """Teach the vision tower which words stand in an image's alt-text.
@@ -144,13 +143,8 @@ def pretrain_vision(
     def tokens(rows: list[int]) -> Tensor:
         return sight.see(examples.pixels[rows])
 
-    head = _voting_head(backbone, tokens([0]).shape[-1])
-    _optimise(
-        [*sight.tower, *head.parameters()],
-        _voting_loss(tokens, head, examples, phase, seed),
-        phase,
-        "vision tower: words in images",
-    )
+    title = "vision tower: words in images"
+    _pretrain_words(title, backbone, tokens, sight.tower, examples, phase, seed)
 
 
 def pretrain_query(
@@ -161,13 +155,8 @@ def pretrain_query(
     def tokens(rows: list[int]) -> Tensor:
         return sight.query(examples.patches[rows])
 
-    head = _voting_head(backbone, tokens([0]).shape[-1])
-    _optimise(
-        [*sight.querying, *head.parameters()],
-        _voting_loss(tokens, head, examples, phase, seed),
-        phase,
-        "image tokens: words in images",
-    )
+    title = "image tokens: words in images"
+    _pretrain_words(title, backbone, tokens, sight.querying, examples, phase, seed)
 
 
 def pretrain_alignment(
@@ -181,9 +170,9 @@ def pretrain_alignment(
     """Teach the model to speak of what it sees (BLIP-2's second stage: generation).
 
     The vision tower is frozen, as in BLIP-2.
-    ASSUME: unlike BLIP-2's, this small language model is trained along: frozen, it did not learn
-    within minutes to read image tokens (LOG.md). So that it keeps what it has read, as a frozen one
-    does, batches of the corpus come between (`phase.text_every`).
+    ASSUME: unlike BLIP-2's, this small language model is trained, too: frozen, it did not learn
+    within minutes to read image tokens (LOG.md). Batches of the corpus in between
+    (`phase.text_every`) keep what it has read, as freezing would.
     """
     batches = _batches(examples.texts, phase.batch_size, random.Random(seed))
     texts = _read(backbone, corpus)
@@ -200,35 +189,31 @@ def pretrain_alignment(
         inputs = backbone.embed(images, [ids for ids, _ in encoded])
         return _loss(backbone, inputs, [labels for _, labels in encoded])
 
-    language = unique([*backbone.decoder.parameters(), *backbone.output_head.parameters()])
-    _optimise(
-        [*sight.querying, *sight.projecting, *language],
-        loss,
-        phase,
-        "vision-language alignment",
-    )
+    parameters = [*sight.querying, *sight.projecting, *_language_parameters(backbone)]
+    _optimise(parameters, loss, phase, "vision-language alignment")
 
 
-def unique(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
-    """Return parameters each once: the embedding of a vocabulary may be its output matrix, too."""
-    return list({id(parameter): parameter for parameter in parameters}.values())
+def _language_parameters(backbone: Backbone) -> list[nn.Parameter]:
+    """Return the language model's parameters, each once: embeddings may be the output matrix."""
+    return list(nn.ModuleList([backbone.decoder, backbone.output_head]).parameters())
 
 
-def _voting_head(backbone: Backbone, width: int) -> nn.Linear:
-    """Return a head from image tokens to words, most of which are absent from any one image."""
-    head = nn.Linear(width, backbone.text_config.vocab_size)
-    nn.init.constant_(head.bias, -3.0)
-    return head
-
-
-def _voting_loss(
+def _pretrain_words(
+    title: str,
+    backbone: Backbone,
     tokens: Callable[[list[int]], Tensor],
-    head: nn.Linear,
+    parameters: Sequence[nn.Parameter],
     examples: AltTexts,
     phase: Phase,
     seed: int,
-) -> Callable[[], Tensor]:
-    """Return the cross-entropy of the strongest vote for each word, summed over words."""
+) -> None:
+    """Train parameters so that some token of an image votes for each word of its alt-text.
+
+    `tokens`: rows of `AltTexts.pixels` to (n, tokens, width). The loss is the cross-entropy of the
+    strongest vote for each word, summed over words.
+    """
+    head = nn.Linear(tokens([0]).shape[-1], backbone.text_config.vocab_size)
+    nn.init.constant_(head.bias, -3.0)  # most words are absent from any one image
     batches = _batches(examples.texts, phase.batch_size, random.Random(seed))
 
     def loss() -> Tensor:
@@ -240,13 +225,13 @@ def _voting_loss(
         mean = torch.nn.functional.binary_cross_entropy_with_logits(votes, words)
         return mean * words.shape[1]
 
-    return loss
+    _optimise([*parameters, *head.parameters()], loss, phase, title)
 
 
 def _batches(
     sequences: Sequence[Sequence[int]], batch_size: int, draw: random.Random
 ) -> Iterator[list[int]]:
-    """Yield batches of random sequences of like length, without end: little padding is computed."""
+    """Yield endless batches of random sequences of similar length, which need little padding."""
     everything = range(len(sequences))
     while True:
         pool = sorted(

@@ -63,7 +63,7 @@ def _made_here(path: Path, family: str) -> Facts:
     settings = read_settings(path, getattr(module, class_name))
     words = [text for text in settings.prompts.model_dump().values() if isinstance(text, str)]
     with torch.device("meta"):
-        backbone = module.build(settings, module.train_tokenizer(words * 4, settings.vocabulary))
+        backbone = settings.build(words * 4)
     texts = backbone.texts
     prompt = len(texts.encode_prompts([backbone.prompts.caption])[0])
     return Facts(backbone, "float32", TemplateTokens(head=len(texts.head), prompt=prompt))

@@ -14,9 +14,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
-
+from gapinit.backbones.byte_level import byte_level_tokenizer
 from gapinit.errors import GapinitError
 
 VOCABULARY = 420
@@ -88,27 +86,14 @@ def stand_in_tokenizer(model_type: str) -> Any:
         )
     first = [family.pad, family.eos, *([family.bos] if family.bos else [])]
     special = list(dict.fromkeys([*first, *family.others, *family.outer.values()]))
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([*WORDS] * 4, trainer)
-    if family.bos:
-        number = tokenizer.token_to_id(family.bos)
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{family.bos} $A", special_tokens=[(family.bos, number)]
-        )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+    return byte_level_tokenizer(
+        [*WORDS] * 4,
+        VOCABULARY,
+        special,
+        first=family.bos,
         eos_token=family.eos,
         pad_token=family.pad,
         bos_token=family.bos,
-        padding_side="right",
     )
 
 
