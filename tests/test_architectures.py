@@ -8,8 +8,7 @@ import pytest
 import yaml
 
 from gapinit.backbones.architecture import find_architecture, read_architecture
-from gapinit.backbones.facts import Facts, layer_groups
-from gapinit.backbones.shapes import architecture_facts, backbone_facts
+from gapinit.backbones.facts import Facts, architecture_facts, backbone_facts, layer_groups
 from gapinit.errors import GapinitError
 
 from .architecture_cases import write_tiny

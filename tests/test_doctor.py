@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from gapinit.backbones.shapes import backbone_facts
+from gapinit.backbones.facts import backbone_facts
 from gapinit.cli import app
 from gapinit.errors import GapinitError
 from gapinit.workflow import doctor

@@ -22,6 +22,7 @@ from gapinit.errors import GapinitError
 
 if TYPE_CHECKING:
     from gapinit.backbones.base import Backbone
+    from gapinit.backbones.mini import MiniSettings
 
 # Hugging Face `model_type` -> "module:class", of modules that have another name than their type
 FAMILIES = {"blip-2": "gapinit.backbones.blip2:Blip2Backbone"}
@@ -124,6 +125,11 @@ def make_backbone(settings: Path, data: Path | None, output: Path, threads: int)
         raise GapinitError(f"{settings}: --data is missing (the pretraining dataset)")
     from gapinit.backbones.mini import pretrain
 
-    module, class_name = PRETRAINED[family]
-    kind = getattr(import_module(module), class_name)
-    pretrain(read_settings(settings, kind), data, output, threads)
+    pretrain(pretrained_settings(settings), data, output, threads)
+
+
+def pretrained_settings(path: Path) -> MiniSettings:
+    """Read the file of a small backbone, whose family is one of `PRETRAINED`."""
+    module, class_name = PRETRAINED[read_yaml(path)["family"]]
+    settings: MiniSettings = read_settings(path, getattr(import_module(module), class_name))
+    return settings

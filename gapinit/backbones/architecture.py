@@ -1,14 +1,18 @@
 """Published architectures without their weights, from `config/architectures/<name>.yaml`.
 
-Nothing is downloaded: the file holds what the published `config.json` and
-`preprocessor_config.json` say. A model is built on any device, `meta` included, with random
-weights, the real image processor and a stand-in tokenizer (`stand_in.py`).
+Nothing is downloaded: the file holds the content of the published `config.json` and
+`preprocessor_config.json`. A model is built on any device, `meta` included, with random weights,
+the real image processor, and a stand-in for the published tokenizer. The stand-in is byte-level,
+trained on a few words, and knows the family's special tokens by their names. Its ids are not the
+published ones, so they replace the configuration's special ids; the vocabulary keeps its size, so
+every matrix keeps its shape. A text has more tokens in the stand-in than in the published
+tokenizer: token counts of real text come from `template_tokens` here and from `config/sizes.yaml`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +29,17 @@ if TYPE_CHECKING:
     from gapinit.backbones.base import Backbone
 
 VALUE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+STAND_IN_VOCABULARY = 420
+STAND_IN_TEXTS = (
+    "a photo of a man on a bench with two dogs in the park",
+    "Provide a one-sentence caption for the provided image.",
+    "Answer the question using a single word or phrase.",
+    "You are a helpful assistant. system user model assistant USER: ASSISTANT: Question: answer:",
+)
 
 
 class ImageProcessor(Settings):
-    """A class of transformers, and what it is called with."""
+    """A class of transformers and its arguments."""
 
     class_name: str = Field(alias="class")
     arguments: dict[str, Any] = {}
@@ -42,13 +53,13 @@ class TemplateTokens(Settings):
 
 
 class Architecture(Settings):
-    """What a published model is: everything but its numbers."""
+    """All of a published model but the values of its weights."""
 
     config: dict[str, Any]
     """Its Hugging Face configuration, as far as it differs from the class's defaults."""
     image_processor: ImageProcessor
     dtype: Dtype = "float32"
-    """What its weights are stored in."""
+    """The dtype of the stored weights."""
     licence: str = ""
     gated: bool = False
     """Whether the hub asks for an account that has accepted the licence."""
@@ -102,12 +113,11 @@ def build_architecture(
     import transformers
 
     from gapinit.backbones.loading import Processor
-    from gapinit.backbones.stand_in import stand_in_tokenizer, with_special_ids
 
     kind = architecture.config["model_type"]
     family: Any = find_family(kind)
-    tokenizer = stand_in_tokenizer(kind)
-    given = with_special_ids(architecture.config, tokenizer)
+    tokenizer = _stand_in_tokenizer(kind)
+    given = _with_special_ids(architecture.config, tokenizer)
     reader = getattr(transformers, architecture.image_processor.class_name, None)
     if reader is None:
         raise GapinitError(
@@ -115,16 +125,16 @@ def build_architecture(
             f"'{architecture.image_processor.class_name}'"
         )
     try:
-        config = family.model_class.config_class(
-            **{key: value for key, value in given.items() if key != "model_type"}
-        )
-        with torch.device(device), _default_dtype(dtype or architecture.dtype):
-            model = family.model_class(config)
+        config = transformers.AutoConfig.for_model(**given)
+        with torch.device(device):
+            model = transformers.AutoModelForImageTextToText.from_config(
+                config, dtype=dtype or architecture.dtype
+            )
         processor = Processor(tokenizer, reader(**architecture.image_processor.arguments))
     except (TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise GapinitError(f"{origin}: no model can be made of this ({reason})") from None
-    # The model itself takes its end of text from here when it generates.
+    # The model's own `generate` takes its end of text from here.
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.eval().requires_grad_(False)
@@ -132,14 +142,90 @@ def build_architecture(
     return backbone
 
 
-@contextmanager
-def _default_dtype(name: Dtype) -> Iterator[None]:
-    """Make new tensors of a dtype during the block."""
-    import torch
+@dataclass(frozen=True)
+class _SpecialTokens:
+    """The special tokens of a family, and which keys of its configuration name them."""
 
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(getattr(torch, name))
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+    eos: str
+    pad: str
+    bos: str | None = None
+    """Stands in front of every text."""
+    others: tuple[str, ...] = ()
+    outer: Mapping[str, str] = field(default_factory=dict)
+    """Keys of the configuration's top level, each with its token."""
+
+
+_QWEN = _SpecialTokens(
+    eos="<|im_end|>",
+    pad="<|endoftext|>",
+    others=("<|im_start|>",),
+    outer={
+        "image_token_id": "<|image_pad|>",
+        "video_token_id": "<|video_pad|>",
+        "vision_start_token_id": "<|vision_start|>",
+        "vision_end_token_id": "<|vision_end|>",
+    },
+)
+_SPECIAL_TOKENS = {
+    "blip-2": _SpecialTokens("</s>", "<pad>", "</s>", outer={"image_token_index": "<image>"}),
+    "qwen2_vl": _QWEN,
+    "qwen2_5_vl": _QWEN,
+    "gemma3": _SpecialTokens(
+        "<eos>",
+        "<pad>",
+        "<bos>",
+        others=("<start_of_turn>", "<end_of_turn>"),
+        outer={
+            "boi_token_index": "<start_of_image>",
+            "eoi_token_index": "<end_of_image>",
+            "image_token_index": "<image_soft_token>",
+        },
+    ),
+    "mllama": _SpecialTokens(
+        "<|eot_id|>",
+        "<|finetune_right_pad_id|>",
+        "<|begin_of_text|>",
+        others=("<|start_header_id|>", "<|end_header_id|>"),
+        outer={"image_token_index": "<|image|>"},
+    ),
+    "llava": _SpecialTokens("</s>", "<pad>", "<s>", outer={"image_token_index": "<image>"}),
+}
+
+
+def _stand_in_tokenizer(model_type: str) -> Any:
+    """Return a byte-level tokenizer with the special tokens of a family."""
+    from gapinit.backbones.byte_level import byte_level_tokenizer
+
+    tokens = _SPECIAL_TOKENS.get(model_type)
+    if tokens is None:
+        raise GapinitError(
+            f"model type '{model_type}': no stand-in tokenizer, expected one of: "
+            f"{', '.join(_SPECIAL_TOKENS)}"
+        )
+    special = [tokens.pad, tokens.eos, *([tokens.bos] if tokens.bos else [])]
+    return byte_level_tokenizer(
+        STAND_IN_TEXTS * 4,
+        STAND_IN_VOCABULARY,
+        list(dict.fromkeys([*special, *tokens.others, *tokens.outer.values()])),
+        first=tokens.bos,
+        eos_token=tokens.eos,
+        pad_token=tokens.pad,
+        bos_token=tokens.bos,
+    )
+
+
+def _with_special_ids(config: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
+    """Return a configuration with the special ids of the stand-in."""
+    tokens = _SPECIAL_TOKENS[config["model_type"]]
+    known = tokenizer.get_vocab()
+    text = {**config.get("text_config", {})}
+    if text.get("vocab_size", len(known)) < len(known):
+        raise GapinitError(
+            f"text_config.vocab_size: {text['vocab_size']} tokens, but the stand-in tokenizer has "
+            f"{len(known)}: give at least as many"
+        )
+    text |= {"eos_token_id": known[tokens.eos], "pad_token_id": known[tokens.pad]}
+    if tokens.bos is not None:
+        text["bos_token_id"] = known[tokens.bos]
+    outer = {key: known[token] for key, token in tokens.outer.items()}
+    return {**config, **outer, "text_config": text}

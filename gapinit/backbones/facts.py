@@ -1,18 +1,31 @@
-"""What a backbone's shapes alone say: counts, widths, tokens, bytes. Weights may be on `meta`."""
+"""The facts of a backbone that follow from its shapes alone: counts, widths, tokens, bytes.
+
+Backbones that `config/backbones/` names are built on `meta`, from their files alone.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gapinit.backbones.architecture import VALUE_BYTES, TemplateTokens
+from gapinit.backbones import PRETRAINED, pretrained_settings
+from gapinit.backbones.architecture import (
+    VALUE_BYTES,
+    Architecture,
+    TemplateTokens,
+    build_architecture,
+    find_architecture,
+)
+from gapinit.backbones.hub import HubSettings
+from gapinit.config.yaml_files import read_settings, read_yaml
+from gapinit.errors import GapinitError
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from gapinit.backbones.base import Backbone
+    from gapinit.backbones.source import Dtype
 
 PHOTO = (640, 480)
 """Width and height of most photographs of COCO."""
@@ -133,7 +146,7 @@ class Facts:
             for name, module in layer.named_modules():
                 if name.endswith(("k_proj", "v_proj")):
                     count = self.memory_tokens(size) if "cross_attn" in name else tokens
-                    total += count * _out_features(module)
+                    total += count * module.out_features
         return total * self.value_bytes
 
     def vision_patches(self, size: tuple[int, int] = PHOTO) -> int:
@@ -192,8 +205,48 @@ def layer_groups(facts: Facts) -> list[tuple[Sequence[int], list[Target]]]:
     return list(groups)
 
 
-def _out_features(module: nn.Module) -> int:
-    return int(module.out_features)  # type: ignore[arg-type]
+def backbone_facts(name: str, folder: Path) -> Facts:
+    """Return the facts of a backbone by its file's name; `folder` is `config/`.
+
+    A published backbone has an architecture file; for one that is made here its settings suffice.
+    Raises GapinitError for an unknown name, with the known ones.
+    """
+    path = folder / "backbones" / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml"))) or "none"
+        raise GapinitError(
+            f"backbone '{name}': no such file in {path.parent}/, expected one of: {known}. "
+            "Another config folder is given with --config-folder."
+        )
+    if read_yaml(path).get("family") in PRETRAINED:
+        return _made_here(path)
+    settings = read_settings(path, HubSettings)
+    return architecture_facts(find_architecture(name, folder), name, settings.dtype)
+
+
+def architecture_facts(
+    architecture: Architecture, origin: str, dtype: Dtype | None = None
+) -> Facts:
+    """Return the facts of an architecture; `dtype`: None for that of the stored weights.
+
+    The model is built on `meta` and takes no memory.
+    """
+    chosen = dtype or architecture.dtype
+    backbone = build_architecture(architecture, origin, "meta", chosen)
+    return Facts(backbone, chosen, architecture.template_tokens)
+
+
+def _made_here(path: Path) -> Facts:
+    """Build a small backbone on `meta`; its tokenizer knows its template and single bytes."""
+    import torch
+
+    settings = pretrained_settings(path)
+    words = [text for text in settings.prompts.model_dump().values() if isinstance(text, str)]
+    with torch.device("meta"):
+        backbone = settings.build(words * 4)
+    texts = backbone.texts
+    prompt = len(texts.encode_prompts([backbone.prompts.caption])[0])
+    return Facts(backbone, "float32", TemplateTokens(head=len(texts.head), prompt=prompt))
 
 
 def _count(parameters: Iterable[Any]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,12 +26,11 @@ def over_gradients(
     *,
     vision: bool = False,
 ) -> dict[str, Measured]:
-    """Return what `measure` makes of each target weight's gradient on one batch, by module name.
+    """Return `measure(name, gradient)` for each target weight on one batch, by module name.
 
-    It is called with the module's name and the gradient, (d_out, d_in), of the backbone as it is,
-    without an adapter: what full fine-tuning's first step would be. `vision`: of the vision tower's
-    targets, too. Each gradient is dropped
-    before the next one is made, so that no more than one is in memory.
+    The gradient, (d_out, d_in), is that of the backbone without an adapter: the first step of full
+    fine-tuning. It is dropped before the next one is made, so that memory holds only one.
+    `vision`: the vision tower's targets, too.
     """
     found: dict[str, Measured] = {}
     targets = backbone.named_targets(layers, vision=vision)
@@ -41,16 +41,11 @@ def over_gradients(
         found[name] = measure(name, weight.grad)
         weight.grad = None
 
-    handles = []
-    for name, weight in weights.items():
-        weight.requires_grad_(True)
-        handles.append(weight.register_post_accumulate_grad_hook(partial(take, name)))
-    try:
-        with torch.enable_grad():
-            tail_loss(backbone, batch).backward()
-    finally:
-        for handle, weight in zip(handles, weights.values(), strict=True):
-            handle.remove()
-            weight.requires_grad_(False)
-            weight.grad = None
+    with ExitStack() as hooks, torch.enable_grad():
+        for name, weight in weights.items():
+            hooks.callback(weight.requires_grad_, weight.requires_grad)
+            weight.requires_grad_(True)
+            hook = weight.register_post_accumulate_grad_hook(partial(take, name))
+            hooks.enter_context(hook)
+        tail_loss(backbone, batch).backward()
     return {name: found[name] for name in weights}

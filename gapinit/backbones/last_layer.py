@@ -84,16 +84,12 @@ def opt_layer(layer: Any, rows: Rows, eager: bool) -> Iterator[None]:
     def read_all(_: Any, __: Any) -> Any:
         return (everything[0],)
 
-    handles = [
+    with (
         layer.register_forward_pre_hook(enter, with_kwargs=True),
         attention.k_proj.register_forward_pre_hook(read_all),
         attention.v_proj.register_forward_pre_hook(read_all),
-    ]
-    try:
+    ):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -117,11 +113,8 @@ def rotary_layer(layer: Any, rows: Rows, eager: bool) -> Iterator[None]:
         }
         return (rows.take(states),), named | changed
 
-    handle = layer.register_forward_pre_hook(enter, with_kwargs=True)
-    try:
+    with layer.register_forward_pre_hook(enter, with_kwargs=True):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -137,11 +130,8 @@ def cross_layer(layer: Any, rows: Rows, eager: bool) -> Iterator[None]:
         taken = {name: rows.take(named[name][:, 0])[:, None] for name in masks if name in named}
         return (rows.take(given[0]),), named | taken
 
-    handle = layer.register_forward_pre_hook(enter, with_kwargs=True)
-    try:
+    with layer.register_forward_pre_hook(enter, with_kwargs=True):
         yield
-    finally:
-        handle.remove()
 
 
 def _keys_and_values(

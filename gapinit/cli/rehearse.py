@@ -54,7 +54,7 @@ def rehearse_command(
     """Run every stage on a backbone's real shapes with random weights; nothing is downloaded."""
     from gapinit.artifacts.artifacts import write_json
     from gapinit.backbones.architecture import find_architecture, read_architecture
-    from gapinit.backbones.shapes import architecture_facts, backbone_facts
+    from gapinit.backbones.facts import architecture_facts, backbone_facts
 
     if (backbone is None) == (architecture is None):
         raise GapinitError("give either --backbone NAME or --architecture FILE")

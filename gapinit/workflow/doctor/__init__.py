@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gapinit.backbones import PRETRAINED
-from gapinit.backbones.facts import Facts
-from gapinit.backbones.shapes import backbone_facts
+from gapinit.backbones.facts import Facts, backbone_facts
 from gapinit.config.yaml_files import read_yaml
 from gapinit.errors import GapinitError
 from gapinit.evaluate.metrics.java import find_java

@@ -101,7 +101,7 @@ def weights(plan: Plan, name: str, folder: Path) -> Weights:
 
 def stored_bytes(architecture: Architecture, name: str) -> int:
     """Return the bytes of the published weights: in the dtype that they are stored in."""
-    from gapinit.backbones.shapes import architecture_facts
+    from gapinit.backbones.facts import architecture_facts
 
     facts = architecture_facts(architecture, name)
     return facts.parameters * VALUE_BYTES[architecture.dtype]
