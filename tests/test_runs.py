@@ -252,7 +252,10 @@ WRONG = {
         "no row for CIDEr(gap-init, r=8), expected one of: gap (method=gap-init",
     ),
     "claim on no metric": (claiming("Bleu_4(r) > Bleu_4(r)"), "metric 'Bleu_4', the table has"),
-    "claim that says nothing": (claiming("CIDEr(r)"), "claims.0.claim': 'CIDEr(r)': expected one"),
+    "claim that says nothing": (
+        claiming("CIDEr(r)"),
+        "claims.0.claim': 'CIDEr(r)': expected METRIC",
+    ),
     "std with margin": (claiming("sd(CIDEr(r)) < sd(CIDEr(r)) - 1"), "without a margin"),
 }
 

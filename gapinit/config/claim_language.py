@@ -20,9 +20,9 @@ from gapinit.config.runs import FACTORS, TableRow
 ABBREVIATIONS = {"r": "rank", "size": "calibration_size"}
 SELECTING = tuple(factor for factor in FACTORS if factor != "method")
 """Factors that a claim may name beside the method."""
-_WORD = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-_TERM = r"([A-Za-z][A-Za-z0-9_]*)\s*\(([^()]*)\)"
-_SIDE = re.compile(rf"\s*(?:sd\s*\(\s*{_TERM}\s*\)|{_TERM})\s*(?:([+-])\s*(\d+(?:\.\d+)?)\s*)?")
+_TERM = r"([A-Za-z]\w*)\s*\(([^()]*)\)"
+_SIDE = rf"\s*(?:sd\s*\(\s*{_TERM}\s*\)|{_TERM})\s*"
+_CLAIM = re.compile(rf"{_SIDE}(>=|<=|>|<){_SIDE}(?:([+-])\s*(\d+(?:\.\d+)?)\s*)?", flags=re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -82,56 +82,42 @@ class Statement:
 
 
 def parse_claim(text: str) -> Statement:
-    """Return a claim's two sides; ValueError that shows what was read and what was expected."""
-    sides = re.split(r"(>=|<=|(?<![<>])[<>](?!=))", text)
-    if len(sides) != 3:
+    """Return a claim's two sides; ValueError that shows the text and the expected form."""
+    found = _CLAIM.fullmatch(text)
+    if found is None:
         raise ValueError(
-            f"'{text}': expected one comparison (>=, >, <= or <) of two sides, as in "
-            "CIDEr(gap-init, r=1) >= CIDEr(lora-gaussian, r=8) - 2"
+            f"'{text}': expected METRIC(row) or METRIC(method, factor=value), both or none within "
+            "sd(...), on both sides of >=, >, <= or <, as in CIDEr(gap-init, r=1) >= "
+            "CIDEr(lora-gaussian, r=8) - 2"
         )
-    left, offset = _side(sides[0], text)
-    right, margin = _side(sides[2], text)
-    if offset:
-        raise ValueError(f"'{text}': expected a margin on the right of '{sides[1]}' alone")
+    *terms, sign, number = found.groups()
+    left, comparison, right = _side(terms[:4], text), terms[4], _side(terms[5:], text)
+    margin = float(f"{sign or ''}{number or 0}")
     if (left.metric, left.statistic) != (right.metric, right.statistic):
         raise ValueError(f"'{text}': the two sides are of different metrics or statistics")
-    if left.statistic == "std" and margin:
-        raise ValueError(f"'{text}': standard deviations are compared as a ratio, without a margin")
-    above = sides[1].startswith(">")
+    above = comparison.startswith(">")
     if left.statistic == "std":
+        if margin:
+            raise ValueError(
+                f"'{text}': standard deviations are compared as a ratio, without a margin"
+            )
         return Statement(right, left) if above else Statement(left, right)
     # left >= right + m and right >= left - m.
     return Statement(left, right, -margin) if above else Statement(right, left, margin)
 
 
-def _side(text: str, whole: str) -> tuple[Side, float]:
-    """Return one side and the signed number behind it."""
-    found = _SIDE.fullmatch(text)
-    if found is None:
-        raise ValueError(
-            f"'{whole}': did not understand '{text.strip()}', expected METRIC(row) or "
-            "METRIC(method, factor=value), or one of them within sd(...), then perhaps a margin "
-            "such as - 2"
-        )
-    of_deviation, inside_deviation, metric, inside, sign, margin = found.groups()
-    name, *factors = (part.strip() for part in (inside_deviation or inside).split(","))
-    if not re.fullmatch(_WORD, name):
-        raise ValueError(f"'{whole}': '{name}' is not the name of a row or method")
-    side = Side(
-        of_deviation or metric,
-        name,
-        tuple(_factor(factor, whole) for factor in factors),
-        "std" if of_deviation else "mean",
-    )
-    return side, float(f"{sign or ''}{margin or 0}")
-
-
-def _factor(text: str, whole: str) -> tuple[str, str]:
-    key, equals, value = (part.strip() for part in text.partition("="))
-    if not equals or ABBREVIATIONS.get(key, key) not in SELECTING or not re.fullmatch(_WORD, value):
-        known = ", ".join([*ABBREVIATIONS, *SELECTING])
-        raise ValueError(f"'{whole}': '{text}' is no factor=value, known factors: {known}")
-    return key, value
+def _side(term: Sequence[str | None], text: str) -> Side:
+    """Return the side of a metric and its parentheses, within sd(...) or not."""
+    within_sd, metric = term[0] is not None, term[0] or term[2] or ""
+    row, *factors = (part.strip() for part in (term[1] or term[3] or "").split(","))
+    pairs = []
+    for factor in factors:
+        key, _, value = (part.strip() for part in factor.partition("="))
+        if ABBREVIATIONS.get(key, key) not in SELECTING:
+            known = ", ".join([*ABBREVIATIONS, *SELECTING])
+            raise ValueError(f"'{text}': unknown factor '{key}', expected one of: {known}")
+        pairs.append((key, value))
+    return Side(metric, row, tuple(pairs), "std" if within_sd else "mean")
 
 
 def _has(row: TableRow, key: str, value: str) -> bool:

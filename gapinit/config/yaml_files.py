@@ -92,7 +92,7 @@ def check_settings(content: Mapping[str, Any], model: type[Model], origin: Origi
 def _describe(problem: Mapping[str, Any], model: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in problem["loc"]) or "(top level)"
     if problem["type"] == "extra_forbidden":
-        return f"unknown key '{key}'{_suggestion(str(problem['loc'][-1]), problem['loc'], model)}"
+        return f"unknown key '{key}'{_suggestion(problem['loc'], model)}"
     if problem["type"] == "missing":
         return f"key '{key}' is missing"
     message = problem["msg"].removeprefix("Value error, ")
@@ -102,19 +102,16 @@ def _describe(problem: Mapping[str, Any], model: type[BaseModel]) -> str:
     return f"key '{key}': {message}, found {problem['input']!r}"
 
 
-def _suggestion(key: str, location: tuple[Any, ...], model: type[BaseModel]) -> str:
+def _suggestion(location: Sequence[Any], model: type[BaseModel]) -> str:
     """Name the accepted keys that look most like the unknown one, at its place in the model."""
-    at: type[BaseModel] | None = model
-    for part in location[:-1]:
-        if isinstance(part, str) and at is not None:
-            field = _fields(at).get(part)
-            at = _model_in(field.annotation) if field else None
-    if at is None:
-        return ""
-    names = sorted(_fields(at))
+    fields = _fields(model)
+    for part in location[:-1]:  # fields of models; list indices and keys of mappings are skipped
+        inner = _model_in(fields[part].annotation) if part in fields else None
+        fields = _fields(inner) if inner else fields
+    names = sorted(fields)
     # A hyphen for an underscore, or the reverse, is the most frequent slip.
-    close = difflib.get_close_matches(key.replace("_", "-"), names, n=1)
-    close = close or difflib.get_close_matches(key, names, n=1)
+    close = difflib.get_close_matches(location[-1].replace("_", "-"), names, n=1)
+    close = close or difflib.get_close_matches(location[-1], names, n=1)
     return f" (did you mean '{close[0]}'?)" if close else f" (expected one of: {', '.join(names)})"
 
 

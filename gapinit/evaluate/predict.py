@@ -7,7 +7,7 @@ once for each backbone and split.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -146,14 +146,13 @@ def predict_several(
     part = Shard.parse(shard)
     asked = [_read(backbone, one) for one in questions]
     model = load_backbone(backbone, device)
-    for adapter in adapters:
-        if adapter is not None:
-            from gapinit.adapters.files import require_fit
-
-            require_fit(model, adapter)
+    if any(adapters):
+        from gapinit.adapters.files import adapter_on, require_fit
+    for path in filter(None, adapters):
+        require_fit(model, path)
     batches = [_batches(model, one, batch_size) for one in asked]
     for adapter, paths in zip(adapters, outputs, strict=True):
-        with _adapter_on(model, adapter) as changes_tower:
+        with adapter_on(model, adapter) if adapter else nullcontext(False) as changes_tower:
             for one, blocks, output in zip(asked, batches, paths, strict=True):
                 take: Take = one.features.take
                 if changes_tower:  # the stored features are those of the frozen tower
@@ -198,21 +197,7 @@ def _read(backbone: Path, questions: Questions) -> _Asked:
             )
     samples = data.split(features.inputs["split"])
     names = [data.file(sample.path) for sample in samples]
-    lacking = next((name for name in names if name not in features.row_of), None)
-    if lacking is not None:
-        raise GapinitError(
-            f"{features.path}: has no features of {lacking}. Delete it and run `gapinit features` "
-            "again."
-        )
     return _Asked(data, samples, features, names, questions.max_new_tokens)
-
-
-def _adapter_on(model: Backbone, adapter: Path | None) -> AbstractContextManager[bool]:
-    if adapter is None:
-        return nullcontext(False)
-    from gapinit.adapters.files import adapter_on
-
-    return adapter_on(model, adapter)
 
 
 def _batches(model: Backbone, asked: _Asked, batch_size: int) -> list[list[int]]:

@@ -75,24 +75,22 @@ def gather_predictions(manifest: Path, parts: Sequence[Path], output: Path) -> N
 def write_predictions(
     output: Path, data: Manifest, samples: Sequence[Any], answers: Sequence[str]
 ) -> None:
-    """Write the answers to samples in the benchmark's own format."""
-    pairs = list(zip(samples, answers, strict=True))
-    if data.kind == "captions":
-        write_json(output, [{"image_id": item.image_id, "caption": said} for item, said in pairs])
-    elif data.kind == "vqa":
-        write_json(
-            output, [{"question_id": item.question_id, "answer": said} for item, said in pairs]
+    """Write the answers to samples in the benchmark's own format.
+
+    Captions: COCO's result format. VQAv2 and OK-VQA: a list of {question_id, answer}. POPE: JSON
+    lines of {question_id, category, question, answer}.
+    """
+
+    def entry(sample: Any, answer: str) -> dict[str, Any]:
+        if data.kind == "captions":
+            return {"image_id": sample.image_id, "caption": answer}
+        asked = (
+            {"category": sample.category, "question": sample.text} if data.kind == "pope" else {}
         )
+        return {"question_id": sample.question_id, **asked, "answer": answer}
+
+    entries = [entry(sample, answer) for sample, answer in zip(samples, answers, strict=True)]
+    if data.kind == "pope":
+        write_lines(output, entries)
     else:
-        write_lines(
-            output,
-            [
-                {
-                    "question_id": item.question_id,
-                    "category": item.category,
-                    "question": item.text,
-                    "answer": said,
-                }
-                for item, said in pairs
-            ],
-        )
+        write_json(output, entries)

@@ -53,13 +53,13 @@ def read_pope_answers(path: Path) -> list[PopeAnswer]:
     """Read a model's answers: under `answer` as POPE has them, else under `text` as LLaVA does."""
     answers = []
     for place, entry in read_entries(path):
+        given_id, category = entry.get("question_id"), entry.get("category")
         key = "text" if "text" in entry and "answer" not in entry else "answer"
-        has_id, has_category = (entry.get(key) is not None for key in ("question_id", "category"))
         answers.append(
             PopeAnswer(
                 place,
-                entry_id(entry, "question_id", place) if has_id else None,
-                entry_text(entry, "category", place).strip().lower() if has_category else None,
+                None if given_id is None else entry_id(entry, "question_id", place),
+                None if category is None else entry_text(entry, "category", place).strip().lower(),
                 entry_text(entry, key, place),
             )
         )
@@ -73,15 +73,11 @@ def read_entries(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """
     text = read_text(path, encoding="utf-8-sig")
     if text.lstrip().startswith("["):
-        entries = _parsed(text, f"{path}")
-        found = [(f"{path}: entry {number}", entry) for number, entry in enumerate(entries)]
+        values = _parsed(text, f"{path}")
+        found = [(f"{path}: entry {number}", value) for number, value in enumerate(values)]
     else:
-        # Lines end at "\n" only: JSON text may hold other characters that count as line ends.
-        found = [
-            (f"{path}: line {number}", _parsed(line, f"{path}: line {number}"))
-            for number, line in enumerate(text.split("\n"), start=1)
-            if line.strip()
-        ]
+        places = ((f"{path}: line {n}", line) for n, line in enumerate(text.split("\n"), start=1))
+        found = [(place, _parsed(line, place)) for place, line in places if line.strip()]
     if not found:
         raise GapinitError(f"{path}: nothing in it; expected a JSON object on each line")
     for place, entry in found:
@@ -104,15 +100,11 @@ def file_names(paths: Sequence[Path]) -> list[str]:
 
     All names are different.
     """
-    choices = (
-        [category_of(path) or path.name for path in paths],
-        [path.name for path in paths],
-        [str(path) for path in paths],
-    )
-    for names in choices:
+    short = [category_of(path) or path.name for path in paths]
+    for names in (short, [path.name for path in paths], [str(path) for path in paths]):
         if len(set(names)) == len(names):
             return names
-    raise GapinitError(f"questions: expected each file once, found {', '.join(choices[-1])}")
+    raise GapinitError(f"questions: expected each file once, found {', '.join(map(str, paths))}")
 
 
 def category_of(path: Path) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,10 +67,22 @@ def score_vqa(
     annotated = read_annotations(annotations, answers)
     images = read_questions(questions)
     asked = KnownIds(images, questions)
-    for question in annotated:
-        _check_image(question, images, asked, questions)
     given = read_results(predictions, "question_id", "answer", asked)
-    predicted = _answers_to(annotated, given, annotations, predictions)
+    keys = [asked.require(one.question_id, one.place) for one in annotated]
+    for key, one in zip(keys, annotated, strict=True):
+        if str(images[key]) != str(one.image_id):
+            raise GapinitError(
+                f"{one.place}: about image {one.image_id!r}, but about image {images[key]!r} in "
+                f"{questions}. Do the two files belong to the same dataset?"
+            )
+    missing = [key for key in keys if key not in given]
+    if missing:
+        raise GapinitError(
+            f"{predictions}: {len(missing)} of the {len(annotated)} questions of {annotations} "
+            f"have no answer (such as {examples(missing)}); expected one for each. Predict the "
+            "rest, or score with the annotations of these questions only."
+        )
+    predicted = [given[key] for key in keys]
     _warn_of_other_numbers(annotated, annotations)
     scores = [
         100 * vqa_accuracy(question.answers, answer)
@@ -163,34 +175,6 @@ def read_annotations(path: Path, field: str) -> list[VqaQuestion]:
     if not found:
         raise GapinitError(f"{path}: no annotations in it; there is nothing to score")
     return list(found.values())
-
-
-def _check_image(
-    question: VqaQuestion, images: Mapping[EntryId, EntryId], asked: KnownIds, questions: Path
-) -> None:
-    """Refuse an annotation whose question is not among the questions, or has another image."""
-    image = images[asked.require(question.question_id, question.place)]
-    if str(image) != str(question.image_id):
-        raise GapinitError(
-            f"{question.place}: about image {question.image_id!r}, but about image {image!r} in "
-            f"{questions}. Do the two files belong to the same dataset?"
-        )
-
-
-def _answers_to(
-    annotated: Sequence[VqaQuestion], given: Mapping[EntryId, str], path: Path, predictions: Path
-) -> list[str]:
-    """Return the answer to each annotated question; answers to other questions do not count."""
-    known = KnownIds(given, predictions)
-    found = [(one.question_id, known.find(one.question_id)) for one in annotated]
-    missing = [question_id for question_id, key in found if key is None]
-    if missing:
-        raise GapinitError(
-            f"{predictions}: {len(missing)} of the {len(annotated)} questions of {path} have no "
-            f"answer (such as {examples(missing)}); expected one for each. Predict the rest, or "
-            "score with the annotations of these questions only."
-        )
-    return [given[key] for _, key in found if key is not None]
 
 
 def _warn_of_other_numbers(annotated: Sequence[VqaQuestion], path: Path) -> None:
