@@ -74,50 +74,35 @@ def message_of(content: dict[str, Any], folder: Path) -> str:
 
 
 def test_a_valid_configuration_is_read_as_written(folder):
-    config = load_config(VALID, folder, ORIGIN)
-    assert config.datasets.of("in-domain") == "scenes"
-    assert config.datasets.of("ood") == "notes"
-    assert config.seeds == [1, 2, 3]
-    assert config.training.learning_rate == 1e-3
-    assert config.training.scheduler == "cosine"
-
-
-def test_a_number_without_a_point_is_text_to_yaml_and_still_a_number_here(folder):
+    # YAML 1.1 takes a number without a point for text.
     content = changed("training.learning_rate", yaml.safe_load("2e-4"))
     assert isinstance(content["training"]["learning_rate"], str)
-    assert load_config(content, folder, ORIGIN).training.learning_rate == 2e-4
+    config = load_config(content, folder, ORIGIN)
+    assert (config.datasets.of("in-domain"), config.datasets.of("ood")) == ("scenes", "notes")
+    assert (config.training.learning_rate, config.training.scheduler) == (2e-4, "cosine")
+    with pytest.raises(ValueError, match="frozen"):
+        config.seeds = [7]
 
 
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
         ("bakbone", "mini", ["unknown key 'bakbone'", "did you mean 'backbone'?"]),
-        ("training.learing_rate", 1e-3, ["'training.learing_rate'", "'learning_rate'?"]),
         ("training.zzz", 1, ["unknown key 'training.zzz'", "expected one of", "batch_size"]),
         ("datasets.in_domain", "scenes", ["'datasets.in_domain'", "did you mean 'in-domain'?"]),
         ("layers.num_layers", "six", ["'layers.num_layers'", "valid integer", "found 'six'"]),
-        ("layers.num_layers", 6.5, ["'layers.num_layers'", "integer", "found 6.5"]),
         ("layers.num_layers", 0, ["'layers.num_layers'", "greater than 0", "found 0"]),
         ("layers.num_layers", True, ["'layers.num_layers'", "boolean", "found True"]),
-        ("layers", 6, ["key 'layers'", "found 6"]),
         ("seeds", 42, ["key 'seeds'", "list", "found 42"]),
         ("seeds", [], ["key 'seeds'", "at least 1", "found []"]),
-        ("seeds", [1, "two"], ["key 'seeds.1'", "integer", "found 'two'"]),
         ("lora.dropout", 1.0, ["'lora.dropout'", "less than 1", "found 1.0"]),
-        ("training.learning_rate", -1, ["'training.learning_rate'", "greater than 0", "-1"]),
         ("training.learning_rate", math.inf, ["'training.learning_rate'", "finite", "inf"]),
-        ("gap.alpha_semantic", math.nan, ["'gap.alpha_semantic'", "finite", "nan"]),
         ("training.scheduler", "cosin", ["'training.scheduler'", "'cosine'", "found 'cosin'"]),
-        ("calibration.source", "mixd", ["'calibration.source'", "'mixed'", "found 'mixd'"]),
         ("backbone", "blip3", ["key 'backbone'", "unknown name 'blip3'", "mini"]),
-        ("backbone", "../mini", ["key 'backbone'", "found '../mini'"]),
         ("backbone", "a b; rm -r .", ["key 'backbone'", "found 'a b; rm -r .'"]),
         ("backbones.large", "blip3", ["key 'backbones.large'", "unknown name 'blip3'", "mini"]),
-        ("backbones.large", "../mini", ["'backbones.large'", "found '../mini'"]),
-        ("backbones", ["mini"], ["key 'backbones'", "dictionary", "found ['mini']"]),
         ("recipes", {}, ["key 'recipes'", "a configuration has none", "backbones/NAME.yaml"]),
         ("datasets.in-domain", "coco", ["'datasets.in-domain'", "'coco'", "notes, scenes"]),
-        ("datasets.ood", "flickr", ["'datasets.ood'", "unknown name 'flickr'", "notes"]),
         ("experiments", ["table2", "table99"], ["'experiments'", "'table99'", "table2"]),
         ("calibration.sizes", [4, 64], ["4 pairs", "10 neighbours", "calibration.sizes"]),
     ],
@@ -141,12 +126,6 @@ def test_every_mistake_is_named_at_once(folder):
     assert all(line.startswith(f"{ORIGIN}: ") for line in message.splitlines())
 
 
-def test_a_check_across_keys_does_not_print_the_whole_configuration(folder):
-    message = message_of(changed("calibration.size", 8), folder)
-    assert "8 pairs" in message
-    assert len(message) < 250 and "experiments" not in message
-
-
 def test_a_part_that_is_not_configured_is_an_error_when_asked_for(folder):
     content = changed("datasets", {"in-domain": "scenes"})
     with pytest.raises(GapinitError, match=r"datasets\.ood"):
@@ -164,12 +143,6 @@ def test_a_merged_configuration_names_the_file_of_each_key(folder):
     content["layers"]["num_layers"] = 6
     with pytest.raises(GapinitError, match=r"^mine\.yaml: key 'backbone'"):
         load_config(content, folder, origin)
-
-
-def test_a_configuration_cannot_be_changed_after_it_was_checked(folder):
-    config = load_config(VALID, folder, ORIGIN)
-    with pytest.raises(ValueError, match="frozen"):
-        config.seeds = [7]
 
 
 @pytest.mark.parametrize(
@@ -191,10 +164,8 @@ def test_a_key_inside_a_list_or_an_optional_part_is_named_with_its_place(content
     ("text", "said"),
     [
         ("", "mapping"),
-        ("- name: a\n", "mapping"),
         ("just words\n", "mapping"),
         ("a: [1\n", "not valid YAML"),
-        ("\ta: 1\n", "not valid YAML"),
         ("a: 1\nb: 2\na: 3\n", "'a' stands twice"),
         ("rows:\n- {id: a, id: b}\n", "'id' stands twice"),
         ("a: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
@@ -211,8 +182,8 @@ def test_a_malformed_file_is_named(tmp_path, text, said):
 
 def test_a_merge_key_may_stand_beside_a_key_that_it_overrides(tmp_path):
     path = tmp_path / "table.yaml"
-    path.write_text("base: &base {id: a, rank: 8}\nrow: {<<: *base, id: b}\n")
-    assert read_yaml(path)["row"] == {"id": "b", "rank": 8}
+    path.write_text("title: t\nbest: &base {id: a, rank: 8}\nrows: [{<<: *base, id: b}]\n")
+    assert read_settings(path, Table).rows == [Row(id="b", rank=8)]
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
@@ -221,12 +192,6 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
         with pytest.raises(GapinitError) as caught:
             read_yaml(tmp_path / name)
         assert str(tmp_path / name) in str(caught.value)
-
-
-def test_a_file_is_read_as_its_model(tmp_path):
-    path = tmp_path / "table.yaml"
-    path.write_text("title: Table 2\nrows:\n- {id: a, rank: 8}\n- {id: b}\n")
-    assert read_settings(path, Table).rows == [Row(id="a", rank=8), Row(id="b", rank=1)]
 
 
 json_like = st.recursive(
