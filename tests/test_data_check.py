@@ -79,17 +79,6 @@ def failure(folder: Path, annotations: Path | None = None) -> str:
     return str(caught.value)
 
 
-def test_the_good_folder_passes(folder: Path) -> None:
-    assert prepare(folder).is_file()
-    assert prepare(folder, Path("karpathy.json")).is_file()
-
-
-def test_text_that_is_no_json(folder: Path) -> None:
-    for text in ('{"images": [', "[" * 100_000, "\0"):
-        (folder / "karpathy.json").write_text(text)
-        assert "karpathy.json: not" in failure(folder, Path("karpathy.json"))
-
-
 def save(width: int, height: int, kind: str = "PNG") -> Callable[[Path], None]:
     return lambda path: Image.new("RGB", (width, height)).save(path, kind)
 

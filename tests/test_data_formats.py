@@ -20,7 +20,6 @@ from gapinit.data.dataset import prepare_dataset
 from gapinit.data.defects import Defects
 from gapinit.data.manifest import Manifest, read_manifest, write_manifest
 from gapinit.data.pretraining import read_pretraining
-from gapinit.data.references import write_captions
 from gapinit.errors import GapinitError
 
 from .plain_json import forget_digests, write_json
@@ -320,14 +319,6 @@ def test_a_manifest_may_not_name_files_outside_its_root(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"a.jpg"', '"../../a.jpg"'))
     with pytest.raises(GapinitError, match="leaves the root"):
         read_manifest(path)
-
-
-def test_write_captions_numbers_the_captions(tmp_path: Path) -> None:
-    images = [CaptionedImage(n, Path(f"{n}.jpg"), ("a", "b"), "test") for n in (5, 3)]
-    write_captions(images, tmp_path / "r.json")
-    content = read_json(tmp_path / "r.json")
-    found = [(n["id"], n["image_id"], n["caption"]) for n in content["annotations"]]
-    assert found == [(1, 5, "a"), (2, 5, "b"), (3, 3, "a"), (4, 3, "b")]
 
 
 def coco_sample() -> Path:

@@ -115,12 +115,6 @@ def test_a_missing_image_is_told_once(root: Path) -> None:
         load(root)
 
 
-@pytest.mark.parametrize("key", ["questions", "annotations"])
-def test_a_file_without_its_list_is_named(root: Path, key: str) -> None:
-    with pytest.raises(GapinitError, match=rf"{key}\.json: expected the key '{key}'"):
-        load(root, **{key: lambda content: content.pop(key)})
-
-
 def test_the_folder_of_the_split_goes_first(tmp_path: Path) -> None:
     for name in ("train2014/COCO_train2014_", "val2014/COCO_val2014_", "images/train2017/"):
         path = tmp_path / f"{name}000000000009.jpg"
@@ -162,18 +156,6 @@ def test_pope(root: Path, end: str, mark: str) -> None:
         split="test",
     )
     assert second.answers == ("yes",)
-
-
-def test_pope_files_that_cannot_be_read(root: Path) -> None:
-    path = root / "pope.json"
-    with pytest.raises(GapinitError, match=r"pope\.json: no such file"):
-        load_pope(path, root, "random", Defects())
-    path.write_bytes(b"\xff\xfe")
-    with pytest.raises(GapinitError, match="not valid UTF-8"):
-        load_pope(path, root, "random", Defects())
-    path.write_text(json.dumps(POPE, indent=1))
-    with pytest.raises(GapinitError, match="expected one JSON object a line, found a list"):
-        load_pope(path, root, "random", Defects())
 
 
 def test_image_numbers() -> None:

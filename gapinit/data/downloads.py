@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -17,7 +18,8 @@ from gapinit.data.locate import leaves_root
 from gapinit.errors import GapinitError
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-URL = r"^https?://[^\s/?#@]+/[^\s?#]*[^\s/?#](\?[^\s#]*)?$"  # scheme, host and path of a file
+# Scheme, host, path, and a plain file name at its end: the name here and on a mirror.
+URL = r"^https?://[^\s/?#@]+(/[^\s?#]*)?/[A-Za-z0-9][A-Za-z0-9._-]*(\?[^\s#]*)?$"
 
 
 class Download(Settings):
@@ -28,7 +30,6 @@ class Download(Settings):
     """
 
     url: str | None = Field(default=None, pattern=URL)
-    file: str | None = Field(default=None, pattern=NAME)
     bytes: int | None = Field(default=None, ge=1)
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     folder: str = Field(min_length=1)
@@ -49,19 +50,15 @@ class Download(Settings):
         if (self.url is None) == (self.manual is None):
             raise ValueError("expected either 'url' or 'manual'")
         if self.manual is not None:
-            for key in ("file", "bytes", "sha256"):
+            for key in ("bytes", "sha256"):
                 if getattr(self, key) is not None:
                     raise ValueError(f"'{key}' needs 'url': with 'manual' nothing is fetched")
-        if self.url is not None and not re.fullmatch(NAME, self.file_name):
-            raise ValueError(f"'url' ends in no plain file name ('{self.file_name}'): add 'file'")
         return self
 
     @property
     def file_name(self) -> str:
         """The name under which the file is kept, here and on a mirror; empty for a manual entry."""
-        if self.file is not None or self.url is None:
-            return self.file or ""
-        return unquote(urlsplit(self.url).path.rpartition("/")[2])
+        return urlsplit(self.url or "").path.rpartition("/")[2]
 
 
 def read_downloads(table: Path) -> dict[str, Download]:
@@ -76,7 +73,13 @@ def read_downloads(table: Path) -> dict[str, Download]:
             downloads[name] = check_settings(entry, Download, f"{table}: {name}")
         except GapinitError as error:
             problems.append(str(error))
-    problems += _shared_file_names(table, downloads)
+    names = Counter(download.file_name.casefold() for download in downloads.values())
+    for name, download in downloads.items():
+        if download.url is not None and names[download.file_name.casefold()] > 1:
+            problems.append(
+                f"{table}: {name}: another entry has the file name '{download.file_name}', too; "
+                "they must differ, since a mirror is one flat folder"
+            )
     if problems:
         raise GapinitError("\n".join(problems))
     return downloads
@@ -90,22 +93,6 @@ def find_download(table: Path, name: str) -> Download:
         hint = f"did you mean '{close[0]}'?" if close else f"it has: {', '.join(downloads)}"
         raise GapinitError(f"{table}: no entry '{name}' ({hint})")
     return downloads[name]
-
-
-def _shared_file_names(table: Path, downloads: dict[str, Download]) -> list[str]:
-    """Name each pair of entries with one file name: a mirror is a single flat folder."""
-    owners: dict[str, str] = {}
-    problems = []
-    for name, download in downloads.items():
-        if download.manual is not None:
-            continue
-        owner = owners.setdefault(download.file_name.casefold(), name)
-        if owner != name:
-            problems.append(
-                f"{table}: {name}: file name '{download.file_name}' is also that of {owner}; file "
-                "names must differ, since a mirror is one flat folder. Give one of them as 'file'."
-            )
-    return problems
 
 
 def missing_paths(download: Download, data_folder: Path) -> list[Path]:

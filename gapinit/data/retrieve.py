@@ -30,6 +30,7 @@ TIMEOUT_S = (15.0, 60.0)  # for the connection; between two pieces
 CHUNK = 1 << 16  # what a broken connection loses at most
 ENOUGH = 1 << 20  # an attempt that brings this many new bytes resets the count of attempts
 BUSY = (408, 429)  # as temporary as the server errors from 500 on
+_ADVICE = "The publisher may have replaced the file: ask them, or try another mirror."
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,6 @@ class _Job:
     def here(self) -> int:
         """The number of bytes so far."""
         return self.partial.stat().st_size if self.partial.exists() else 0
-
-    def discard(self) -> None:
-        """Delete the bytes so far."""
-        self.partial.unlink(missing_ok=True)
 
 
 class _Interrupted(Exception):
@@ -87,12 +84,17 @@ def retrieve(
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{output}.lock"):
-            if _is_there(job):
-                return
+            if output.exists():
+                problem = _problem(job, output)
+                if problem is None:
+                    return
+                print(f"{output}: {problem}; fetching it again", file=sys.stderr)
             _fetch(job, waits_s, timeout_s)
-            found = _verify(job)
+            problem = _problem(job, job.partial)
+            if problem is not None:
+                job.partial.unlink()
+                raise GapinitError(f"{job.url}: {problem}\nThe download was deleted. {_ADVICE}")
             os.replace(job.partial, output)
-            _record(job, found)
     except OSError as error:
         raise GapinitError(f"{output}: cannot be written ({error.strerror})") from None
 
@@ -117,81 +119,46 @@ def _address(download: Download, mirror: str | None) -> str:
     return f"{mirror.rstrip('/')}/{download.file_name}"
 
 
-def _expected(job: _Job) -> tuple[str | None, str]:
-    """Return the SHA-256 that the file must have, if one is known, and where it is written."""
-    if job.download.sha256 is not None:
-        return job.download.sha256, f"{job.table}: {job.name}"
-    record = job.beside(".sha256")
-    if not record.exists():
-        return None, ""
-    words = record.read_text(encoding="utf-8", errors="replace").split()
-    if not words or not re.fullmatch(r"[0-9a-f]{64}", words[0]):
-        raise GapinitError(f"{record}: holds no SHA-256. Delete it and run again.")
-    return words[0], f"the first download, {record}"
+def _problem(job: _Job, path: Path) -> str | None:
+    """Say why a file is not the one of the table, or None.
 
-
-def _is_there(job: _Job) -> bool:
-    """Tell whether the output exists with the right size and digest; a wrong one is replaced."""
-    if not job.output.exists():
-        return False
-    expected, origin = _expected(job)
-    size, found = job.output.stat().st_size, sha256(job.output)
-    if job.download.bytes not in (None, size) or expected not in (None, found):
-        print(f"{job.output}: not the file of {origin or job.table}; fetching it", file=sys.stderr)
-        return False
-    _record(job, found)
-    return True
-
-
-def _record(job: _Job, found: str) -> None:
-    """Keep the digest of a file for which the table has none, and say how to pin it."""
-    record = job.beside(".sha256")
-    if job.download.sha256 is not None or record.exists():
-        return
-    record.write_text(f"{found}  {job.output.name}\n", encoding="utf-8")
-    print(
-        f"{job.name}: {job.table} has no SHA-256 for it; the SHA-256 of this download is kept in "
-        f"{record}. To pin it, set this below '{job.name}:' in {job.table}:\n  sha256: {found}",
-        file=sys.stderr,
-    )
-
-
-def _verify(job: _Job) -> str:
-    """Return the SHA-256 of the download; a wrong download is deleted and an error."""
-    size, found = job.here, sha256(job.partial)
-    expected, origin = _expected(job)
+    The digest of a file for which the table has none is recorded, and held from then on.
+    """
+    size, found = path.stat().st_size, sha256(path)
     if job.download.bytes not in (None, size):
-        job.discard()
-        raise _wrong_size(job, size)
-    if expected is None and _is_page(job):
-        job.discard()
-        raise GapinitError(
-            f"{job.url}: expected {job.download.file_name}, found what seems to be a web page, of "
-            "a proxy or a login. It was deleted. Look at the address in a browser."
-        )
+        return f"{size} bytes, expected {job.download.bytes} ({job.table}: {job.name})"
+    expected, origin = job.download.sha256, f"{job.table}: {job.name}"
+    record = job.beside(".sha256")
+    if expected is None and record.exists():
+        expected, origin = record.read_text(encoding="utf-8", errors="replace")[:64], str(record)
+        if not re.fullmatch(r"[0-9a-f]{64}", expected):
+            raise GapinitError(f"{record}: holds no SHA-256. Delete it and run again.")
     if expected not in (None, found):
-        job.discard()
-        raise GapinitError(
-            f"{job.url}: wrong SHA-256, the download was deleted.\n  expected {expected} "
-            f"({origin})\n  found    {found}\nRun again; if the digest stays wrong, the publisher "
-            "may have replaced the file: ask them before you change the expected digest."
+        return f"wrong SHA-256\n  expected {expected} ({origin})\n  found    {found}"
+    if expected is None and _is_page(path, job.download.file_name):
+        return f"expected {job.download.file_name}, found what seems to be a web page of a proxy"
+    if expected is None:
+        record.write_text(f"{found}  {job.output.name}\n", encoding="utf-8")
+        print(
+            f"{job.name}: {job.table} has no SHA-256 for it; the SHA-256 of this file is kept in "
+            f"{record}. To pin it, set this below '{job.name}:' in {job.table}:\n  sha256: {found}",
+            file=sys.stderr,
         )
-    return found
+    return None
 
 
-def _is_page(job: _Job) -> bool:
-    """Tell whether the download is plainly another file: its digest must not be recorded."""
-    with open(job.partial, "rb") as file:
+def _is_page(path: Path, name: str) -> bool:
+    """Tell whether a file is plainly another one: its digest must not be recorded."""
+    with open(path, "rb") as file:
         if file.read(512).lstrip().startswith(b"<"):
             return True
-    return job.download.file_name.endswith(".zip") and not zipfile.is_zipfile(job.partial)
+    return name.endswith(".zip") and not zipfile.is_zipfile(path)
 
 
-def _wrong_size(job: _Job, size: int) -> GapinitError:
-    return GapinitError(
-        f"{job.url}: {size} bytes, expected {job.download.bytes} ({job.table}: {job.name}). The "
-        "publisher may have replaced the file: ask them, or try another mirror."
-    )
+def _require_size(job: _Job, size: int) -> None:
+    if job.download.bytes not in (None, size):
+        expected = f"expected {job.download.bytes} ({job.table}: {job.name})"
+        raise GapinitError(f"{job.url}: {size} bytes, {expected}. {_ADVICE}")
 
 
 def _fetch(job: _Job, waits_s: Sequence[float], timeout_s: tuple[float, float]) -> None:
@@ -255,7 +222,7 @@ def _start_and_total(job: _Job, response: requests.Response, asked: int) -> tupl
     pattern = rf"bytes (?:{asked}-\d+/(\d+)|\*/({asked}))"
     found = re.fullmatch(pattern, response.headers.get("Content-Range", ""))
     if found is None:
-        job.discard()
+        job.partial.unlink()
         raise _Interrupted(f"the server's file does not continue the {asked} bytes, now deleted")
     return asked, int(found[1] or found[2])
 
@@ -263,8 +230,7 @@ def _start_and_total(job: _Job, response: requests.Response, asked: int) -> tupl
 def _write(job: _Job, response: requests.Response, start: int, total: int | None) -> None:
     """Append the response to `.partial`, or start it again, if the size is the expected one."""
     if total is not None:
-        if job.download.bytes not in (None, total):
-            raise _wrong_size(job, total)
+        _require_size(job, total)
         require_space(job.output.parent, total - start, job.name)
     here = start
     mode = "ab" if start else "wb"
@@ -272,7 +238,7 @@ def _write(job: _Job, response: requests.Response, start: int, total: int | None
         for piece in response.iter_content(CHUNK):
             here += len(piece)
             if total is not None and here > total:
-                raise _wrong_size(job, here)
+                _require_size(job, here)
             file.write(piece)
             advance(len(piece))
         file.flush()
