@@ -8,7 +8,7 @@ VERSIONS = {
     "data": 2,
     "backbone": 2,
     "states": 2,
-    "gap": 2,
+    "gap": 3,
     "trunk": 4,
     "train": 3,
     "predict": 4,

@@ -8,13 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from gapinit.errors import GapinitError
-from gapinit.gap.neighbours import FloatArray, row_blocks
+from gapinit.gap.neighbours import Float64Array, FloatArray, row_blocks
 from gapinit.gap.spot import paired_states
 
 if TYPE_CHECKING:
     from gapinit.gap.spot import States
-
-Float64Array = npt.NDArray[np.float64]
 
 
 class Spectrum(NamedTuple):

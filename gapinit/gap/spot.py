@@ -12,15 +12,20 @@ import numpy as np
 import numpy.typing as npt
 
 from gapinit.errors import GapinitError
-from gapinit.gap.neighbourhoods import neighbourhoods
-from gapinit.gap.neighbours import FloatArray, check_neighbours, row_blocks, search
+from gapinit.gap.neighbours import (
+    Float64Array,
+    FloatArray,
+    IndexArray,
+    check_neighbours,
+    nearest,
+    row_blocks,
+)
 
 if TYPE_CHECKING:
     import torch
 
     States: TypeAlias = "npt.NDArray[Any] | torch.Tensor"
 
-Float64Array = npt.NDArray[np.float64]
 Space = Literal["joint", "vision", "text"]
 
 _PARTS: dict[Space, tuple[int, ...]] = {"vision": (0,), "text": (1,), "joint": (0, 1)}
@@ -69,14 +74,11 @@ def spot_gap(
 
     N_k(i) are the k pairs nearest to pair i, by default by the Euclidean distance between the
     concatenations [h_v, h_t]; `space` may also be "vision" or "text". No pair is its own
-    neighbour; ties go to the lower index; neighbours are exact. Distances within a modality are
-    exact to about 1e-7 of their size where float32 states are many (`neighbourhoods`), and to the
-    last digits of float64 otherwise.
+    neighbour; ties go to the lower index; neighbours and distances are exact in float64.
 
     `h_text` and `h_vision` are (N, d), row i of both from the same pair; NumPy arrays or torch
-    tensors of any floating type and on any device. The matrix products are made where the tensors
-    lie, if that is a CUDA device; results are float64 in the units of the states. `GapinitError`
-    for other shapes, N < 2, k >= N, non-finite entries, negative weights.
+    tensors of any floating type and on any device; results are float64 in the units of the states.
+    `GapinitError` for other shapes, N < 2, k >= N, non-finite entries, negative weights.
 
     Source: Zhao et al., "When Is Rank-1 Enough?", Appendix C, Algorithm 2.
     """
@@ -85,12 +87,13 @@ def spot_gap(
     _check_weight("alpha_semantic", alpha_semantic)
     _check_weight("alpha_geometric", alpha_geometric)
     text, vision = paired_states(h_text, h_vision)
-    check_neighbours(neighbours, len(text))
-    (dispersion_vision, dispersion_text), pairs = neighbourhoods(
-        [vision, text], _PARTS[space], neighbours, _accelerator(h_text)
-    )
+    count = check_neighbours(neighbours, len(text))
+    near_vision, near_text, (pairs, _) = nearest([vision, text], [(0,), (1,), _PARTS[space]], count)
 
     semantic = gap_lengths(text, vision)
+    dispersion_text, dispersion_vision = (
+        near.distances.mean(axis=1) for near in (near_text, near_vision)
+    )
     geometric = np.abs(dispersion_text - dispersion_vision)
     combined = alpha_semantic * semantic + alpha_geometric * geometric
     per_sample = combined[pairs].mean(axis=1)
@@ -103,17 +106,15 @@ def spot_gap(
     )
 
 
-def smoothing_weights(
-    text: FloatArray, vision: FloatArray, neighbours: int, space: Space = "joint"
-) -> Float64Array:
+def smoothing_weights(text: FloatArray, vision: FloatArray, neighbours: int) -> Float64Array:
     """Return the weight of each pair's gap in the mean of the smoothed gaps.
 
     The smoothed gap of pair i is the mean of g_j over its k nearest pairs, so its mean over i is
     the sum over j of w_j g_j, where w_j is the number of pairs that have j as a neighbour,
     divided by N k. Takes checked (N, d) arrays; returns (N,), summing to 1.
     """
-    check_neighbours(neighbours, len(text))
-    return _weights(search([vision, text], [_PARTS[space]], neighbours)[0].indices)
+    count = check_neighbours(neighbours, len(text))
+    return _weights(nearest([vision, text], [_PARTS["joint"]], count)[0].indices)
 
 
 def paired_states(h_text: States, h_vision: States) -> tuple[FloatArray, FloatArray]:
@@ -158,13 +159,7 @@ def gap_lengths(text: FloatArray, vision: FloatArray) -> Float64Array:
     return np.sqrt(lengths, out=lengths)
 
 
-def _accelerator(states: States) -> torch.device | None:
-    """Return the GPU that tensors lie on: it makes the matrix products."""
-    device = getattr(states, "device", None)
-    return device if getattr(device, "type", "cpu") == "cuda" else None
-
-
-def _weights(pairs: npt.NDArray[np.intp]) -> Float64Array:
+def _weights(pairs: IndexArray) -> Float64Array:
     # ASSUME: a pair is not among its own neighbours in the smoothing either. The paper writes
     # N_k for both steps and measures distances to "neighbours" in the first, where the pair
     # itself would only add a zero; one meaning is kept for one symbol.

@@ -6,15 +6,12 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
-from gapinit.gap.neighbours import FloatArray, row_blocks
+from gapinit.gap.neighbours import Float64Array, FloatArray, row_blocks
 from gapinit.gap.spot import paired_states, smoothing_weights
 
 if TYPE_CHECKING:
     from gapinit.gap.spot import States
-
-Float64Array = npt.NDArray[np.float64]
 
 
 def gap_vector(h_text: States, h_vision: States, *, neighbours: int | None = None) -> Any:
