@@ -11,26 +11,27 @@ from gapinit.adapters.lora import lora_layers
 from gapinit.adapters.methods.setup import Adapted, Setup
 from gapinit.backbones import load_backbone
 from gapinit.config.methods import METHODS
-from gapinit.gap.gap_file import read_gap
+from gapinit.gap.gap_vectors import GapVectors
 from gapinit.train.tail_module import Tail
 from gapinit.train.trunk.write import read_trunk
 
 from .small_backbone import SmallWorld
 
-PAPER = ["lora-gaussian", "lora-kaiming", "pissa", "gap-init", "random-b"]
-BASELINES = [
-    "pissa-16",
-    "qpissa",
-    "loftq",
-    "dora",
-    "eva",
-    "olora",
-    "orthogonal",
-    "corda",
-    "lora-ga",
-    "mica",
-]
-CONTROLS = [
+PEFTS_OWN: dict[str, dict[str, Any]] = {
+    "lora-gaussian": {"init_lora_weights": "gaussian"},
+    "lora-kaiming": {"init_lora_weights": True},
+    "pissa": {"init_lora_weights": "pissa"},
+    "pissa-16": {"init_lora_weights": "pissa_niter_16"},
+    "olora": {"init_lora_weights": "olora"},
+    "orthogonal": {"init_lora_weights": "orthogonal"},
+    "mica": {"init_lora_weights": "mica"},
+    "dora": {"use_dora": True},
+}
+"""Methods that are PEFT's own initialisers and need no data, with the options of `LoraConfig`."""
+FROM_DATA = ["eva", "corda", "lora-ga", "gradient", "gap-module"]
+ALONG_A_DIRECTION = [
+    "gap-init",
+    "random-b",
     "orthogonal-to-gap",
     "text-mean",
     "vision-mean",
@@ -40,10 +41,14 @@ CONTROLS = [
     "gap-init-frozen-b",
     "random-b-frozen-b",
 ]
+"""Methods with A = 0 and a direction in B."""
+TRAINED = [name for name, method in METHODS.items() if method.adapt]
 QUANTISED = ["qpissa", "loftq"]
 CONVERTED = ["pissa", "pissa-16", "olora", "corda", "lora-ga"]
 CHANGE_BASE = [*QUANTISED, *CONVERTED]
 BATCH = 24
+SAMPLES = 2 * BATCH
+"""How many there are for methods that are made from training batches."""
 
 
 def ranks(methods: list[str], *wanted: int) -> list[tuple[str, int]]:
@@ -58,10 +63,10 @@ def ranks(methods: list[str], *wanted: int) -> list[tuple[str, int]]:
 
 def setup(world: SmallWorld, **changes: Any) -> Setup:
     """Return what a method is given, on the whole small backbone."""
-    trunk, gaps = read_trunk(world.trunk("all")), read_gap(world.gap)
+    trunk = read_trunk(world.trunk("all"))
 
     def first_batches(samples: int) -> list[dict[str, Tensor]]:
-        stop = min(len(trunk), -(-samples // BATCH) * BATCH)
+        stop = min(SAMPLES, -(-samples // BATCH) * BATCH)
         return [trunk.batch(range(start, start + BATCH)) for start in range(0, stop, BATCH)]
 
     options: dict[str, Any] = {
@@ -69,14 +74,10 @@ def setup(world: SmallWorld, **changes: Any) -> Setup:
         "rank": 1,
         "alpha": 2.0,
         "dropout": 0.0,
-        "gap": torch.from_numpy(gaps.gap),
+        "gap": GapVectors.load(world.gap),
         "noise": 0.0,
         "noise_scale": "unit",
         "generator": torch.Generator().manual_seed(4),
-        "means": {
-            "text": torch.from_numpy(gaps.text_mean),
-            "vision": torch.from_numpy(gaps.vision_mean),
-        },
         "first_batches": first_batches,
     }
     return Setup(backbone=load_backbone(world.backbone), **options | changes)

@@ -253,31 +253,51 @@ def test_coordinates_of_the_module(plain: Any, gap: GapVectors, expected: Refere
     assert min(own.values()) > 1 - 1e-6 > max(map(abs, layer.values()))
 
 
-def test_noise_is_what_the_report_says(plain: Any, gap: GapVectors, expected: Reference) -> None:
+@pytest.mark.parametrize("scale", ["unit", "raw"])
+def test_noise_is_the_formula_and_what_the_report_says(
+    plain: Any, gap: GapVectors, expected: Reference, scale: Any
+) -> None:
     model = with_lora(plain)
     generator = torch.Generator().manual_seed(0)
-    report = gapinit.initialize_lora_gap_weights(model, gap, noise=0.6, generator=generator)
+    report = gapinit.initialize_lora_gap_weights(
+        model, gap, noise=0.6, noise_scale=scale, generator=generator
+    )
     for one in report.modules:
         column = matrices(model, one.name)[1][:, 0].double()
         cosine = column @ direction(expected, plain, one.name)
         assert cosine.item() == pytest.approx(one.noise_cosine, abs=1e-6)
         assert cosine.item() == pytest.approx(one.cosine, abs=1e-6)
-    modules = {one.name: one for one in report.modules}
-    # Modules of one layer that take the gap itself share its noise: cosine near 1/sqrt(1 + 0.36).
-    assert modules[Q].noise_cosine == pytest.approx(modules[FC2].noise_cosine, abs=1e-12)
-    assert modules[Q].noise_cosine == pytest.approx(1.36**-0.5, abs=0.2)
+    # Modules of one layer that take the gap itself share its noise.
+    cosines = {one.name: one.noise_cosine for one in report.modules}
+    assert cosines[Q] == pytest.approx(cosines[FC2], abs=1e-12)
+    below = cosines[FC2.replace("layers.2", "layers.1")]
+    assert report.noise_cosine == pytest.approx((cosines[Q] + below) / 2, abs=1e-12)
 
-    generator.manual_seed(0)
-    noise = {
-        layer: torch.randn(WIDTH, generator=generator, dtype=torch.float64) for layer in (1, 2)
-    }
-    unit = expected.gaps[2] / expected.gaps[2].norm()
-    noisy = unit + 0.6 * noise[2] / WIDTH**0.5
+    # Drawn for every layer of the decoder, whichever are adapted.
+    eta = torch.randn(3, WIDTH, generator=generator.manual_seed(0), dtype=torch.float64)[2]
+    vector = expected.gaps[2]
+    if scale == "unit":
+        vector, eta = vector / vector.norm(), eta / WIDTH**0.5
+    noisy = vector + 0.6 * eta
     column = matrices(model, Q)[1][:, 0].double()
     torch.testing.assert_close(column, noisy / noisy.norm(), rtol=0, atol=1e-5)
-    torch.manual_seed(3)
+
+
+def test_unit_noise_sets_the_mean_cosine(plain: Any, gap: GapVectors) -> None:
+    """About 1 / sqrt(1 + epsilon^2), whatever the gap's length."""
+    model = with_lora(plain, (2,))
+    for length in (0.01, 50.0):
+        long = replace(gap, vectors=gap.vectors * length)
+        found = []
+        for seed in range(30):
+            generator = torch.Generator().manual_seed(seed)
+            report = gapinit.initialize_lora_gap_weights(
+                model, long, noise=0.6, generator=generator
+            )
+            found.append(report.noise_cosine)
+        assert sum(found) / len(found) == pytest.approx(1.36**-0.5, abs=0.03)
     own = gapinit.initialize_lora_gap_weights(model, gap, noise=0.6, coordinates="module")
-    assert len({one.noise_cosine for one in own.modules}) == 12
+    assert len({one.noise_cosine for one in own.modules}) == 6
 
 
 def test_the_report_is_a_short_table(plain: Any, gap: GapVectors) -> None:
@@ -334,6 +354,7 @@ def test_options_that_make_no_sense(plain: Any, gap: GapVectors) -> None:
     )
     for noise in (-0.1, float("nan"), float("inf"), "0.2"):
         refused("noise: expected a finite number of at least 0", model, gap, noise=noise)
+    refused("noise_scale: expected one of unit, raw, found 'big'", model, gap, noise_scale="big")
     with pytest.raises(gapinit.GapinitError, match="coordinates: expected"):
         gapinit.alignment(model, gap, coordinates="own")  # type: ignore[arg-type]
     with pytest.raises(gapinit.GapinitError, match="coordinates: expected"):
@@ -342,9 +363,9 @@ def test_options_that_make_no_sense(plain: Any, gap: GapVectors) -> None:
 
 def test_gaps_of_other_models(plain: Any, gap: GapVectors) -> None:
     narrow = replace(gap, vectors=gap.vectors[:, :16])
-    refused(
-        "vectors have width 16, but the model's hidden states have 32", with_lora(plain), narrow
-    )
+    refused("measured on another model.*width 16, .* has 32", with_lora(plain), narrow)
+    deep = replace(gap, num_layers=4)
+    refused("measured on another model.*layers: 4, .* has 3", with_lora(plain), deep)
     other = copy.deepcopy(plain)
     with torch.no_grad():
         other.get_submodule(FC1).weight.mul_(1.1)
@@ -373,7 +394,9 @@ def test_gaps_without_direction(plain: Any, gap: GapVectors, value: float) -> No
     refused(f"gap at the output of {FC1}: ", with_lora(plain), broken, coordinates="module")
     own = {name: module for name, module in gap.modules.items() if name != FC1}
     missing = replace(gap, modules=own)
-    refused(f"{FC1}: its output was not measured", with_lora(plain), missing, coordinates="module")
+    refused(
+        f"{FC1}: no gap was measured at its output", with_lora(plain), missing, coordinates="module"
+    )
 
 
 def test_modules_that_the_gap_does_not_cover(

@@ -1,35 +1,43 @@
-"""Methods: where each one starts, what it leaves alone, and that its adapter loads anywhere."""
+"""What holds for every method: where it starts, what it leaves alone, that it loads anywhere."""
 
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gapinit.adapters.files import load_adapter, save_adapter
-from gapinit.adapters.lora import alignment, layer_of, lora_layers, module_directions
-from gapinit.adapters.methods.gap_init import add_noise
+from gapinit.adapters.directions import decoder_modules, module_directions
+from gapinit.adapters.files import BASE_WEIGHTS, load_adapter, save_adapter
+from gapinit.adapters.lora import lora_layers
 from gapinit.adapters.methods.setup import adapt
 from gapinit.artifacts.artifacts import read_json
 from gapinit.backbones import load_backbone
 from gapinit.config.methods import METHODS
 from gapinit.errors import GapinitError
-from gapinit.gap.gap_file import read_gap
 
 from .method_cases import (
-    BASELINES,
-    CONTROLS,
-    PAPER,
+    ALONG_A_DIRECTION,
+    CHANGE_BASE,
+    CONVERTED,
+    FROM_DATA,
+    PEFTS_OWN,
+    QUANTISED,
+    TRAINED,
     logits,
     losses,
     matrices,
+    ranks,
     setup,
 )
 from .plain_json import forget_digests, names
@@ -45,19 +53,14 @@ from .small_backbone import (
 # The tests call plain PEFT, which asks transformers for a property under its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
-POINTED = ["gap-init", "random-b"]
-WIDTH, FFN = 32, 128
-
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> SmallWorld:
     return small_world(tmp_path_factory.getbasetemp())
 
 
-def test_every_method_is_tested() -> None:
-    """The paper's here, the others in test_methods_baselines.py and test_methods_controls.py."""
-    trained = [name for name, method in METHODS.items() if method.module]
-    assert sorted([*PAPER, *BASELINES, *CONTROLS]) == sorted(trained)
+def relative(found: Tensor, expected: Tensor) -> float:
+    return (torch.linalg.vector_norm(found - expected) / torch.linalg.vector_norm(expected)).item()
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -65,119 +68,160 @@ def test_every_method_says_where_it_comes_from(name: str) -> None:
     method = METHODS[name]
     assert method.name == name and method.label and method.source and method.applies
     assert method.uses_gap == (method.needs == "calibration pairs")
-    if method.module:
-        assert method.module == name.replace("-", "_")
-        assert callable(import_module(f"gapinit.adapters.methods.{method.module}").adapt)
+    if method.adapt:
+        module, function = method.adapt.split(":")
+        assert function == name.replace("-", "_")
+        assert callable(getattr(import_module(f"gapinit.adapters.methods.{module}"), function))
 
 
-@pytest.mark.parametrize("rank", [1, 4])
-@pytest.mark.parametrize("method", PAPER)
-def test_nothing_changes_at_step_0(world: SmallWorld, method: str, rank: int) -> None:
+def test_the_command_lists_every_method_without_torch() -> None:
+    program = "import sys; sys.argv = ['gapinit', 'methods']\nfrom gapinit.cli import main\n"
+    program += "try: main()\nfinally: assert not {'torch', 'peft'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    head, *lines = done.stdout.splitlines()
+    assert head.split() == ["method", "source", "needs", "applies"]
+    assert [line.split()[0] for line in lines] == list(METHODS)
+    for line, method in zip(lines, METHODS.values(), strict=True):
+        for text in (method.source, method.needs, method.applies):
+            assert text in line
+
+
+@pytest.mark.parametrize(("method", "rank"), ranks(TRAINED, 1, 4))
+def test_outputs_at_step_0_are_the_bases(world: SmallWorld, method: str, rank: int) -> None:
+    """Those of a quantised base too, up to what quantising loses."""
     batch = reference_batch(world, [0, 50])
-    expected = logits(world.stock_model(), batch)
+    stock = world.stock_model()
+    expected = logits(stock, batch)
     adapted = adapt(method, setup(world, rank=rank, alpha=2.0 * rank))
+    assert adapted.changes_base == (method in CHANGE_BASE)
+    assert adapted.saves_base == (method in QUANTISED)
     found = logits(adapted.model, batch)
-    if adapted.changes_base:
-        torch.testing.assert_close(
-            found, expected, rtol=1e-5, atol=2e-5 * expected.abs().max().item()
-        )
+    if method in QUANTISED:
+        assert 0.01 < relative(found, expected) < 0.25
+    elif method in [*CONVERTED, "dora", "orthogonal"]:
+        assert relative(found, expected) < 2e-6
     else:
         assert torch.equal(found, expected)
+    for name, layer in list(lora_layers(adapted.model).items())[:2]:
+        same = torch.equal(layer.get_base_layer().weight, stock.get_submodule(name).weight)
+        assert same != adapted.changes_base
 
 
-@pytest.mark.parametrize("method", PAPER)
-def test_adapters_are_in_the_chosen_decoder_layers_alone(world: SmallWorld, method: str) -> None:
-    names = list(lora_layers(adapt(method, setup(world, layers=[0, 2])).model))
-    assert len(names) == 12
-    inside = "base_model.model.language_model.model.decoder.layers."
-    assert all(name.startswith(inside) for name in names)
-    assert {layer_of(name) for name in names} == {0, 2}
-    adapted = adapt(method, setup(world)).model
-    learned = [name for name, value in adapted.named_parameters() if value.requires_grad]
-    assert len(learned) == 24 and all(".lora_" in name for name in learned)
+@pytest.mark.parametrize("method", PEFTS_OWN)
+def test_what_needs_no_data_is_stock_peft(world: SmallWorld, method: str) -> None:
+    torch.manual_seed(12)
+    ours = adapt(method, setup(world, rank=2, alpha=4.0)).model
+    torch.manual_seed(12)
+    config = LoraConfig(
+        r=2, lora_alpha=4, target_modules=list(lora_layers(ours)), **PEFTS_OWN[method]
+    )
+    stock = get_peft_model(world.stock_model(), config)
+    found, expected = ours.state_dict(), stock.state_dict()
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+    assert trainable(ours).keys() == trainable(stock).keys()
 
 
-@pytest.mark.parametrize("method", POINTED)
-@pytest.mark.parametrize("rank", [1, 3])
+def test_adapters_are_in_the_chosen_decoder_layers_alone(world: SmallWorld) -> None:
+    for method in ("gap-init", "pissa"):
+        adapted = adapt(method, setup(world, layers=[0, 2])).model
+        found = list(lora_layers(adapted))
+        inside = (
+            "language_model.model.decoder.layers.0.",
+            "language_model.model.decoder.layers.2.",
+        )
+        assert len(found) == 12 and all(name.startswith(inside) for name in found)
+        assert len(trainable(adapted)) == 24 and all(
+            ".lora_" in name for name in trainable(adapted)
+        )
+
+
+@pytest.mark.parametrize(("method", "rank"), ranks(ALONG_A_DIRECTION, 1, 3))
 def test_zeroed_a_and_unit_columns_of_b(world: SmallWorld, method: str, rank: int) -> None:
-    columns: dict[int, list[Tensor]] = {}
-    for weight_a, weight_b in matrices(adapt(method, setup(world, rank=rank))).values():
+    adapted = adapt(method, setup(world, rank=rank))
+    drawn: dict[int, list[Tensor]] = {}
+    for weight_a, weight_b in matrices(adapted).values():
         assert weight_a.shape[0] == weight_b.shape[1] == rank
         assert torch.count_nonzero(weight_a) == 0
         torch.testing.assert_close(weight_b.norm(dim=0), torch.ones(rank), rtol=0, atol=1e-6)
-        random = weight_b if method == "random-b" else weight_b[:, 1:]
-        columns.setdefault(len(weight_b), []).extend(random.T)
-    for drawn in columns.values():
-        if drawn:
-            cosines = torch.stack(drawn) @ torch.stack(drawn).T - torch.eye(len(drawn))
-            assert cosines.abs().max() < 0.8, "every random column is drawn anew"
+        drawn.setdefault(len(weight_b), []).extend(weight_b.T[0 if "random-b" in method else 1 :])
+    for columns in filter(None, drawn.values()):
+        cosines = torch.stack(columns) @ torch.stack(columns).T - torch.eye(len(columns))
+        assert cosines.abs().max() < 0.8, "every random column is drawn anew"
+    learned = trainable(adapted.model)
+    frozen = method.endswith("frozen-b")
+    assert len(learned) == (12 if frozen else 24)
+    assert all(".lora_A." in name or (".lora_B." in name and not frozen) for name in learned)
+    assert not any(module._forward_hooks for module in adapted.model.modules()), "no hook is left"
 
 
-def test_gap_init_points_along_the_gap(world: SmallWorld) -> None:
-    """d-wide modules take the layer's own gap; fc1, wider, takes W0 g."""
-    adapted = adapt("gap-init", setup(world))
-    gap = read_gap(world.gap).gap
-    original = dict(world.stock_model().named_modules())
-    seen = set()
-    for name, (_, weight_b) in matrices(adapted).items():
-        layer = int(name.split(".layers.")[1][0])
-        expected = torch.from_numpy(gap[layer])
-        if name.endswith("fc1"):
-            weight: Any = original[name.removeprefix("base_model.model.")].weight
-            expected = weight.double() @ expected
-        assert len(weight_b) == len(expected)
-        cosine = torch.cosine_similarity(weight_b[:, 0].double(), expected, dim=0)
-        assert cosine.item() == pytest.approx(1.0, abs=1e-6), name
-        seen.add((len(weight_b), layer))
-    assert seen == {(WIDTH, 1), (WIDTH, 2), (FFN, 1), (FFN, 2)}
-    one, two = torch.from_numpy(gap[1:])
-    assert torch.cosine_similarity(one, two, dim=0) < 0.99, "layers differ"
+@pytest.mark.parametrize(("method", "rank"), [(method, 2) for method in TRAINED])
+def test_a_saved_adapter_gives_the_trained_outputs_on_the_untouched_base(
+    world: SmallWorld, method: str, rank: int, tmp_path: Path
+) -> None:
+    scheme = setup(world, layers=[0, 1, 2], rank=rank, alpha=2.0 * rank)
+    adapted = adapt(method, scheme)
+    before = tmp_path / "before" if adapted.converts else None
+    if before:
+        save_adapter(adapted.model, before)
+    losses(adapted, world, scheme)
+    batch = reference_batch(world, [2, 77])
+    expected = logits(adapted.model, batch)
+    assert (expected - logits(world.stock_model(), batch)).abs().max() > 1e-2, "it was trained"
+    folder = tmp_path / "adapter"
+    save_adapter(adapted.model, folder, before, with_base=adapted.saves_base)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # PEFT only warns of what does not fit
+        ours = load_adapter(load_backbone(world.backbone), folder)
+        base: Any = world.stock_model()
+        if method in QUANTISED:
+            saved = load_file(folder / BASE_WEIGHTS)
+            assert len(saved) == 18
+            assert not base.load_state_dict(saved, strict=False).unexpected_keys
+        stock = PeftModel.from_pretrained(base, folder)
+    for model in (ours, stock, ours.merge_and_unload()):
+        torch.testing.assert_close(logits(model, batch), expected, rtol=1e-4, atol=2e-4)
+    config = read_json(folder / "adapter_config.json")
+    assert config["init_lora_weights"] is True
+    assert config["eva_config"] is config["corda_config"] is config["lora_ga_config"] is None
+    assert config["r"] == (2 * rank if method in CONVERTED else rank)
+    files = ["adapter_config.json", "adapter_model.safetensors"]
+    assert names(folder) == sorted([*files, BASE_WEIGHTS] if method in QUANTISED else files)
+
+
+@pytest.mark.parametrize("method", ["random-b", "loftq", *FROM_DATA])
+def test_a_run_repeats_and_loads(world: SmallWorld, method: str, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        torch.manual_seed(len(name))  # whatever ran before
+        world.train(tmp_path / name, method, batch_size=60, learning_rate=5e-3)
+    files = ["adapter/adapter_model.safetensors", "steps.csv"]
+    files += [f"adapter/{BASE_WEIGHTS}"] if method in QUANTISED else []
+    for file in files:
+        one, two = ((tmp_path / name / file).read_bytes() for name in ("one", "two"))
+        assert one == two, file
+    record = read_json(tmp_path / "one" / "run.json")
+    assert record["changes_base"] == (method in CHANGE_BASE) and 0 < record["gradient_share"] < 1
+    assert record["versions"]["peft"] == peft.__version__
+    batch = reference_batch(world, list(range(0, 120, 5)))
+    loaded = load_adapter(load_backbone(world.backbone), tmp_path / "one" / "adapter")
+    assert (logits(loaded, batch) - logits(world.stock_model(), batch)).abs().max() > 1e-3
+    if method == "eva":
+        # Trained on the cut tail, it must hit no module of the towers and the layers below.
+        assert all(".decoder.layers." in name for name in lora_layers(loaded))
 
 
 def test_directions_are_those_of_the_untouched_weights(world: SmallWorld) -> None:
     """PiSSA moves part of W0 into the adapter: the direction of fc1 is still W0 g."""
-    gap = setup(world).gap
-    expected = module_directions(adapt("lora-kaiming", setup(world)).model, gap)
-    found = module_directions(adapt("pissa", setup(world)).model, gap)
-    for name, direction in expected.items():
-        torch.testing.assert_close(found[name], direction, rtol=0, atol=1e-6)
-
-
-def test_random_b_is_not_the_gap_and_depends_on_the_seed(world: SmallWorld) -> None:
-    gap = setup(world).gap
-    adapted = adapt("random-b", setup(world))
-    cosines = alignment(adapted.model, module_directions(adapted.model, gap))
-    assert sum(cosine**2 for cosine in cosines) / len(cosines) < 0.2
-    again, other = (
-        adapt("random-b", setup(world, generator=torch.Generator().manual_seed(seed)))
-        for seed in (4, 5)
-    )
-    for name, (_, weight_b) in matrices(adapted).items():
-        assert torch.equal(weight_b, matrices(again)[name][1])
-        assert not torch.equal(weight_b, matrices(other)[name][1])
-
-
-@pytest.mark.parametrize("rank", [1, 4])
-@pytest.mark.parametrize(
-    ("method", "initialisation"),
-    [("lora-gaussian", "gaussian"), ("lora-kaiming", True), ("pissa", "pissa")],
-)
-def test_baselines_are_stock_peft(
-    world: SmallWorld, method: str, initialisation: Any, rank: int
-) -> None:
-    torch.manual_seed(12)
-    ours = adapt(method, setup(world, rank=rank, alpha=2.0 * rank)).model
-    torch.manual_seed(12)
-    names = [name.removeprefix("base_model.model.") for name in lora_layers(ours)]
-    config = LoraConfig(
-        r=rank, lora_alpha=2 * rank, target_modules=names, init_lora_weights=initialisation
-    )
-    stock = get_peft_model(world.stock_model(), config)
-    expected = stock.state_dict()
-    found = ours.state_dict()
-    assert list(found) == list(expected)
-    for name, value in expected.items():
-        assert torch.equal(found[name], value), name
+    found = []
+    for method in ("lora-kaiming", "pissa"):
+        scheme = setup(world)
+        adapt(method, scheme)
+        modules = decoder_modules(scheme.backbone)
+        found.append(module_directions(modules, scheme.gap, untrained=True))
+    for name, direction in found[0].items():
+        torch.testing.assert_close(found[1][name], direction, rtol=0, atol=1e-6)
 
 
 def test_scale_of_the_two_standard_initialisations(world: SmallWorld) -> None:
@@ -193,12 +237,11 @@ def test_scale_of_the_two_standard_initialisations(world: SmallWorld) -> None:
     assert norms["lora-kaiming"] < 0.05
 
 
-@pytest.mark.parametrize("method", POINTED)
-def test_the_sign_of_b_does_not_matter(world: SmallWorld, method: str) -> None:
+def test_the_sign_of_b_does_not_matter(world: SmallWorld) -> None:
     runs = []
     for sign in (1, -1):
         scheme = setup(world)
-        adapted = adapt(method, scheme)
+        adapted = adapt("gap-init", scheme)
         with torch.no_grad():
             for layer in lora_layers(adapted.model).values():
                 layer.lora_B["default"].weight.mul_(sign)
@@ -207,90 +250,19 @@ def test_the_sign_of_b_does_not_matter(world: SmallWorld, method: str) -> None:
     assert runs[0][0] != runs[0][-1]
 
 
-@pytest.mark.parametrize("epsilon", [0.1, 0.5, 1.0, 3.0])
-def test_unit_noise_sets_the_cosine(epsilon: float) -> None:
-    """E[cos] is about 1 / sqrt(1 + epsilon^2) whatever the gap's length."""
-    width = 4096
-    generator = torch.Generator().manual_seed(0)
-    gap = torch.randn(3, width, dtype=torch.float64, generator=generator)
-    gap *= torch.tensor([[0.01], [1.0], [50.0]])
-    noisy = add_noise(gap, epsilon, "unit", generator)
-    torch.testing.assert_close(noisy.norm(dim=1), torch.ones(3, dtype=torch.float64))
-    cosine = torch.cosine_similarity(noisy, gap, dim=1)
-    expected = 1 / math.sqrt(1 + epsilon**2)
-    # eta along g has standard deviation epsilon / sqrt(d): five of those
-    assert (cosine - expected).abs().max() < 5 * epsilon / math.sqrt(width)
-
-
-def test_raw_noise_is_the_formula_as_printed() -> None:
-    generator = torch.Generator().manual_seed(1)
-    gap = torch.randn(2, 50, dtype=torch.float64) * torch.tensor([[0.1], [30.0]])
-    noisy = add_noise(gap, 0.7, "raw", generator)
-    eta = torch.randn(gap.shape, generator=generator.manual_seed(1), dtype=torch.float64)
-    expected = (gap + 0.7 * eta) / (gap + 0.7 * eta).norm(dim=1, keepdim=True)
-    torch.testing.assert_close(noisy, expected)
-    cosine = torch.cosine_similarity(noisy, gap, dim=1)
-    assert cosine[0] < 0.5 < 0.98 < cosine[1], "what epsilon means depends on the gap's length"
-
-
-@pytest.mark.parametrize("scale", ["unit", "raw"])
-def test_a_noisy_run_records_the_cosine_it_got(world: SmallWorld, scale: str) -> None:
-    scheme = setup(world, noise=0.8, noise_scale=scale)
-    adapted = adapt("gap-init", scheme)
-    found = alignment(adapted.model, module_directions(adapted.model, scheme.gap))
-    wide = [
-        cosine
-        for cosine, name in zip(found, lora_layers(adapted.model), strict=True)
-        if not name.endswith("fc1")
-    ]
-    assert adapted.noise_cosine is not None and adapted.noise_cosine < 0.999
-    assert adapted.noise_cosine == pytest.approx(sum(wide) / len(wide), abs=1e-6)
-    assert adapt("gap-init", setup(world)).noise_cosine is None
-
-
-@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
-def test_a_gap_that_points_nowhere_names_the_module(world: SmallWorld, value: float) -> None:
-    gap = setup(world).gap.clone()
-    gap[2] = value
-    with pytest.raises(GapinitError, match=r"decoder\.layers\.2\.self_attn\.\w+: .* norm"):
-        adapt("gap-init", setup(world, gap=gap))
-    with pytest.raises(GapinitError, match=r"layers\.2|layer 2"):
-        adapt("gap-init", setup(world, gap=gap, noise=0.5, noise_scale="unit"))
-
-
-def test_a_gap_of_another_width_names_the_module(world: SmallWorld) -> None:
-    with pytest.raises(GapinitError, match=r"layers\.1\.self_attn\.k_proj: .*width 32.*width 20"):
-        adapt("gap-init", setup(world, gap=torch.ones(3, 20, dtype=torch.float64)))
-
-
-@pytest.mark.parametrize("rank", [1, 2])
-@pytest.mark.parametrize("method", PAPER)
-def test_stock_peft_loads_what_was_trained(
-    world: SmallWorld, method: str, rank: int, tmp_path: Path
+@pytest.mark.parametrize(
+    ("method", "changes", "message"),
+    [
+        ("orthogonal", {"rank": 3}, r"'rank': .*'orthogonal'.*even ranks only, found 3"),
+        ("random-b", {"noise": 0.5}, "'random-b' takes no noise, found 0.5"),
+        ("gradient", {"first_batches": None}, "made from training batches, and none were given"),
+    ],
+)
+def test_what_a_method_is_not_made_for(
+    world: SmallWorld, method: str, changes: dict[str, Any], message: str
 ) -> None:
-    """On an untouched base the saved adapter gives the trained model's outputs."""
-    scheme = setup(world, layers=[0, 1, 2], rank=rank, alpha=2.0 * rank)
-    adapted = adapt(method, scheme)
-    before = tmp_path / "before" if adapted.changes_base else None
-    if before:
-        save_adapter(adapted.model, before)
-    losses(adapted, world, scheme)
-    batch = reference_batch(world, [2, 77])
-    expected = logits(adapted.model, batch)
-    untrained = logits(world.stock_model(), batch)
-    assert (expected - untrained).abs().max() > 1e-2, "training moved the outputs"
-    save_adapter(adapted.model, tmp_path / "adapter", before)
-    stock = PeftModel.from_pretrained(world.stock_model(), tmp_path / "adapter")
-    torch.testing.assert_close(logits(stock, batch), expected, rtol=1e-4, atol=1e-4)
-    merged = stock.merge_and_unload()
-    torch.testing.assert_close(logits(merged, batch), expected, rtol=1e-4, atol=1e-4)
-    config = read_json(tmp_path / "adapter" / "adapter_config.json")
-    assert config["init_lora_weights"] is True
-    assert config["r"] == (2 * rank if method == "pissa" else rank)
-    assert names(tmp_path / "adapter") == [
-        "adapter_config.json",
-        "adapter_model.safetensors",
-    ]
+    with pytest.raises(GapinitError, match=message):
+        adapt(method, setup(world, **changes))
 
 
 def test_an_adapter_of_another_backbone_is_refused(world: SmallWorld, tmp_path: Path) -> None:
@@ -321,3 +293,22 @@ def test_an_adapter_of_another_backbone_is_refused(world: SmallWorld, tmp_path: 
     weights.write_bytes(weights.read_bytes()[:-40])
     with pytest.raises(GapinitError, match="damaged"):
         load_adapter(load_backbone(world.backbone), tmp_path / "adapter")
+
+
+def test_base_weights_of_another_backbone_are_refused(world: SmallWorld, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    adapted = adapt("loftq", setup(world))
+    save_adapter(adapted.model, folder, with_base=True)
+    forget_digests(folder / BASE_WEIGHTS)
+    weights = load_file(folder / BASE_WEIGHTS)
+    name = next(name for name in weights if "q_proj" in name)
+    for wrong, message in (
+        ({name: torch.zeros(3, 3)}, r"has shape \[3, 3\], but this backbone has \[32, 32\]"),
+        ({"nothing.weight": torch.zeros(3)}, r"'nothing.weight' .*this backbone has none"),
+    ):
+        save_file(wrong, folder / BASE_WEIGHTS)
+        with pytest.raises(GapinitError, match=message):
+            load_adapter(load_backbone(world.backbone), folder)
+    (folder / BASE_WEIGHTS).write_bytes(b"damaged")
+    with pytest.raises(GapinitError, match=f"{BASE_WEIGHTS}: damaged"):
+        load_adapter(load_backbone(world.backbone), folder)

@@ -28,6 +28,7 @@ from gapinit.backbones.blip2 import Blip2Backbone
 from gapinit.config.methods import METHODS
 from gapinit.errors import GapinitError
 from gapinit.gap.gap_file import estimate_gap_file, read_gap
+from gapinit.gap.gap_vectors import GapVectors
 from gapinit.states.states import extract_states
 from gapinit.train import train as train_module
 from gapinit.train.tail_module import Tail
@@ -102,7 +103,7 @@ def test_every_step_is_the_whole_models(
     assert len(logged) == 20
     set_seed(42)
     backbone = load_backbone(world.backbone)
-    gap = torch.from_numpy(read_gap(world.gap).gap)
+    gap = GapVectors.load(world.gap)
     scheme = Setup(backbone, LAYERS[strategy], 1, 2.0, 0.0, gap, 0.0, "unit", torch.Generator())
     model = adapt(method, scheme).model
     learned = list(trainable(model).values())

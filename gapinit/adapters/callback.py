@@ -9,16 +9,16 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from gapinit.adapters.directions import (
     Coordinates,
-    adapted_modules,
-    check_coordinates,
+    check_option,
     column_cosines,
+    covered_modules,
     module_directions,
 )
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gapinit.adapters.directions import Adapted
+    from gapinit.adapters.directions import Linear
     from gapinit.gap.gap_vectors import GapVectors
 
 LOG_KEY = "gap_alignment"
@@ -43,11 +43,11 @@ class GapAlignmentCallback(TrainerCallback):
         adapter_name: str = "default",
         coordinates: Coordinates = "layer",
     ) -> None:
-        check_coordinates(coordinates)
+        check_option("coordinates", coordinates, Coordinates)
         self._gap = gap
         self._adapter_name = adapter_name
         self._coordinates: Coordinates = coordinates
-        self._adapted: list[Adapted] = []
+        self._modules: list[Linear] = []
         self._directions: dict[str, Tensor] = {}
 
     def on_train_begin(
@@ -59,12 +59,12 @@ class GapAlignmentCallback(TrainerCallback):
         **_: Any,
     ) -> None:
         """Look up the modules and their directions once; warn if A cannot be trained."""
-        self._adapted, _comparison = adapted_modules(model, self._gap, self._adapter_name)
-        self._directions = module_directions(self._adapted, self._gap, self._coordinates)
+        self._modules, _comparison = covered_modules(model, self._gap, self._adapter_name)
+        self._directions = module_directions(self._modules, self._gap, self._coordinates)
         frozen = [
             one.name
-            for one in self._adapted
-            if not one.lora.lora_A[self._adapter_name].weight.requires_grad
+            for one in self._modules
+            if not one.module.lora_A[self._adapter_name].weight.requires_grad
         ]
         if frozen:
             warnings.warn(
@@ -82,9 +82,9 @@ class GapAlignmentCallback(TrainerCallback):
         **_: Any,
     ) -> None:
         """Add the mean alignment to an entry of the training loss."""
-        if not logs or "loss" not in logs or not self._adapted:
+        if not logs or "loss" not in logs or not self._modules:
             return
-        cosines = column_cosines(self._adapted, self._directions, self._adapter_name)
+        cosines = column_cosines(self._modules, self._directions, self._adapter_name)
         mean = sum(abs(cosine) for cosine in cosines.values()) / len(cosines)
         logs[LOG_KEY] = mean
         if state.log_history and state.log_history[-1].get("step") == state.global_step:

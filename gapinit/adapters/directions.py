@@ -1,8 +1,12 @@
-"""Where each LoRA module of a model should point, by a gap that was measured on that model."""
+"""Where each LoRA module of a model should point, by a gap that was measured on that model.
+
+With dW = (alpha / r) B A, a direction is a column of B: where in its output space a module may
+write.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
 import torch
@@ -15,35 +19,27 @@ from peft.utils.integrations import (
 from peft.utils.other import transpose
 from torch import Tensor
 
-from gapinit.adapters.lora import unit
-from gapinit.backbones.in_memory import (
-    base_modules,
-    decoder_linears,
-    holds_numbers,
-    wrap_model,
-)
+from gapinit.adapters.lora import ADAPTER, lora_layers
+from gapinit.backbones.gradients import over_gradients
+from gapinit.backbones.in_memory import base_of, decoder_linears, holds_numbers, wrap_model
 from gapinit.backbones.weights_fingerprint import Comparison, model_fingerprint
 from gapinit.errors import GapinitError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from gapinit.backbones.base import Backbone
     from gapinit.gap.gap_vectors import GapVectors
 
 Coordinates = Literal["layer", "module"]
-BLOCK_ENTRIES = 1 << 24
-"""Entries of a weight that are held in float64 at once."""
 
 
-class Adapted(NamedTuple):
-    """A LoRA module of one adapter, inside a decoder layer that the gap covers."""
+class Linear(NamedTuple):
+    """A linear module of a decoder layer, with an adapter or without."""
 
     name: str
     """In the plain model."""
     layer: int
-    lora: Any
-    """PEFT's layer; Any: its stubs know matrices as modules only."""
+    module: Any
+    """PEFT's layer, where there is one; Any: its stubs know matrices as modules only."""
     dtype: torch.dtype
     """Of the model's hidden states."""
 
@@ -61,87 +57,81 @@ def alignment(
     (standard LoRA at step 0) has none: its cosine is given as 0. `GapinitError` where that
     function raises one for the model or the gap.
     """
-    check_coordinates(coordinates)
-    adapted, _ = adapted_modules(peft_model, gap, adapter_name)
-    return column_cosines(adapted, module_directions(adapted, gap, coordinates), adapter_name)
+    check_option("coordinates", coordinates, Coordinates)
+    modules, _ = covered_modules(peft_model, gap, adapter_name)
+    return column_cosines(modules, module_directions(modules, gap, coordinates), adapter_name)
 
 
 @torch.no_grad()
 def column_cosines(
-    adapted: Sequence[Adapted], directions: Mapping[str, Tensor], adapter_name: str
+    modules: Sequence[Linear], directions: Mapping[str, Tensor], adapter_name: str
 ) -> dict[str, float]:
     """Return what `alignment` returns, for modules and directions that are already known."""
     cosines = {}
-    for name, _, lora, _ in adapted:
-        column = lora.lora_B[adapter_name].weight[:, 0].to("cpu").double()
-        length = torch.linalg.vector_norm(column)
-        cosine = (column @ directions[name] / length).item() if length > 0 else 0.0
-        cosines[name] = max(-1.0, min(1.0, cosine))
+    for one in modules:
+        cosine = column_cosine(one.module.lora_B[adapter_name].weight[:, 0], directions[one.name])
+        cosines[one.name] = max(-1.0, min(1.0, cosine))
     return cosines
 
 
-def adapted_modules(
+def column_cosine(column: Tensor, direction: Tensor) -> float:
+    """Return the cosine of a column of B to a unit direction; 0 for a column of zeros."""
+    wide = column.to("cpu", torch.float64)
+    norm = torch.linalg.vector_norm(wide)
+    return (wide @ direction / norm).item() if norm > 0 else 0.0
+
+
+def decoder_modules(backbone: Backbone, adapter_name: str = ADAPTER) -> list[Linear]:
+    """Return an adapter's LoRA modules inside the decoder layers, in the model's order."""
+    dtype = backbone.model.dtype
+    return [
+        Linear(name, linear.layer, linear.module, dtype)
+        for name, linear in decoder_linears(backbone).items()
+        if isinstance(linear.module, LoraLayer) and adapter_name in linear.module.lora_A
+    ]
+
+
+def covered_modules(
     peft_model: Any, gap: GapVectors, adapter_name: str
-) -> tuple[list[Adapted], Comparison]:
+) -> tuple[list[Linear], Comparison]:
     """Return an adapter's LoRA modules in the model's order, and how the model was compared.
 
     `GapinitError` if there are none, the gap is of another model, or one of them lies outside the
     decoder or in a layer that the gap does not cover.
     """
     backbone = wrap_model(peft_model)
-    found = _lora_modules(backbone, adapter_name)
+    every = lora_layers(peft_model, adapter_name)
     comparison = _require_same_model(backbone, gap)
-    inside = {id(linear.module): linear.layer for linear in decoder_linears(backbone).values()}
-    outside = [name for name, lora in found.items() if id(lora) not in inside]
+    modules = decoder_modules(backbone, adapter_name)
+    outside = every.keys() - {one.name for one in modules}
     if outside:
         raise GapinitError(
             f"adapter '{adapter_name}' has LoRA outside the language model's decoder layers, where "
-            f"no gap is measured: {_some(outside)}. Target the decoder alone, for example with "
-            "target_modules=gap.target_modules(layers)."
+            f"no gap is measured: {_some(sorted(outside))}. Target the decoder alone, for example "
+            "with target_modules=gapinit.target_modules(model, layers)."
         )
-    dtype = backbone.model.dtype
-    adapted = [Adapted(name, inside[id(lora)], lora, dtype) for name, lora in found.items()]
-    uncovered = [one.name for one in adapted if one.layer not in gap.layers]
+    uncovered = [one.name for one in modules if one.layer not in gap.layers]
     if uncovered:
         raise GapinitError(
             f"the gap covers the decoder layers {', '.join(map(str, gap.layers))}, but adapter "
             f"'{adapter_name}' has LoRA in others: {_some(uncovered)}. Estimate the gap of those "
             "layers too, or leave them out."
         )
-    return adapted, comparison
-
-
-def _lora_modules(backbone: Backbone, adapter_name: str) -> dict[str, LoraLayer]:
-    layers = {
-        name: module
-        for name, module in base_modules(backbone.model)
-        if isinstance(module, LoraLayer)
-    }
-    if not layers:
-        raise GapinitError(
-            "peft_model: it has no LoRA layer. Add an adapter first: "
-            "get_peft_model(model, LoraConfig(...))"
-        )
-    # Embeddings keep their matrices under a name of their own.
-    owners = {
-        name: {*module.lora_A.keys(), *module.lora_embedding_A.keys()}
-        for name, module in layers.items()
-    }
-    found: dict[str, LoraLayer] = {
-        name: module for name, module in layers.items() if adapter_name in owners[name]
-    }
-    if not found:
-        known = ", ".join(sorted(set().union(*owners.values())))
-        raise GapinitError(f"adapter_name: no LoRA adapter '{adapter_name}', expected: {known}")
-    return found
+    return modules, comparison
 
 
 def _require_same_model(backbone: Backbone, gap: GapVectors) -> Comparison:
-    if gap.width != backbone.hidden_size:
-        raise GapinitError(
-            f"gap: its vectors have width {gap.width}, but the model's hidden states have "
-            f"{backbone.hidden_size}: it was measured on another model"
-        )
+    for what, measured, found in (
+        ("vectors of width", gap.width, backbone.hidden_size),
+        ("decoder layers:", gap.num_layers, backbone.num_layers),
+    ):
+        if measured != found:
+            raise GapinitError(
+                f"gap: it was measured on another model than this one ({what} {measured}, this "
+                f"model has {found})"
+            )
+    if gap.fingerprint is None:
+        return Comparison(None, 0, 0)
     comparison = model_fingerprint(backbone.model).compare(gap.fingerprint)
     if comparison.difference is not None:
         raise GapinitError(
@@ -151,35 +141,35 @@ def _require_same_model(backbone: Backbone, gap: GapVectors) -> Comparison:
     return comparison
 
 
-def check_coordinates(coordinates: str) -> None:
-    """Raise GapinitError for a name that is not one of `Coordinates`."""
-    if coordinates not in get_args(Coordinates):
-        raise GapinitError(
-            f"coordinates: expected one of {', '.join(get_args(Coordinates))}, found "
-            f"{coordinates!r}"
-        )
+def check_option(name: str, value: str, known: Any) -> None:
+    """Raise GapinitError for a value that is not one of a `Literal`'s."""
+    if value not in get_args(known):
+        raise GapinitError(f"{name}: expected one of {', '.join(get_args(known))}, found {value!r}")
 
 
 def module_directions(
-    adapted: Sequence[Adapted],
+    modules: Sequence[Linear],
     gap: GapVectors,
-    coordinates: Coordinates,
+    coordinates: Coordinates = "layer",
     vectors: Mapping[int | str, Tensor] | None = None,
+    *,
+    untrained: bool = False,
 ) -> dict[str, Tensor]:
     """Return each module's unit direction, (d_out,) float64 in main memory, by module name.
 
     "layer": a module that writes into the hidden space (d_out = d) takes its layer's gap g, any
     other takes W0 g, the image of the gap under its own frozen matrix. "module": the gap that was
     measured at the module's own output. `vectors` replace the gap's own, by layer or by module.
-    `GapinitError` names the module that has no such direction.
+    `untrained`: W0 is the base weight plus the adapter's part, which PiSSA has moved from the one
+    to the other. `GapinitError` names the module that has no such direction.
     """
     directions = {}
-    for one in adapted:
+    for one in modules:
         key = one.layer if coordinates == "layer" else one.name
         vector = raw_vector(gap, key) if vectors is None else vectors[key]
-        d_out = one.lora.out_features
+        d_out = one.module.out_features
         if coordinates == "layer" and d_out != gap.width:
-            vector = _image(one, vector)
+            vector = _image(one, vector, untrained)
         if len(vector) != d_out:
             raise GapinitError(
                 f"{one.name}: its output has width {d_out}, but the gap there {len(vector)}"
@@ -194,21 +184,27 @@ def raw_vector(gap: GapVectors, key: int | str) -> Tensor:
         vector, origin = gap.vector(key), f"gap of decoder layer {key}"
     elif key in gap.modules:
         vector, origin = gap.modules[key].vector, f"gap at the output of {key}"
-    elif not gap.modules:
-        raise GapinitError(
-            f"{key}: the gap of a '{gap.model_type}' has no modules. A model that reads images by "
-            "cross-attention has nothing of an image at a module's output; use coordinates='layer'"
-        )
     else:
-        raise GapinitError(f"{key}: its output was not measured; use coordinates='layer'")
+        raise GapinitError(
+            f"{key}: no gap was measured at its output. A gap file of the workflow has none there, "
+            "nor has a model that reads images by cross-attention. Use coordinates='layer'."
+        )
     unit(vector, origin)
     return vector.to("cpu", torch.float64)
 
 
+def unit(vector: Tensor, name: str) -> Tensor:
+    """Return a vector divided by its norm; a zero or non-finite one is an error that names it."""
+    norm = torch.linalg.vector_norm(vector)
+    if not torch.isfinite(norm) or norm == 0:
+        raise GapinitError(f"{name}: the direction has norm {norm.item()}, so it points nowhere")
+    return vector / norm
+
+
 @torch.no_grad()
-def base_weight(one: Adapted) -> Tensor:
+def base_weight(module: Any, name: str) -> Tensor:
     """Return W0 as (d_out, d_in) floating-point numbers, dequantised where it is quantised."""
-    base = one.lora.get_base_layer()
+    base = base_of(module)
     kind = get_bnb_param_type(base.weight) if hasattr(base, "weight") else False
     try:
         # PEFT's helper for modules, given an 8-bit one in main memory, loses its scales.
@@ -218,26 +214,26 @@ def base_weight(one: Adapted) -> Tensor:
         else:
             weight = cast(Tensor, dequantize_module_weight(base))
     except (AttributeError, TypeError, ImportError) as error:
-        raise _unreadable(one, error) from None
-    turned: Tensor = transpose(weight.detach(), getattr(one.lora, "fan_in_fan_out", False))
+        raise _unreadable(base, name, error) from None
+    turned: Tensor = transpose(weight.detach(), getattr(module, "fan_in_fan_out", False))
     return turned
 
 
 @torch.no_grad()
-def _image(one: Adapted, vector: Tensor) -> Tensor:
+def _image(one: Linear, vector: Tensor, untrained: bool) -> Tensor:
     """Return W0 g in float64, in main memory.
 
     A quantised module is asked for its answer to g instead of its weight: there are many kinds,
     and bitsandbytes keeps a 4-bit weight in another order after the first pass on a CPU.
     """
     # ASSUME: the paper does not say what modules of another width (fc1, gate, up) take.
-    if one.lora.in_features != len(vector):
+    if one.module.in_features != len(vector):
         raise GapinitError(
-            f"{one.name}: input of width {one.lora.in_features} and output of width "
-            f"{one.lora.out_features} cannot take a gap of width {len(vector)}. Leave this module "
-            "out, or use coordinates='module'."
+            f"{one.name}: input of width {one.module.in_features} and output of width "
+            f"{one.module.out_features} cannot take a gap of width {len(vector)}. Leave this "
+            "module out, or use coordinates='module'."
         )
-    base = one.lora.get_base_layer()
+    base = base_of(one.module)
     weight = getattr(base, "weight", None)
     if isinstance(weight, Tensor) and weight.is_meta:
         raise GapinitError(
@@ -246,15 +242,13 @@ def _image(one: Adapted, vector: Tensor) -> Tensor:
         )
     if not holds_numbers(weight):
         return _answer(one, base, vector)
-    weight = base_weight(one)
-    if weight.device.type == "mps":  # has no float64
-        weight = weight.cpu()
-    moved = vector.to(weight.device)
-    blocks: Sequence[Tensor] = torch.split(weight, max(1, BLOCK_ENTRIES // len(vector)))
-    return torch.cat([block.double() @ moved for block in blocks]).cpu()
+    weight = base_weight(one.module, one.name)
+    if untrained:
+        weight = weight + one.module.get_delta_weight(ADAPTER).detach()
+    return weight.to("cpu", torch.float64) @ vector
 
 
-def _answer(one: Adapted, base: Any, vector: Tensor) -> Tensor:
+def _answer(one: Linear, base: Any, vector: Tensor) -> Tensor:
     """Return what a linear module makes of a vector, its bias taken off."""
     tensors = [*base.parameters(), *base.buffers()]
     device = tensors[0].device if tensors else torch.device("cpu")
@@ -264,20 +258,53 @@ def _answer(one: Adapted, base: Any, vector: Tensor) -> Tensor:
     try:
         output = base.forward(states)[0, 0]  # hooks of others are not for this
     except (AttributeError, TypeError, ValueError, RuntimeError, ImportError) as error:
-        raise _unreadable(one, error) from None
+        raise _unreadable(base, one.name, error) from None
     bias = getattr(base, "bias", None)
     image: Tensor = output.cpu().double()
     return image if bias is None else image - bias.detach().cpu().double()
 
 
-def _unreadable(one: Adapted, error: Exception) -> GapinitError:
-    kind = type(one.lora.get_base_layer()).__name__
+def _unreadable(base: Any, name: str, error: Exception) -> GapinitError:
     return GapinitError(
-        f"{one.name}: the weight of {kind} cannot be read ({error}). Leave this module out, or use "
-        "coordinates='module'."
+        f"{name}: the weight of {type(base).__name__} cannot be read ({error}). Leave this module "
+        "out, or use coordinates='module'."
     )
 
 
 def _some(names: Sequence[str]) -> str:
     shown = ", ".join(f"'{name}'" for name in names[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def gap_share(
+    backbone: Backbone, layers: Sequence[int], batch: Mapping[str, Any], gap: GapVectors
+) -> float:
+    """Return the mean over target weights of their gradient's share along the gap.
+
+    Measured on the backbone without adapter, so that it is one number for a batch, whatever the
+    method.
+    """
+    linears = decoder_linears(backbone)
+    targets = [
+        Linear(name, linears[name].layer, module, backbone.model.dtype)
+        for name, module in backbone.named_targets(layers).items()
+    ]
+    directions = module_directions(targets, gap)
+
+    def share(name: str, gradient: Tensor) -> float:
+        return gradient_share(gradient, directions[name])
+
+    shares = over_gradients(backbone, layers, batch, share)
+    return sum(shares.values()) / len(shares)
+
+
+def gradient_share(gradient: Tensor, direction: Tensor) -> float:
+    """Return |u^T G|^2 / |G|^2, the share of a gradient that a column u of B sees.
+
+    With A = 0 the first gradient of A is (alpha / r) u^T G, so this is what an adapter along u
+    gets of the squared gradient; for a random u its mean is 1 / d_out (paper, Proposition 3.1).
+    """
+    matrix = gradient.to("cpu", torch.float64)
+    total = matrix.square().sum().item()
+    # A weight without gradient has none along u either.
+    return (direction @ matrix).square().sum().item() / total if total > 0 else 0.0

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gapinit.adapters.lora import ADAPTER, in_base, lora_layers, no_idle_warnings
+from gapinit.adapters.lora import ADAPTER, lora_layers, no_idle_warnings
 from gapinit.artifacts.artifacts import atomic_folder, read_json
 from gapinit.artifacts.digests import require_folder_unaltered, require_unaltered
 from gapinit.errors import GapinitError
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 WEIGHTS = "adapter_model.safetensors"
 BASE_WEIGHTS = "base_weights.safetensors"
+SAVED_PREFIX = "base_model.model."
+"""What PEFT puts in front of a module's name in the plain model."""
 
 
 def save_adapter(
@@ -55,7 +57,7 @@ def save_adapter(
         (folder / "README.md").unlink(missing_ok=True)
         if with_base:
             weights = {
-                f"{in_base(name)}.weight": module.get_base_layer().weight.detach().cpu()
+                f"{name}.weight": module.get_base_layer().weight.detach().cpu()
                 for name, module in lora_layers(model).items()
             }
             save_file(weights, folder / BASE_WEIGHTS, metadata={"format": "pt"})
@@ -63,8 +65,7 @@ def save_adapter(
 
 def adapts_tower(backbone: Backbone, adapted: PeftModel) -> bool:
     """Say whether an adapter is on the vision tower."""
-    names = map(in_base, lora_layers(adapted))
-    return any(re.fullmatch(backbone.vision_pattern, name) for name in names)
+    return any(re.fullmatch(backbone.vision_pattern, name) for name in lora_layers(adapted))
 
 
 def load_adapter(backbone: Backbone, folder: Path) -> PeftModel:
@@ -94,7 +95,8 @@ def adapter_on(backbone: Backbone, folder: Path) -> Iterator[bool]:
     Afterwards the model is what it was, bit for bit: another adapter may follow.
     """
     touched = {
-        f"{in_base(name).rpartition('.lora_')[0]}.weight" for name in _adapter_shapes(folder)
+        f"{name.removeprefix(SAVED_PREFIX).rpartition('.lora_')[0]}.weight"
+        for name in _adapter_shapes(folder)
     }
     if (folder / BASE_WEIGHTS).is_file():
         touched |= set(_saved_shapes(folder / BASE_WEIGHTS))
@@ -167,7 +169,7 @@ def require_fit(backbone: Backbone, folder: Path) -> None:
     ranks = config.get("rank_pattern") or {}
     modules = dict(backbone.model.named_modules())
     for name, shape in shapes.items():
-        module_name, _, matrix = in_base(name).rpartition(".lora_")
+        module_name, _, matrix = name.rpartition(".lora_")
         weight = getattr(modules.get(module_name), "weight", None)
         if weight is None:
             raise GapinitError(
@@ -188,7 +190,7 @@ def _adapter_shapes(folder: Path) -> dict[str, list[int]]:
     path = folder / WEIGHTS
     if not path.is_file():
         raise GapinitError(f"{path}: no such file (expected a PEFT adapter folder)")
-    return _saved_shapes(path)
+    return {name.removeprefix(SAVED_PREFIX): shape for name, shape in _saved_shapes(path).items()}
 
 
 def _require_no_imports(config: dict[str, Any], folder: Path) -> None:

@@ -12,16 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from gapinit.adapters.directions import (
-    Adapted,
     Coordinates,
-    adapted_modules,
+    Linear,
     base_weight,
-    check_coordinates,
+    check_option,
     column_cosines,
+    covered_modules,
     module_directions,
     raw_vector,
+    unit,
 )
-from gapinit.adapters.lora import unit
+from gapinit.adapters.lora import ADAPTER
+from gapinit.backbones.in_memory import base_of
+from gapinit.config.runs import NoiseScale
 from gapinit.errors import GapinitError
 
 if TYPE_CHECKING:
@@ -48,11 +51,13 @@ class GapReport:
     adapter_name: str
     coordinates: str
     noise: float
+    noise_cosine: float
+    """Mean cosine of the gaps with noise to those without, over layers or modules."""
     modules: tuple[InitializedModule, ...]
     weights_compared: int
     """Weights of the model that were compared with those the gap was measured on."""
     weights_skipped: int
-    """Weights that could not be compared: quantised, or not in memory."""
+    """Weights that could not be compared: quantised, not in memory, or not known to the gap."""
 
     def __str__(self) -> str:
         """Return a table: for each layer how many modules, and their smallest cosines."""
@@ -83,6 +88,7 @@ def initialize_lora_gap_weights(
     adapter_name: str = "default",
     coordinates: Coordinates = "layer",
     noise: float = 0.0,
+    noise_scale: NoiseScale = "unit",
     generator: torch.Generator | None = None,
 ) -> GapReport:
     """Set A = 0 and the first column of B to the unit gap of each module's layer, in place.
@@ -93,10 +99,15 @@ def initialize_lora_gap_weights(
 
     `gap`: from `estimate_gap` on this model. `coordinates`: "layer" (the paper's): a module whose
     output is as wide as the hidden states takes g, any other takes normalize(W0 g); "module": the
-    gap that was measured at the module's own output. `noise` = epsilon >= 0 turns the direction:
-    g' = normalize(g / |g| + epsilon eta / sqrt(d)), eta ~ N(0, I), of expected cosine
-    1 / sqrt(1 + epsilon^2); the report says the cosine really got. `generator`: where noise and
-    columns are drawn from, layers ascending, then modules in the model's order; None: torch's own.
+    gap that was measured at the module's own output. `noise` = epsilon >= 0 turns the gap:
+
+        g' = normalize(g / |g| + epsilon eta / sqrt(d)), eta ~ N(0, I)      `noise_scale`: "unit"
+        g' = normalize(g + epsilon eta)                                     "raw", as printed
+
+    of expected cosine 1 / sqrt(1 + epsilon^2) with "unit", which depends on |g| with "raw"; the
+    report says the cosine really got. `generator` draws in float64: eta, (L, d) for all layers of
+    the decoder or (d_out,) module by module; then all columns of B, (d_out, r), module by module
+    in the model's order. None: torch's own.
 
     Either every module is set or none. `GapinitError` for a model without LoRA, an unknown
     adapter, a gap of another model or without direction, a module outside the layers that the gap
@@ -105,27 +116,24 @@ def initialize_lora_gap_weights(
 
     Source: Zhao et al., "When Is Rank-1 Enough?", Algorithm 1, section 4.3; noise: Appendix E.
     """
-    check_coordinates(coordinates)
+    check_option("coordinates", coordinates, Coordinates)
+    check_option("noise_scale", noise_scale, NoiseScale)
     if not (isinstance(noise, Real) and math.isfinite(noise) and noise >= 0):
         raise GapinitError(f"noise: expected a finite number of at least 0, found {noise!r}")
-    adapted, comparison = adapted_modules(peft_model, gap, adapter_name)
+    modules, comparison = covered_modules(peft_model, gap, adapter_name)
     _require_plain_start(peft_model, adapter_name)
-    _require_trainable(adapted, adapter_name)
-    clean = module_directions(adapted, gap, coordinates)
-    magnitudes = [_magnitude(one, adapter_name) for one in adapted]
-    devices = [_device(one, adapter_name) for one in adapted]
-    pointed = clean
+    clean = pointed = module_directions(modules, gap, coordinates)
+    noise_cosine = 1.0
     if noise > 0:
-        noisy = _noisy_vectors(adapted, gap, coordinates, noise, generator)
-        pointed = module_directions(adapted, gap, coordinates, noisy)
-    for one, magnitude, device in zip(adapted, magnitudes, devices, strict=True):
-        _materialise(one, adapter_name, device)
-        _write(one, adapter_name, pointed[one.name], magnitude, generator)
-    cosines = column_cosines(adapted, clean, adapter_name)
+        noisy, noise_cosine = _with_noise(modules, gap, coordinates, noise, noise_scale, generator)
+        pointed = module_directions(modules, gap, coordinates, noisy)
+    point({one.name: one.module for one in modules}, pointed, generator, adapter_name)
+    cosines = column_cosines(modules, clean, adapter_name)
     return GapReport(
         adapter_name,
         coordinates,
         float(noise),
+        noise_cosine,
         tuple(
             InitializedModule(
                 one.name,
@@ -133,11 +141,29 @@ def initialize_lora_gap_weights(
                 cosines[one.name],
                 1.0 if noise == 0 else (pointed[one.name] @ clean[one.name]).item(),
             )
-            for one in adapted
+            for one in modules
         ),
         comparison.compared,
         comparison.skipped,
     )
+
+
+def point(
+    layers: Mapping[str, Any],
+    directions: Mapping[str, Tensor],
+    generator: torch.Generator | None,
+    adapter_name: str = ADAPTER,
+) -> None:
+    """Set A = 0 and the first column of B to each LoRA module's direction, in place.
+
+    Further columns are random unit vectors. Either every module is set or none.
+    """
+    _require_trainable(layers, adapter_name)
+    magnitudes = {name: _magnitude(name, lora, adapter_name) for name, lora in layers.items()}
+    devices = {name: _device(name, lora, adapter_name) for name, lora in layers.items()}
+    for name, lora in layers.items():
+        _materialise(lora, adapter_name, devices[name])
+        _write(lora, adapter_name, directions[name], magnitudes[name], generator)
 
 
 def _require_plain_start(peft_model: Any, adapter_name: str) -> None:
@@ -151,12 +177,12 @@ def _require_plain_start(peft_model: Any, adapter_name: str) -> None:
         )
 
 
-def _require_trainable(adapted: Sequence[Adapted], adapter_name: str) -> None:
-    for name, _, lora, _ in adapted:
-        weight_a, weight_b = lora.lora_A[adapter_name].weight, lora.lora_B[adapter_name].weight
-        if weight_a.requires_grad:
+def _require_trainable(layers: Mapping[str, Any], adapter_name: str) -> None:
+    """Raise GapinitError for a LoRA module whose A would stay zero for ever."""
+    for name, lora in layers.items():
+        if lora.lora_A[adapter_name].weight.requires_grad:
             continue
-        if weight_b.requires_grad:
+        if lora.lora_B[adapter_name].weight.requires_grad:
             raise GapinitError(
                 f"{name}: A is frozen and B is trained (LoRA-FA). Gap-Init starts from A = 0, so "
                 "dW would stay 0 and nothing would ever be learned. Train A too."
@@ -168,27 +194,32 @@ def _require_trainable(adapted: Sequence[Adapted], adapter_name: str) -> None:
         )
 
 
-def _noisy_vectors(
-    adapted: Sequence[Adapted],
+def _with_noise(
+    modules: Sequence[Linear],
     gap: GapVectors,
     coordinates: Coordinates,
     noise: float,
+    scale: NoiseScale,
     generator: torch.Generator | None,
-) -> dict[int | str, Tensor]:
-    """Return g / |g| + epsilon eta / sqrt(d) by layer or by module."""
-    # ASSUME: the paper does not say whether g is normalised before noise is added. Here it is, so
-    # that epsilon means the same in every layer (`noise_scale: unit` of the training command).
-    keys: list[int | str] = (
-        list(sorted({one.layer for one in adapted}))
-        if coordinates == "layer"
-        else [one.name for one in adapted]
-    )
-    noisy = {}
-    for key in keys:
-        vector = unit(raw_vector(gap, key), str(key))
-        eta = _normal((len(vector),), generator)
-        noisy[key] = vector + noise * eta / len(vector) ** 0.5
-    return noisy
+) -> tuple[dict[int | str, Tensor], float]:
+    """Return g' by layer or by module, and the mean of its cosines to g."""
+    eta: dict[int | str, Tensor]
+    if coordinates == "layer":
+        drawn = _normal((gap.num_layers, gap.width), generator)
+        eta = {layer: drawn[layer] for layer in sorted({one.layer for one in modules})}
+    else:
+        eta = {one.name: _normal((one.module.out_features,), generator) for one in modules}
+    noisy, cosines = {}, []
+    for key, drawn in eta.items():
+        # ASSUME: the paper does not say whether g is normalised before noise is added: both exist.
+        vector = raw_vector(gap, key)
+        if scale == "unit":
+            turned = unit(vector, str(key)) + noise * drawn / len(vector) ** 0.5
+        else:
+            turned = vector + noise * drawn
+        noisy[key] = unit(turned, f"noisy gap of {key}")
+        cosines.append(torch.cosine_similarity(noisy[key], vector, dim=0))
+    return noisy, torch.stack(cosines).mean().item()
 
 
 def _normal(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
@@ -198,62 +229,56 @@ def _normal(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor
 
 
 @torch.no_grad()
-def _magnitude(one: Adapted, adapter_name: str) -> Tensor | None:
+def _magnitude(name: str, lora: Any, adapter_name: str) -> Tensor | None:
     """Return DoRA's magnitudes for dW = 0, |W0| row by row; None where they are that already."""
-    vectors: Mapping[str, Any] = one.lora.lora_magnitude_vector
+    vectors: Mapping[str, Any] = lora.lora_magnitude_vector
     if adapter_name not in vectors or not hasattr(vectors[adapter_name], "get_weight_norm"):
         return None
-    weight_a, weight_b = (
-        matrix[adapter_name].weight for matrix in (one.lora.lora_A, one.lora.lora_B)
-    )
+    weight_a, weight_b = (matrix[adapter_name].weight for matrix in (lora.lora_A, lora.lora_B))
     if not weight_a.is_meta and not (weight_a.any() and weight_b.any()):
         return None
     # As PEFT computes it, in the weight's dtype: it cancels exactly in the forward pass.
-    weight = base_weight(one)
+    weight = base_weight(lora, name)
     return torch.linalg.norm(weight, dim=1).to(weight.dtype)
 
 
 @torch.no_grad()
 def _write(
-    one: Adapted,
+    lora: Any,
     adapter_name: str,
     direction: Tensor,
     magnitude: Tensor | None,
     generator: torch.Generator | None,
 ) -> None:
-    lora_a, lora_b = one.lora.lora_A[adapter_name], one.lora.lora_B[adapter_name]
-    columns = _normal(tuple(lora_b.weight.shape), generator) if lora_b.in_features > 1 else None
-    if columns is None:
-        columns = direction[:, None]
-    else:
-        columns /= torch.linalg.vector_norm(columns, dim=0, keepdim=True)
-        columns[:, 0] = direction
+    lora_a, lora_b = lora.lora_A[adapter_name], lora.lora_B[adapter_name]
+    columns = _normal(tuple(lora_b.weight.shape), generator)
+    columns /= torch.linalg.vector_norm(columns, dim=0, keepdim=True)
+    columns[:, 0] = direction
     lora_a.weight.zero_()
     lora_b.weight.copy_(columns)
     if lora_b.bias is not None:
         lora_b.bias.zero_()
     if magnitude is not None:
-        one.lora.lora_magnitude_vector[adapter_name].weight.copy_(magnitude)
+        lora.lora_magnitude_vector[adapter_name].weight.copy_(magnitude)
 
 
-def _device(one: Adapted, adapter_name: str) -> torch.device:
+def _device(name: str, lora: Any, adapter_name: str) -> torch.device:
     """Return where the adapter is, or where it belongs: beside the base weight."""
-    weight: Tensor = one.lora.lora_A[adapter_name].weight
+    weight: Tensor = lora.lora_A[adapter_name].weight
     if not weight.is_meta:
         return weight.device
-    base = one.lora.get_base_layer()
+    base = base_of(lora)
     for tensor in (*base.parameters(), *base.buffers()):
         if not tensor.is_meta:
             return torch.device(tensor.device)
     raise GapinitError(
-        f"{one.name}: neither adapter nor base weight is in memory (offloaded). Load the model "
+        f"{name}: neither adapter nor base weight is in memory (offloaded). Load the model "
         "without offloading."
     )
 
 
-def _materialise(one: Adapted, adapter_name: str, device: torch.device) -> None:
+def _materialise(lora: Any, adapter_name: str, device: torch.device) -> None:
     """Give parameters memory that low_cpu_mem_usage has left on the meta device."""
-    lora = one.lora
     for parts in (lora.lora_A, lora.lora_B, lora.lora_magnitude_vector):
         if adapter_name in parts:
             module: nn.Module = parts[adapter_name]

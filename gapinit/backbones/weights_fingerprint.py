@@ -7,6 +7,7 @@ as the coarser dtype can tell.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -70,6 +71,16 @@ class ModelFingerprint:
     def digest(self) -> str:
         """Return a SHA-256 of all of it. Models that `compare` finds equal may differ in it."""
         return digest([self.config, self.names, self.sizes, self.samples.tolist()])
+
+    def to_json(self) -> str:
+        """Return all of it as text, for an HDF5 file."""
+        return json.dumps([self.config, self.names, self.sizes, self.samples.tolist()])
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelFingerprint:
+        """Return what `to_json` wrote."""
+        config, names, sizes, samples = json.loads(text)
+        return cls(config, tuple(names), tuple(sizes), torch.tensor(samples))
 
     def compare(self, other: ModelFingerprint) -> Comparison:
         """Compare shape and weights; two dtypes of one checkpoint are the same model.

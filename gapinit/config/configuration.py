@@ -22,7 +22,6 @@ from gapinit.errors import GapinitError
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Source = Literal["in-domain", "ood", "mixed"]
 Strategy = Literal["naive", "gg-safe", "all", "all-vision"]
-NoiseScale = Literal["unit", "raw"]
 
 Part = Literal["in-domain", "calibration", "ood", "vqa", "okvqa", "pope", "instruct"]
 

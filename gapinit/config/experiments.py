@@ -19,13 +19,12 @@ from gapinit.config.claim_language import Statement, parse_claim
 from gapinit.config.configuration import (
     Config,
     Name,
-    NoiseScale,
     Positive,
     Source,
     Strategy,
 )
 from gapinit.config.methods import METHODS, require_rank
-from gapinit.config.runs import FACTORS, Run, TableRow
+from gapinit.config.runs import FACTORS, NoiseScale, Run, TableRow
 from gapinit.config.yaml_files import Settings, check_settings, read_yaml
 from gapinit.errors import GapinitError
 
@@ -265,7 +264,7 @@ def _run(point: dict[str, Any], seed: int, config: Config, train: str) -> Run:
     """Keep of a row's factors those that the method depends on: equal runs get equal paths."""
     method = METHODS[point["method"]]
     head: dict[str, Any] = {"backbone": point["backbone"], "dataset": config.datasets.of(train)}
-    if not method.module:
+    if not method.adapt:
         return Run(**head, method=method.name)
     run = {key: point[key] for key in ("method", "rank", "layers", "epochs")}
     if method.uses_gap:

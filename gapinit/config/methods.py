@@ -1,7 +1,8 @@
-"""Methods that a run can name: one small module each, chosen by name in an experiment row.
+"""Methods that a run can name: a function each, chosen by name in an experiment row.
 
 This file only lists them and imports neither torch nor PEFT: the Snakefile reads it at every
-parse. To add a method, add one module with an `adapt` function and one entry here.
+parse. To add a method, add one function to a module of `gapinit.adapters.methods` and one entry
+here.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ class Method:
 
     name: str
     label: str
-    module: str
-    """Module of `gapinit.adapters.methods` that makes the adapter; empty: nothing is trained."""
+    adapt: str
+    """Module of `gapinit.adapters.methods` and function in it that make the adapter, as
+    "module:function"; empty: nothing is trained."""
     uses_gap: bool = False
     """Whether its initial weights depend on a gap file, so on a calibration set."""
     takes_noise: bool = False
@@ -46,51 +48,55 @@ METHODS: dict[str, Method] = {
         Method(
             "lora-gaussian",
             "Standard LoRA (Gaussian A)",
-            "lora_gaussian",
+            "weight_space:lora_gaussian",
             source="Hu et al. 2022; the paper's baseline (Table 13)",
         ),
         Method(
             "lora-kaiming",
             "LoRA (PEFT default, Kaiming A)",
-            "lora_kaiming",
+            "weight_space:lora_kaiming",
             source="Hu et al. 2022 as in PEFT's default initialisation",
         ),
-        Method("pissa", "PiSSA", "pissa", source="Meng et al. 2024", applies=_CHANGES_BASE),
+        Method(
+            "pissa", "PiSSA", "weight_space:pissa", source="Meng et al. 2024", applies=_CHANGES_BASE
+        ),
         Method(
             "pissa-16",
             "PiSSA (fast SVD, 16 iterations)",
-            "pissa_16",
+            "weight_space:pissa_16",
             source="Meng et al. 2024; the dynamics study's setting",
             applies=_CHANGES_BASE,
         ),
         Method(
             "qpissa",
             "QPiSSA (NF4 residual)",
-            "qpissa",
+            "weight_space:qpissa",
             source="Meng et al. 2024; the ablation that the dynamics study left open",
             applies=_SAVES_BASE,
         ),
         Method(
             "loftq",
             "LoftQ (NF4, 1 iteration)",
-            "loftq",
+            "weight_space:loftq",
             source="Li et al. 2023",
             applies=_SAVES_BASE,
         ),
-        Method("dora", "DoRA", "dora", source="Liu et al. 2024; the paper's Table 6"),
+        Method("dora", "DoRA", "weight_space:dora", source="Liu et al. 2024; the paper's Table 6"),
         Method(
             "eva",
             "EVA",
-            "eva",
+            "activation_space:eva",
             source="Paischer et al. 2024",
             needs="training batches",
             applies="any mean rank; moves rank between modules",
         ),
-        Method("olora", "OLoRA", "olora", source="Büyükakyüz 2024", applies=_CHANGES_BASE),
+        Method(
+            "olora", "OLoRA", "weight_space:olora", source="Büyükakyüz 2024", applies=_CHANGES_BASE
+        ),
         Method(
             "orthogonal",
             "Orthogonal LoRA",
-            "orthogonal",
+            "weight_space:orthogonal",
             even_rank=True,
             source="PEFT, after Datta 2024",
             applies="even rank",
@@ -98,7 +104,7 @@ METHODS: dict[str, Method] = {
         Method(
             "corda",
             "CorDA (instruction-previewed)",
-            "corda",
+            "activation_space:corda",
             source="Yang et al. 2024",
             needs="training batches",
             applies=_CHANGES_BASE,
@@ -106,7 +112,7 @@ METHODS: dict[str, Method] = {
         Method(
             "lora-ga",
             "LoRA-GA",
-            "lora_ga",
+            "gradient_space:lora_ga",
             source="Wang et al. 2024",
             needs="training batches",
             applies="2 x rank up to the width; changes the base, saved as twice the rank",
@@ -114,13 +120,13 @@ METHODS: dict[str, Method] = {
         Method(
             "mica",
             "MiCA (minor singular directions)",
-            "mica",
+            "weight_space:mica",
             source="MiCA, arXiv:2604.01694; A = 0, B frozen",
         ),
         Method(
             "gap-init",
             "Gap-Init",
-            "gap_init",
+            "gap:gap_init",
             uses_gap=True,
             takes_noise=True,
             source="When Is Rank-1 Enough?, Algorithm 1",
@@ -130,13 +136,13 @@ METHODS: dict[str, Method] = {
         Method(
             "random-b",
             "Random B, zero A",
-            "random_b",
+            "controls:random_b",
             source="control: Gap-Init's zeroed matrix without the gap",
         ),
         Method(
             "orthogonal-to-gap",
             "B orthogonal to the gap",
-            "orthogonal_to_gap",
+            "controls:orthogonal_to_gap",
             uses_gap=True,
             source="control: a random B with the gap projected out",
             needs="calibration pairs",
@@ -145,7 +151,7 @@ METHODS: dict[str, Method] = {
         Method(
             "text-mean",
             "B along the text mean",
-            "text_mean",
+            "controls:text_mean",
             uses_gap=True,
             source="control: one of the gap's two ends",
             needs="calibration pairs",
@@ -154,7 +160,7 @@ METHODS: dict[str, Method] = {
         Method(
             "vision-mean",
             "B along the vision mean",
-            "vision_mean",
+            "controls:vision_mean",
             uses_gap=True,
             source="control: the gap's other end",
             needs="calibration pairs",
@@ -163,14 +169,14 @@ METHODS: dict[str, Method] = {
         Method(
             "gradient",
             "B along the first gradient",
-            "gradient",
+            "gradient_space:gradient",
             source="control: the best possible first step",
             needs="training batches",
         ),
         Method(
             "gap-other-layer",
             "Gap of another layer",
-            "gap_other_layer",
+            "controls:gap_other_layer",
             uses_gap=True,
             source="control: a gap, but not this layer's",
             needs="calibration pairs",
@@ -179,14 +185,14 @@ METHODS: dict[str, Method] = {
         Method(
             "gap-module",
             "Gap of the module's own output",
-            "gap_module",
+            "gap:gap_module",
             source="Gap-Init with `coordinates: module`",
             needs="training batches",
         ),
         Method(
             "gap-init-frozen-b",
             "Gap-Init, B frozen",
-            "gap_init_frozen_b",
+            "gap:gap_init_frozen_b",
             uses_gap=True,
             takes_noise=True,
             source="control: the direction alone, never corrected",
@@ -196,7 +202,7 @@ METHODS: dict[str, Method] = {
         Method(
             "random-b-frozen-b",
             "Random B, zero A, B frozen",
-            "random_b_frozen_b",
+            "controls:random_b_frozen_b",
             source="control: a random direction, never corrected",
         ),
     )

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from gapinit.config.methods import METHODS
 from gapinit.errors import GapinitError
+
+NoiseScale = Literal["unit", "raw"]
 
 FACTORS = (
     "backbone",
@@ -49,13 +51,13 @@ class Run:
     calibration: str | None = None
     calibration_size: int | None = None
     noise: float = 0.0
-    noise_scale: str | None = None
+    noise_scale: NoiseScale | None = None
     seed: int | None = None
 
     @property
     def trained(self) -> bool:
         """Whether the run has an adapter at all."""
-        return bool(METHODS[self.method].module)
+        return bool(METHODS[self.method].adapt)
 
     @property
     def path(self) -> str:

@@ -20,7 +20,7 @@ from gapinit.data.images import load_image
 from gapinit.errors import GapinitError
 from gapinit.gap.gap_vectors import GapVectors, ModuleGap
 from gapinit.gap.geometry import Spectrum, spectrum
-from gapinit.gap.neighbours import check_neighbours
+from gapinit.gap.neighbours import FloatArray
 from gapinit.gap.spot import DEFAULT_NEIGHBOURS, spot_gap
 from gapinit.gap.vector import mean_gap, weighted_gap
 from gapinit.progress import track
@@ -88,12 +88,9 @@ def estimate_gap(
             measured.add(batch)
     if measured.pairs < 2:
         raise GapinitError(f"pairs: expected at least 2, found {measured.pairs}")
-    vectors, scores, spectra = measured.gaps(neighbours)
     return GapVectors(
         layers=tuple(kept),
-        vectors=vectors,
-        spot_scores=scores,
-        spectrum=spectra,
+        **measure_layers(measured.sides(), neighbours),
         modules=measured.module_gaps(),
         num_layers=backbone.num_layers,
         pairs=measured.pairs,
@@ -179,24 +176,11 @@ class _Measurement:
                     "is not finite. Leave that pair out, or load the model in a wider dtype."
                 )
 
-    def gaps(self, neighbours: int | None) -> tuple[Tensor, Tensor, Spectrum]:
-        """Return the gaps (layers, d), the SPOT-Gap scores (layers,) and the spectra."""
-        if neighbours is not None:
-            check_neighbours(neighbours, self.pairs)
-        # ASSUME: without smoothing, scores still need a neighbourhood: that of `gapinit.spot_gap`.
-        near = neighbours or min(DEFAULT_NEIGHBOURS, self.pairs - 1)
-        vectors, scores, spectra = [], [], []
+    def sides(self) -> Iterator[tuple[FloatArray, FloatArray]]:
+        """Yield each layer's text and vision states, (N, d)."""
         for layer in self._layers:
             states = torch.cat(self._states[layer]).numpy()
-            vision, text = states[:, 0], states[:, 1]
-            spot = spot_gap(text, vision, neighbours=near)
-            plain = neighbours is None
-            gap = mean_gap(text, vision) if plain else weighted_gap(text, vision, spot.weights)
-            vectors.append(torch.from_numpy(gap))
-            scores.append(spot.score)
-            spectra.append(spectrum(text.astype(np.float64) - vision))
-        stacked = Spectrum(*(np.stack(parts) for parts in zip(*spectra, strict=True)))
-        return torch.stack(vectors), torch.tensor(scores, dtype=torch.float64), stacked
+            yield states[:, 1], states[:, 0]
 
     def module_gaps(self) -> dict[str, ModuleGap]:
         """Return the gap at each linear module's own output."""
@@ -205,6 +189,30 @@ class _Measurement:
             for name, linear in self._linears.items()
             if name in self._sums  # every one that the forward pass has called
         }
+
+
+def measure_layers(
+    sides: Iterable[tuple[FloatArray, FloatArray]], neighbours: int | None
+) -> dict[str, Any]:
+    """Return the gaps, SPOT-Gap scores and spectra of layers, by their names in `GapVectors`.
+
+    `sides`: the text and the vision states of each layer, (N, d).
+    """
+    vectors, scores, spectra = [], [], []
+    for text, vision in sides:
+        # ASSUME: without smoothing, scores still need a neighbourhood: that of `gapinit.spot_gap`.
+        near = neighbours or min(DEFAULT_NEIGHBOURS, len(text) - 1)
+        spot = spot_gap(text, vision, neighbours=near)
+        plain = neighbours is None
+        gap = mean_gap(text, vision) if plain else weighted_gap(text, vision, spot.weights)
+        vectors.append(torch.from_numpy(gap))
+        scores.append(spot.score)
+        spectra.append(spectrum(text.astype(np.float64) - vision))
+    return {
+        "vectors": torch.stack(vectors),
+        "spot_scores": torch.tensor(scores, dtype=torch.float64),
+        "spectrum": Spectrum(*(np.stack(parts) for parts in zip(*spectra, strict=True))),
+    }
 
 
 @contextmanager

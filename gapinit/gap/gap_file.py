@@ -59,10 +59,12 @@ class GapFile:
     """(L,): cosine of `gap` to `heldout_gap`."""
     inputs: Mapping[str, Any]
     """What the artifact was made from."""
+    fingerprint: str | None = None
+    """The backbone's `ModelFingerprint` as JSON; None: the states file has none."""
 
 
 OPTIONAL_DATASETS = ("heldout_gap", "cosine_heldout")
-DATASETS = tuple(field.name for field in fields(GapFile) if field.name != "inputs")
+DATASETS = tuple(field.name for field in fields(GapFile))[:-2]
 SHARED_INPUTS = ("backbone", "pooling", "context")
 """What states files must have in common, by their recorded inputs, before they are mixed."""
 
@@ -128,6 +130,9 @@ def estimate_gap_file(
             **_provenance(sources),
         }
         with create_hdf5(output, "gap", inputs) as target:
+            with open_hdf5(paths[0], "states") as first:
+                if "fingerprint" in first:
+                    target["fingerprint"] = first["fingerprint"][()]
             layers = sources[0].file["text"].shape[0]
             for layer in range(layers):
                 text, vision = (_read_layer(sources, name, layer) for name in ("text", "vision"))
@@ -157,7 +162,8 @@ def read_gap(path: Path) -> GapFile:
         content: dict[str, Any] = {
             name: file[name][:] if name in file else None for name in DATASETS
         }
-        return GapFile(**content, inputs=hdf5_inputs(file))
+        known = file["fingerprint"].asstr()[()] if "fingerprint" in file else None
+        return GapFile(**content, inputs=hdf5_inputs(file), fingerprint=known)
 
 
 def _turns(sources: int, pairs: int) -> list[slice]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +17,7 @@ from gapinit.artifacts.artifacts import atomic_file, package_versions
 from gapinit.artifacts.digests import require_unaltered
 from gapinit.backbones.weights_fingerprint import SAMPLES, ModelFingerprint
 from gapinit.errors import GapinitError
+from gapinit.gap.gap_file import read_gap
 from gapinit.gap.geometry import Spectrum, explained_share
 from gapinit.gap.layers import select_layers
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 FORMAT = "gapinit.gap_vectors"
 FORMAT_VERSION = 1
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 class ModuleGap(NamedTuple):
@@ -50,16 +52,23 @@ class GapVectors:
     """(layers,) float64: SPOT-Gap score of each."""
     spectrum: Spectrum
     """Singular values of the per-sample gaps, centred and not, (layers, min(N, d)) each."""
-    modules: Mapping[str, ModuleGap]
-    """Each linear module of these layers, by its name in the plain model."""
     num_layers: int
     """How many decoder layers the model has."""
     pairs: int
     pooling: str
     neighbours: int | None
     """Neighbourhood of the SPOT smoothing; None: `vectors` are plain means."""
-    model_type: str
-    fingerprint: ModelFingerprint
+    modules: Mapping[str, ModuleGap] = field(default_factory=dict)
+    """Each linear module of these layers, by its name in the plain model."""
+    model_type: str | None = None
+    fingerprint: ModelFingerprint | None = None
+    """Shape and samples of the model's weights; None: not known."""
+    means: Mapping[str, Tensor] = field(default_factory=dict)
+    """Of a gap file: "text" and "vision", (layers, d) float64, the mean state of each modality."""
+    heldout: Tensor | None = None
+    """Of a gap file: (layers, d) float64, the plain gap of pairs that `vectors` has not seen."""
+    backbone: str | None = None
+    """Of a gap file: digest of the backbone's folder."""
 
     def __post_init__(self) -> None:
         count = len(self.layers)
@@ -110,13 +119,22 @@ class GapVectors:
             self.vector(layer)
         if not self.modules:
             raise GapinitError(
-                "this model reads images by cross-attention, so no gap was measured at its modules "
-                "and none is known here. Use gapinit.target_modules(model, layers)."
+                "no gap was measured at modules, so none is known here: a gap file of the workflow "
+                "has none there, nor has a model that reads images by cross-attention. Use "
+                "gapinit.target_modules(model, layers)."
             )
         return [name for name, module in self.modules.items() if module.layer in layers]
 
     def save(self, path: Path | str) -> None:
-        """Write a safetensors file, whole or not at all."""
+        """Write a safetensors file, whole or not at all.
+
+        Without what a gap file of the workflow alone holds: `means`, `heldout`, `backbone`.
+        """
+        if self.fingerprint is None:
+            raise GapinitError(
+                f"{path}: this gap does not know the weights that it was measured on, and nobody "
+                "could refuse it on another model. Estimate it again."
+            )
         tensors = {
             "layers": torch.tensor(self.layers),
             "vectors": self.vectors,
@@ -149,10 +167,16 @@ class GapVectors:
 
     @classmethod
     def load(cls, path: Path | str) -> GapVectors:
-        """Read a file that `save` wrote; any other, or a damaged one, is refused by name."""
+        """Read a file that `save` wrote, or a gap file (HDF5) of the workflow.
+
+        `GapinitError` names any other file, and a damaged one.
+        """
         path = Path(path)
         if not path.is_file():
             raise GapinitError(f"{path}: no such file (expected one that GapVectors.save wrote)")
+        with path.open("rb") as start:
+            if start.read(len(HDF5_SIGNATURE)) == HDF5_SIGNATURE:
+                return cls(**_of_gap_file(path))
         require_unaltered(path)
         try:
             with safe_open(path, "pt") as file:
@@ -169,6 +193,29 @@ class GapVectors:
             raise GapinitError(
                 f"{path}: the gap in it is damaged ({error}). Estimate it again."
             ) from None
+
+
+def _of_gap_file(path: Path) -> dict[str, Any]:
+    found = read_gap(path)
+    values, centred = found.singular_values, found.singular_values_centred
+    known = found.fingerprint
+    return {
+        "layers": tuple(range(len(found.gap))),
+        "vectors": torch.from_numpy(found.gap),
+        "spot_scores": torch.from_numpy(found.score),
+        "spectrum": Spectrum(values, centred, explained_share(values), explained_share(centred)),
+        "num_layers": len(found.gap),
+        "pairs": found.inputs["size"],
+        "pooling": found.inputs["states"][0]["inputs"].get("pooling", "mean"),
+        "neighbours": found.inputs["neighbours"] if found.inputs["smoothing"] == "spot" else None,
+        "fingerprint": None if known is None else ModelFingerprint.from_json(known),
+        "means": {
+            "text": torch.from_numpy(found.text_mean),
+            "vision": torch.from_numpy(found.vision_mean),
+        },
+        "heldout": None if found.heldout_gap is None else torch.from_numpy(found.heldout_gap),
+        "backbone": found.inputs["backbone"],
+    }
 
 
 def _metadata(path: Path, found: Mapping[str, str]) -> dict[str, Any]:

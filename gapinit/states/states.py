@@ -59,6 +59,8 @@ def extract_states(
     set, so sets of several sizes are nested and cost one extraction. `shard`: "I/N", part of the
     pairs.
     """
+    from gapinit.backbones.weights_fingerprint import model_fingerprint  # imports PEFT
+
     data = read_manifest(manifest)
     chosen = calibration_pairs(
         data.captions(split), pairs, seed, origin=f"{manifest}: split '{split}'"
@@ -83,6 +85,7 @@ def extract_states(
     paths = [image.path for image, _ in own]
     with create_hdf5(output, "states", inputs) as file:
         part.record(file)
+        file["fingerprint"] = model_fingerprint(model.model).to_json()
         file["image_id"] = np.array([image.image_id for image, _ in own], dtype=np.int64)
         file["caption"] = np.array([said for _, said in own], dtype=h5py.string_dtype())
         for name in ("vision", "text"):

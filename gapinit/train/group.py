@@ -8,15 +8,21 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import set_seed
 
+from gapinit.adapters.directions import (
+    column_cosine,
+    decoder_modules,
+    gap_share,
+    module_directions,
+)
 from gapinit.adapters.files import save_adapter
-from gapinit.adapters.lora import alignment, gap_share, lora_layers, module_directions
+from gapinit.adapters.lora import ADAPTER, lora_layers
 from gapinit.adapters.methods.setup import Adapted, Setup, adapt
 from gapinit.artifacts.artifacts import atomic_folder, package_versions, write_json
 from gapinit.artifacts.checkpoints import checkpoints_of, seal
@@ -95,25 +101,21 @@ def _prepare(goal: Goal, model: Backbone, job: Job, order: Order) -> Prepared:
         rank=run.rank,
         alpha=recipe.alpha_per_rank * run.rank,
         dropout=recipe.dropout,
-        gap=torch.from_numpy(job.gap.gap),
+        gap=job.gap,
         noise=run.noise,
         noise_scale=run.noise_scale or "unit",
         generator=torch.Generator().manual_seed(run.seed),
-        means={
-            "text": torch.from_numpy(job.gap.text_mean),
-            "vision": torch.from_numpy(job.gap.vision_mean),
-        },
         vision=adapts_vision(str(run.layers)),
         first_batches=order.first,
     )
     # Before the adapter: some methods change the weights whose gradient this is.
     share = gap_share(model, job.layers, setup.batches(1)[0], setup.gap)
-    # The gap is the decoder's: modules of the vision tower have none.
-    decoder = model.named_targets(job.layers)
     adapted = adapt(run.method, setup)
-    heldout = job.gap.heldout_gap if job.gap.heldout_gap is not None else job.gap.gap
-    check = module_directions(adapted.model, torch.from_numpy(heldout), only=decoder)
-    directions = module_directions(adapted.model, setup.gap, only=decoder)
+    # The gap is the decoder's: modules of the vision tower have none.
+    modules = decoder_modules(model)
+    heldout = job.gap if job.gap.heldout is None else replace(job.gap, vectors=job.gap.heldout)
+    check = module_directions(modules, heldout, untrained=True)
+    directions = module_directions(modules, job.gap, untrained=True)
     parameters = adapted.model.parameters()
     return Prepared(
         goal=goal,
@@ -121,7 +123,10 @@ def _prepare(goal: Goal, model: Backbone, job: Job, order: Order) -> Prepared:
         order=order,
         log=StepLog(run.path, lora_layers(adapted.model), directions),
         alpha=setup.alpha,
-        alignment_at_init=alignment(adapted.model, check),
+        alignment_at_init=[
+            column_cosine(one.module.lora_B[ADAPTER].weight.detach()[:, 0], check[one.name])
+            for one in modules
+        ],
         gradient_share=share,
         trainable_parameters=sum(one.numel() for one in parameters if one.requires_grad),
     )

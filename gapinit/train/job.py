@@ -15,7 +15,7 @@ from gapinit.config.versions import VERSIONS
 if TYPE_CHECKING:
     from gapinit.config.recipe import Recipe
     from gapinit.config.runs import Run
-    from gapinit.gap.gap_file import GapFile
+    from gapinit.gap.gap_vectors import GapVectors
     from gapinit.train.trunk.write import Trunk
 
 
@@ -25,7 +25,7 @@ class Job:
 
     trunk: Trunk
     layers: list[int]
-    gap: GapFile
+    gap: GapVectors
     recipe: Recipe
     device: str
     inputs: Mapping[str, Any]

@@ -46,16 +46,13 @@ class StepLog:
 
         b is the first column of a module's B, u its direction.
         """
-        import torch
-
+        from gapinit.adapters.directions import column_cosine
         from gapinit.adapters.lora import ADAPTER
 
-        cosines = []
-        for name, direction in self._directions.items():
-            weight: Tensor = self._layers[name].lora_B[ADAPTER].weight
-            wide = weight.detach()[:, 0].to("cpu", torch.float64)
-            norm = torch.linalg.vector_norm(wide)
-            cosines.append((wide @ direction / norm).item() if norm > 0 else 0.0)
+        cosines = [
+            column_cosine(self._layers[name].lora_B[ADAPTER].weight.detach()[:, 0], direction)
+            for name, direction in self._directions.items()
+        ]
         self._alignment = sum(abs(cosine) for cosine in cosines) / len(cosines)
 
     def add(self, step: int, loss: float, grad_norm: float, learning_rate: float) -> None:

@@ -20,7 +20,7 @@ from gapinit.backbones.fingerprint import backbone_digest
 from gapinit.config.recipe import Recipe
 from gapinit.config.runs import Run
 from gapinit.errors import GapinitError
-from gapinit.gap.gap_file import read_gap
+from gapinit.gap.gap_vectors import GapVectors
 from gapinit.gap.layers import adapts_vision, read_layers
 from gapinit.train.group import train_one
 from gapinit.train.job import Goal, Job
@@ -66,10 +66,10 @@ def train_runs(
     """
     goals_of = _require_one_trunk(runs, outputs)
     chosen = read_layers(layers, str(runs[0].layers))
-    cached, directions = read_trunk(trunk), read_gap(gap)
+    cached, directions = read_trunk(trunk), GapVectors.load(gap)
     own_digest = backbone_digest(backbone)
     _require_same_backbone(own_digest, trunk, cached.inputs, "trunk")
-    _require_same_backbone(own_digest, gap, directions.inputs, "gap")
+    _require_same_backbone(own_digest, gap, {"backbone": directions.backbone}, "gap")
     _require_first_layer(chosen, trunk, cached, vision=adapts_vision(str(runs[0].layers)))
     inputs = {
         "backbone": own_digest,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gapinit.backbones.base import Backbone
+    from gapinit.config.runs import NoiseScale
+    from gapinit.gap.gap_vectors import GapVectors
 
 # ASSUME: no paper says how many samples a data-driven initialisation sees beside fine-tuning of
 # captions; all of them get as many as Gap-Init's calibration set has in the paper.
@@ -31,13 +33,11 @@ class Setup:
     rank: int
     alpha: float
     dropout: float
-    gap: Tensor
-    """(L, d) float64, the gap of each decoder layer."""
+    gap: GapVectors
+    """Of every decoder layer."""
     noise: float
-    noise_scale: str
+    noise_scale: NoiseScale
     generator: torch.Generator
-    means: Mapping[str, Tensor] = field(default_factory=dict)
-    """"text" and "vision": (L, d) float64, the mean state of that modality in each layer."""
     vision: bool = False
     """Whether the vision tower is adapted, too."""
     first_batches: Callable[[int], list[dict[str, Tensor]]] | None = None
@@ -72,9 +72,9 @@ class Setup:
 
     def mean(self, modality: str) -> Tensor:
         """Return the mean state of a modality in each layer, (L, d)."""
-        if modality not in self.means:
+        if modality not in self.gap.means:
             raise GapinitError(f"this method needs the mean {modality} state, and none was given")
-        return self.means[modality]
+        return self.gap.means[modality]
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,10 @@ def adapt(method: str, setup: Setup) -> Adapted:
         raise GapinitError(f"method '{method}' takes no noise, found {setup.noise:g}")
     if setup.vision and METHODS[method].uses_gap:
         raise no_gap_in_vision(method, setup)
-    module = import_module(f"gapinit.adapters.methods.{METHODS[method].module}")
-    chosen: Callable[[Setup], Adapted] = module.adapt
+    module, _, function = METHODS[method].adapt.partition(":")
+    chosen: Callable[[Setup], Adapted] = getattr(
+        import_module(f"gapinit.adapters.methods.{module}"), function
+    )
     return chosen(setup)
 
 

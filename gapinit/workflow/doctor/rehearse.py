@@ -29,8 +29,9 @@ from gapinit.data.captions import CaptionedImage
 from gapinit.data.images import load_image
 from gapinit.data.manifest import Manifest
 from gapinit.errors import GapinitError
-from gapinit.gap.spot import spot_gap
-from gapinit.gap.vector import weighted_gap
+from gapinit.gap.estimate import measure_layers
+from gapinit.gap.gap_vectors import GapVectors
+from gapinit.gap.spot import DEFAULT_NEIGHBOURS
 from gapinit.states.states import pooled_states
 from gapinit.train.tail_module import Tail
 from gapinit.train.trunk.write import Trunk, encoded_texts, read_trunk, write_trunk
@@ -168,13 +169,19 @@ def _states(
     return vision, text
 
 
-def _gap(vision: Tensor, text: Tensor) -> Tensor:
-    """Return the smoothed gap of each layer, (L, d)."""
-    neighbours = min(10, vision.shape[1] - 1)
-    rows = []
-    for seen, said in zip(vision.numpy(), text.numpy(), strict=True):
-        rows.append(weighted_gap(said, seen, spot_gap(said, seen, neighbours=neighbours).weights))
-    return torch.from_numpy(np.stack(rows))
+def _gap(vision: Tensor, text: Tensor) -> GapVectors:
+    """Return the smoothed gap of each layer."""
+    layers, pairs = vision.shape[:2]
+    neighbours = min(DEFAULT_NEIGHBOURS, pairs - 1)
+    sides = zip(text.numpy(), vision.numpy(), strict=True)
+    return GapVectors(
+        layers=tuple(range(layers)),
+        **measure_layers(sides, neighbours),
+        num_layers=layers,
+        pairs=pairs,
+        pooling="mean",
+        neighbours=neighbours,
+    )
 
 
 def _write_trunk(

@@ -1,30 +1,62 @@
-"""Gap-Init with `coordinates: module`: the gap of each adapted module's own output.
-
-g = mean over samples of (mean output at the caption's positions - mean output at the image's).
-The paper's gap lives in the layer's output; this one lives where B writes, whatever the width.
-"""
+"""Gap-Init by `gapinit.initialize_lora_gap_weights`, as a user calls it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from gapinit.adapters.lora import in_base, lora_layers, point, unit
+from gapinit.adapters.initialize import initialize_lora_gap_weights
+from gapinit.adapters.lora import freeze_b
 from gapinit.adapters.methods.setup import CALIBRATION_SAMPLES, Adapted, Setup, no_gap_in_vision
+from gapinit.backbones.in_memory import decoder_linears
 from gapinit.backbones.tail import batch_inputs, tail_states
 from gapinit.errors import GapinitError
+from gapinit.gap.gap_vectors import ModuleGap
 
 if TYPE_CHECKING:
     from gapinit.backbones.base import Backbone
 
 
-def adapt(setup: Setup) -> Adapted:
-    """Measure the gap of every module on the first training samples, and point B along it."""
+def gap_init(setup: Setup) -> Adapted:
+    """Gap-Init: A = 0, first column of B along the modality gap, or along the gap with noise.
+
+    Source: Zhao et al., "When Is Rank-1 Enough?", Algorithm 1, section 4.3; noise: Appendix E.
+    """
+    model = setup.add_lora()
+    report = initialize_lora_gap_weights(
+        model,
+        setup.gap,
+        noise=setup.noise,
+        noise_scale=setup.noise_scale,
+        generator=setup.generator,
+    )
+    return Adapted(model, noise_cosine=report.noise_cosine if setup.noise else None)
+
+
+def gap_init_frozen_b(setup: Setup) -> Adapted:
+    """Control: Gap-Init whose B is not trained.
+
+    Only A learns, so every update of a module stays along the gap (at rank 1): how much of the
+    result is the direction's, and how much is that B may leave it.
+    """
+    adapted = gap_init(setup)
+    freeze_b(adapted.model)
+    return adapted
+
+
+def gap_module(setup: Setup) -> Adapted:
+    """Gap-Init with `coordinates: module`: the gap of each adapted module's own output.
+
+    g = mean over the first training samples of (mean output at the caption's positions - mean
+    output at the image's). The paper's gap lives in the layer's output; this one lives where B
+    writes, whatever the width.
+    """
     if setup.backbone.cross_attends:
         raise GapinitError(
             "method 'gap-module' needs vision states at each module's output; this backbone reads "
@@ -34,15 +66,15 @@ def adapt(setup: Setup) -> Adapted:
         raise no_gap_in_vision("gap-module", setup)
     gaps = module_gaps(setup.backbone, setup.layers, setup.batches(CALIBRATION_SAMPLES))
     model = setup.add_lora()
-    directions = {name: unit(gaps[in_base(name)], name) for name in lora_layers(model)}
-    point(model, directions, setup.generator)
+    measured = replace(setup.gap, modules=gaps)
+    initialize_lora_gap_weights(model, measured, coordinates="module", generator=setup.generator)
     return Adapted(model)
 
 
 @torch.no_grad()
 def module_gaps(
     backbone: Backbone, layers: list[int], batches: list[dict[str, Tensor]]
-) -> dict[str, Tensor]:
+) -> dict[str, ModuleGap]:
     """Return the mean gap of each target module's output, (d_out,) float64, by its name."""
     total: dict[str, Tensor] = {}
     samples = 0
@@ -58,7 +90,8 @@ def module_gaps(
             for name, output in outputs.items():
                 gap = _sample_gaps(output, text, image)[kept].sum(dim=0).cpu()
                 total[name] = total[name] + gap if name in total else gap
-    return {name: gap / samples for name, gap in total.items()}
+    linears = decoder_linears(backbone)
+    return {name: ModuleGap(linears[name].layer, gap / samples) for name, gap in total.items()}
 
 
 def _sample_gaps(output: Tensor, text: Tensor, image: Tensor) -> Tensor:
