@@ -26,7 +26,7 @@ def runs(draw: st.DrawFn) -> Run:
     """Draw a run as the workflow would make it: factors that its method ignores are unset."""
     method = METHODS[draw(st.sampled_from(sorted(METHODS)))]
     head = {"backbone": draw(NAMES), "dataset": draw(NAMES), "method": method.name}
-    if not method.module:
+    if not method.adapt:
         return Run(**head)
     factors: dict[str, Any] = {
         "rank": draw(SMALL),
