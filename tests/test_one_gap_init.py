@@ -56,7 +56,7 @@ class Family:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     (folder / "tiny.yaml").write_text(yaml.safe_dump(DATASET), encoding="utf-8")
-    prepare_dataset(folder / "tiny.yaml", folder / "data", progress=False)
+    prepare_dataset(folder / "tiny.yaml", folder / "data")
     return folder / "data"
 
 
