@@ -8,18 +8,21 @@ a position counted twice, a mask left out or a state taken at the wrong place ch
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForImageTextToText
 
+from gapinit.backbones import load_backbone
 from gapinit.backbones.base import Backbone
+from gapinit.backbones.byte_level import byte_level_tokenizer
 
 from .case_blip2 import (
     BLIP2_MODULES,
@@ -66,6 +69,61 @@ class Case:
     """Layers in which some of `modules` have another name or are missing."""
 
 
+@dataclass(frozen=True)
+class World:
+    """A case's folder, and the plain model's inputs for all pictures and captions."""
+
+    case: Case
+    folder: Path
+
+    @cached_property
+    def loaded(self) -> Backbone:
+        """The backbone that no test changes."""
+        return load_backbone(self.folder)
+
+    @cached_property
+    def _stock(self) -> Any:
+        model = AutoModelForImageTextToText.from_pretrained(self.folder, dtype=torch.float32)
+        return model.eval().requires_grad_(False)
+
+    def backbone(self) -> Any:
+        """Return a backbone that a test may change."""
+        return deepcopy(self.loaded)
+
+    def stock(self) -> Any:
+        """Return the model as any user of transformers would load it."""
+        return deepcopy(self._stock)
+
+    def rows(self, texts: list[list[int]]) -> list[list[int]]:
+        """Return whole sequences of token ids, with as many placeholders as the processor puts."""
+        backbone = self.loaded
+        return [
+            [
+                *backbone.head,
+                *[backbone.image_token_id] * self.case.image_tokens(backbone, image),
+                *text,
+            ]
+            for image, text in zip(pictures(), texts, strict=False)
+        ]
+
+    def inputs(self, model: Any, rows: list[list[int]], side: str = "right") -> dict[str, Tensor]:
+        """Return what the plain model's `forward` and `generate` take."""
+        width = max(len(row) for row in rows)
+        pad = self.loaded.pad_token_id
+        padded, mask = [], []
+        for row in rows:
+            fill, none, own = [pad] * (width - len(row)), [0] * (width - len(row)), [1] * len(row)
+            padded.append(row + fill if side == "right" else fill + row)
+            mask.append(own + none if side == "right" else none + own)
+        ids = torch.tensor(padded)
+        images = pictures()[: len(rows)]
+        return {
+            "input_ids": ids,
+            "attention_mask": torch.tensor(mask),
+            **self.case.arguments(model, self.loaded, images, ids),
+        }
+
+
 def pictures() -> list[Image.Image]:
     """Return images of several sizes."""
     random = np.random.default_rng(1)
@@ -73,19 +131,9 @@ def pictures() -> list[Image.Image]:
     return [Image.fromarray(random.integers(0, 255, (*size, 3), dtype=np.uint8)) for size in sizes]
 
 
-def byte_level(special: Sequence[str], vocabulary: int = 420, **names: str) -> Any:
+def byte_level(special: Sequence[str], vocabulary: int = 420, **names: Any) -> Any:
     """Return a byte-level BPE tokenizer with special tokens, trained on the corpus."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=list(special),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side="right", **names)
+    return byte_level_tokenizer(CORPUS, vocabulary, special, **names)
 
 
 @torch.no_grad()
@@ -268,3 +316,8 @@ CASES = [
         outside=frozenset(range(5)),  # a layer attends to the text or to the image
     ),
 ]
+
+
+def case_named(name: str) -> Case:
+    """Return the case of a family."""
+    return next(case for case in CASES if case.name == name)

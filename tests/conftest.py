@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -96,3 +98,21 @@ def site(server: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
 def table(site: Site, tmp_path: Path) -> Table:
     """Return a table of the server's files, to be written to a temporary folder."""
     return Table(site, tmp_path / "downloads.yaml")
+
+
+@pytest.fixture(scope="session")
+def world_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], Any]:
+    """Return what gives a case of `backbone_cases.py` its `World`: each is built once."""
+    import torch
+
+    from .backbone_cases import Case, World
+
+    torch.set_num_threads(1)
+
+    @cache
+    def build(case: Case) -> World:
+        folder = tmp_path_factory.mktemp(case.name) / "backbone"
+        case.write(folder)
+        return World(case, folder)
+
+    return build

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -122,22 +120,18 @@ def test_pattern_matches_six_modules_a_layer_and_nothing_else(world: SmallWorld)
 def test_fingerprint_sees_every_weight(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = copy / "model.safetensors"
     weights = load_file(file)
-    for whole in (True, False):
-        if not whole:
-            monkeypatch.setattr(fingerprints, "READ_WHOLE", 1000)
-            monkeypatch.setattr(fingerprints, "TENSOR_WINDOW", 16)
-        save_file(weights, file, metadata={"format": "pt"})
-        original = fingerprint(copy)
-        assert fingerprint(copy) == original
-        seen = {original}
-        for name, weight in weights.items():
-            for place in (0, -1):
-                changed = weight.clone()
-                changed.view(-1)[place] += 1e-3
-                save_file(weights | {name: changed}, file, metadata={"format": "pt"})
-                seen.add(fingerprint(copy))
-        sizes = sum(1 if weight.numel() == 1 else 2 for weight in weights.values())
-        assert len(seen) == 1 + sizes
+    monkeypatch.setattr(fingerprints, "READ_WHOLE", 1000)
+    monkeypatch.setattr(fingerprints, "TENSOR_WINDOW", 16)
+    seen = {fingerprint(copy)}
+    assert seen == {fingerprint(copy)}
+    for name, weight in weights.items():
+        for place in {0, weight.numel() - 1}:
+            changed = weight.clone()
+            changed.view(-1)[place] += 1e-3
+            save_file(weights | {name: changed}, file, metadata={"format": "pt"})
+            seen.add(fingerprint(copy))
+    sizes = sum(1 if weight.numel() == 1 else 2 for weight in weights.values())
+    assert len(seen) == 1 + sizes
 
 
 def test_fingerprint_of_config_and_folder(copy: Path, world: SmallWorld) -> None:
@@ -223,12 +217,6 @@ def test_a_processor_that_cannot_read_is_told(
     path.write_text(json.dumps(content))
     with pytest.raises(GapinitError, match="this backbone cannot be loaded"):
         load_backbone(copy)
-
-
-def test_loading_prints_nothing(world: SmallWorld) -> None:
-    program = f"from gapinit.backbones import load_backbone; load_backbone({str(world.backbone)!r})"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @pytest.fixture(scope="module")

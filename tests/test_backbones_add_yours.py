@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,11 @@ from gapinit.config.backbone_settings import read_recipe
 from gapinit.config.yaml_files import read_settings
 from gapinit.data.dataset import prepare_dataset
 from gapinit.errors import GapinitError
-from gapinit.evaluate.predict import extract_features, predict
-from gapinit.gap.gap_file import estimate_gap_file
-from gapinit.gap.layers import write_layers
-from gapinit.states.states import extract_states
-from gapinit.train.trunk.write import extract_trunk
+from gapinit.evaluate.predict import predict
 
 from . import test_backbones_equal as equal
-from .backbone_cases import ATTENTION, GATED, Case, byte_level, draw_weights, pictures
+from . import test_backbones_stages as stages
+from .backbone_cases import ATTENTION, GATED, Case, World, byte_level, draw_weights, pictures
 from .small_backbone import DATASET, SmallWorld
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -180,16 +177,8 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
-    path = tmp_path_factory.mktemp("idefics3") / "backbone"
-    write_idefics3(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def world(package: None, folder: Path) -> equal.World:
-    return equal.World(IDEFICS3, folder)
+def world(package: None, world_of: Callable[[Case], World]) -> World:
+    return world_of(IDEFICS3)
 
 
 # Every equality that gapinit's own families are held to, with this module's `world`.
@@ -197,7 +186,7 @@ globals().update({name: value for name, value in vars(equal).items() if name[:5]
 
 
 @pytest.mark.parametrize("image", pictures(), ids=lambda image: "x".join(map(str, image.size)))
-def test_tokens_are_those_of_the_real_processor(world: equal.World, image: Image.Image) -> None:
+def test_tokens_are_those_of_the_real_processor(world: World, image: Image.Image) -> None:
     backbone = world.loaded
     prompts = backbone.prompts
     for prompt in (prompts.caption, prompts.question.format(question="Is it red?")):
@@ -215,7 +204,7 @@ def test_tokens_are_those_of_the_real_processor(world: equal.World, image: Image
         assert [*found, *taught[len(ids) :], labels[-1]] == answered["input_ids"][0].tolist()
 
 
-def test_a_package_adds_a_family(world: equal.World) -> None:
+def test_a_package_adds_a_family(world: World) -> None:
     assert known_families()["idefics3"] == "my_idefics3:Idefics3Backbone"
     assert type(world.loaded).__module__ == "my_idefics3"
     wrapped = wrap_model(world.stock(), world.loaded.processor)
@@ -224,17 +213,17 @@ def test_a_package_adds_a_family(world: equal.World) -> None:
 
 @pytest.mark.usefixtures("forget")
 def test_a_module_beside_gapinits_own_adds_a_family(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(families, "entry_points", lambda **_: [])
     with pytest.raises(GapinitError, match="'idefics3' is not supported, .*: blip-2, .*add one"):
-        load_backbone(folder)
+        load_backbone(world.folder)
     with pytest.raises(GapinitError, match=r"\('blip-2'\), .*how to add a family"):
-        wrap_model(Idefics3ForConditionalGeneration.from_pretrained(folder))
+        wrap_model(Idefics3ForConditionalGeneration.from_pretrained(world.folder))
     shutil.copy(EXAMPLE / "idefics3.py", tmp_path)
     monkeypatch.setattr(families, "__path__", [*families.__path__, str(tmp_path)])
     assert known_families()["idefics3"] == "gapinit.backbones.idefics3:Idefics3Backbone"
-    assert type(load_backbone(folder)).__module__ == "gapinit.backbones.idefics3"
+    assert type(load_backbone(world.folder)).__module__ == "gapinit.backbones.idefics3"
 
 
 def test_gapinits_own_families_are_known_by_their_model_types(
@@ -284,7 +273,7 @@ def test_a_package_replaces_no_family_of_gapinit(
 
 
 def test_the_yaml_makes_a_backbone_that_goes_through_every_stage(
-    world: equal.World, tmp_path: Path
+    world: World, tmp_path: Path
 ) -> None:
     content = yaml.safe_load((EXAMPLE / "idefics3.yaml").read_text(encoding="utf-8"))
     question = "<fake_token_around_image>{question}<end_of_utterance>\nAssistant:"
@@ -296,23 +285,8 @@ def test_the_yaml_makes_a_backbone_that_goes_through_every_stage(
     assert load_backbone(small.backbone).prompts.question == question
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(DATASET), encoding="utf-8")
     prepare_dataset(tmp_path / "tiny.yaml", tmp_path / "data")
-    extract_states(small.backbone, small.manifest, small.states, pairs=20, seed=0)
-    estimate_gap_file(
-        [small.states],
-        small.gap,
-        size=12,
-        heldout=8,
-        neighbours=3,
-        alpha_semantic=1.0,
-        alpha_geometric=1.0,
-        smoothing="spot",
-    )
-    write_layers(small.gap, small.layers, num_layers=2, exclude_bottom=1)
+    run, features = stages.trained(small, exclude_bottom=1), tmp_path / "features.h5"
     assert read_json(small.layers)["naive"] == [1, 2]
-    extract_trunk(small.backbone, small.manifest, small.layers, "naive", small.trunk("naive"))
-    run = small.train(tmp_path / "run", learning_rate=2e-2, batch_size=8)
-    features = tmp_path / "features.h5"
-    extract_features(small.backbone, small.manifest, features)
     predictions = []
     for number, adapter in enumerate((None, run / "adapter")):
         output = tmp_path / f"predictions_{number}.json"

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,6 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import AutoModelForImageTextToText
 
 import gapinit
 from gapinit.adapters.lora import add_lora
@@ -25,72 +22,16 @@ from gapinit.backbones.texts import Texts
 from gapinit.errors import GapinitError
 from gapinit.states.pooling import caption_positions, pool
 
-from .backbone_cases import CAPTIONS, CASES, Case, pictures
+from .backbone_cases import CAPTIONS, CASES, Case, World, pictures
 from .small_backbone import randomise, trainable
 
 MAX_TOKENS = 20
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
 
-@dataclass(frozen=True)
-class World:
-    """A case's folder, and the plain model's inputs for all pictures and captions."""
-
-    case: Case
-    folder: Path
-
-    def stock(self) -> Any:
-        model = AutoModelForImageTextToText.from_pretrained(self.folder, dtype=torch.float32)
-        return model.eval().requires_grad_(False)
-
-    def backbone(self) -> Backbone:
-        return load_backbone(self.folder)
-
-    @cached_property
-    def loaded(self) -> Backbone:
-        return self.backbone()
-
-    def rows(self, texts: list[list[int]]) -> list[list[int]]:
-        """Return whole sequences of token ids, with as many placeholders as the processor puts."""
-        backbone = self.loaded
-        return [
-            [
-                *backbone.head,
-                *[backbone.image_token_id] * self.case.image_tokens(backbone, image),
-                *text,
-            ]
-            for image, text in zip(pictures(), texts, strict=False)
-        ]
-
-    def inputs(self, model: Any, rows: list[list[int]], side: str = "right") -> dict[str, Tensor]:
-        """Return what the plain model's `forward` and `generate` take."""
-        width = max(len(row) for row in rows)
-        pad = self.loaded.pad_token_id
-        filled = [[pad] * (width - len(row)) for row in rows]
-        if side == "right":
-            ids = torch.tensor([row + fill for row, fill in zip(rows, filled, strict=True)])
-            mask = [
-                [1] * len(row) + [0] * len(fill) for row, fill in zip(rows, filled, strict=True)
-            ]
-        else:
-            ids = torch.tensor([fill + row for row, fill in zip(rows, filled, strict=True)])
-            mask = [
-                [0] * len(fill) + [1] * len(row) for row, fill in zip(rows, filled, strict=True)
-            ]
-        images = pictures()[: len(rows)]
-        return {
-            "input_ids": ids,
-            "attention_mask": torch.tensor(mask),
-            **self.case.arguments(model, self.loaded, images, ids),
-        }
-
-
 @pytest.fixture(scope="session", params=CASES, ids=lambda case: case.name)
-def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
-    torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp(request.param.name) / "backbone"
-    request.param.write(folder)
-    return World(request.param, folder)
+def world(request: pytest.FixtureRequest, world_of: Callable[[Case], World]) -> World:
+    return world_of(request.param)
 
 
 def captions_of(backbone: Backbone) -> list[tuple[list[int], list[int]]]:

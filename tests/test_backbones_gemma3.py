@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoImageProcessor,
-    AutoModelForImageTextToText,
     AutoTokenizer,
     Gemma3Processor,
 )
@@ -21,23 +21,21 @@ from gapinit.backbones.mini_gemma3 import MiniGemma3Settings
 from gapinit.backbones.source import Source, write_source
 from gapinit.config.yaml_files import read_settings
 
-from .backbone_cases import CAPTIONS, CORPUS, pictures
-from .case_gemma3 import IMAGE_TOKENS, write_gemma3
+from .backbone_cases import CAPTIONS, CORPUS, Case, World, case_named, pictures
+from .case_gemma3 import IMAGE_TOKENS
 
 QUESTION = "Is it red?"
 SETTINGS = Path(__file__).parents[1] / "config" / "backbones" / "mini-gemma3-test.yaml"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("gemma3") / "backbone"
-    write_gemma3(folder)
-    return folder
+def world(world_of: Callable[[Case], World]) -> World:
+    return world_of(case_named("gemma3"))
 
 
 @pytest.fixture
-def backbone(folder: Path) -> Backbone:
-    return load_backbone(folder)
+def backbone(world: World) -> Backbone:
+    return world.backbone()
 
 
 def processor_of(backbone: Backbone) -> Any:
@@ -116,9 +114,9 @@ def test_image_tokens_see_each_other(backbone: Backbone, monkeypatch: pytest.Mon
     assert not same[image.stop : image.stop + 10].any(), "and what is behind it"
 
 
-def test_plain_transformers_without_types_is_causal(folder: Path, backbone: Backbone) -> None:
+def test_plain_transformers_without_types_is_causal(world: World, backbone: Backbone) -> None:
     """Why `generation_arguments` is needed: without types there is no error, but other numbers."""
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    model = world.stock()
     [ids] = backbone.encode_prompts([backbone.prompts.caption], 4)
     whole = torch.tensor([[*backbone.head, *[backbone.image_token_id] * IMAGE_TOKENS, *ids]])
     inputs = {"input_ids": whole, **backbone.pixels(pictures()[:1])}

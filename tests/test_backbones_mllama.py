@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,12 +14,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from torch import Tensor
-from transformers import MllamaForConditionalGeneration, MllamaProcessor
+from transformers import MllamaProcessor
 
 from gapinit import estimate_gap, initialize_lora_gap_weights
 from gapinit.adapters.lora import add_lora
 from gapinit.artifacts.artifacts import write_json
-from gapinit.backbones import load_backbone
 from gapinit.backbones.generation import generate, generate_tokens
 from gapinit.backbones.mllama import MllamaBackbone
 from gapinit.backbones.tail import tail_loss
@@ -30,6 +29,7 @@ from gapinit.states.pooling import pool
 from gapinit.states.states import pooled_states
 from gapinit.train.trunk.write import extract_trunk, read_trunk
 
+from . import backbone_cases
 from .backbone_cases import CAPTIONS
 from .case_mllama import (
     CROSS_LAYERS,
@@ -38,7 +38,6 @@ from .case_mllama import (
     mllama_arguments,
     mllama_image_processor,
     mllama_tokenizer,
-    write_mllama,
 )
 from .small_backbone import randomise, trainable
 
@@ -60,10 +59,11 @@ class World:
     """A small model in a folder, and a dataset of two captions for each picture."""
 
     root: Path
+    shared: backbone_cases.World
 
     @property
     def folder(self) -> Path:
-        return self.root / "backbone"
+        return self.shared.folder
 
     @property
     def manifest(self) -> Path:
@@ -82,20 +82,16 @@ class World:
         ]
 
     def backbone(self) -> MllamaBackbone:
-        backbone = load_backbone(self.folder)
-        assert isinstance(backbone, MllamaBackbone)
-        return backbone
+        return self.shared.backbone()
 
     def stock(self) -> Any:
-        model = MllamaForConditionalGeneration.from_pretrained(self.folder)
-        return model.eval().requires_grad_(False)
+        return self.shared.stock()
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    torch.set_num_threads(1)
-    world = World(tmp_path_factory.mktemp("mllama"))
-    write_mllama(world.folder)
+def world(tmp_path_factory: pytest.TempPathFactory, world_of: Callable[[Any], Any]) -> World:
+    shared = world_of(backbone_cases.case_named("mllama"))
+    world = World(tmp_path_factory.mktemp("mllama-data"), shared)
     (world.root / "images").mkdir()
     for image, sample in zip(pictures(), world.samples, strict=True):
         image.save(sample.path)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from transformers import Qwen2VLForConditionalGeneration, Qwen2VLProcessor
+from transformers import Qwen2VLProcessor
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import is_torchvision_available
 
-from gapinit.backbones import load_backbone
 from gapinit.backbones.qwen2_vl import Qwen2VLBackbone
 
-from .backbone_cases import pictures, write_qwen2_vl
+from .backbone_cases import Case, World, case_named, pictures
 
 TEMPLATE = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
@@ -24,17 +23,13 @@ ASKING = "Provide a one-sentence caption for the provided image."
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("qwen") / "backbone"
-    write_qwen2_vl(folder)
-    return folder
+def world(world_of: Callable[[Case], World]) -> World:
+    return world_of(case_named("qwen2_vl"))
 
 
-@pytest.fixture(scope="module")
-def backbone(folder: Path) -> Qwen2VLBackbone:
-    loaded = load_backbone(folder)
-    assert isinstance(loaded, Qwen2VLBackbone)
-    return loaded
+@pytest.fixture
+def backbone(world: World) -> Qwen2VLBackbone:
+    return world.backbone()
 
 
 @pytest.fixture
@@ -69,8 +64,8 @@ def test_tokens_are_the_real_processors(backbone: Qwen2VLBackbone, processor: An
         assert pixels["image_grid_thw"].tolist() == expected["image_grid_thw"].tolist()
 
 
-def test_positions_are_those_of_get_rope_index(folder: Path, backbone: Qwen2VLBackbone) -> None:
-    model = Qwen2VLForConditionalGeneration.from_pretrained(folder)
+def test_positions_are_those_of_get_rope_index(world: World, backbone: Qwen2VLBackbone) -> None:
+    model = world.stock()
     images = backbone.image_features(backbone.pixels(pictures()))
     prompts = ["short" if index % 2 else "a much longer prompt" for index in range(len(images))]
     encoded = backbone.encode_prompts(prompts, 4)

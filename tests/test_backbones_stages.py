@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,8 @@ import pytest
 import torch
 import yaml
 from peft import PeftModel
-from transformers import AutoModelForImageTextToText
 
 from gapinit.artifacts.artifacts import read_json
-from gapinit.backbones import load_backbone
 from gapinit.data.dataset import prepare_dataset
 from gapinit.data.images import load_image
 from gapinit.evaluate.predict import extract_features, predict
@@ -21,7 +20,7 @@ from gapinit.gap.layers import write_layers
 from gapinit.states.states import extract_states
 from gapinit.train.trunk.write import extract_trunk
 
-from .backbone_cases import CASES, Case
+from .backbone_cases import CASES, Case, World
 from .small_backbone import DATASET, SmallWorld
 
 NEW_TOKENS = 8
@@ -47,13 +46,16 @@ def answer(case: Case, backbone: Any, model: Any, path: Path) -> str:
     return text.strip()
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_every_stage_runs_and_predicts_what_stock_peft_does(case: Case, tmp_path: Path) -> None:
-    torch.set_num_threads(1)
-    small = SmallWorld(tmp_path)
-    case.write(small.backbone)
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(DATASET), encoding="utf-8")
-    prepare_dataset(tmp_path / "tiny.yaml", tmp_path / "data")
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(DATASET), encoding="utf-8")
+    prepare_dataset(folder / "tiny.yaml", folder / "data")
+    return folder / "data"
+
+
+def trained(small: SmallWorld, exclude_bottom: int = 0) -> Path:
+    """Run every stage on a backbone and a dataset, from states to features; return the run."""
     extract_states(small.backbone, small.manifest, small.states, pairs=20, seed=0)
     estimate_gap_file(
         [small.states],
@@ -65,19 +67,28 @@ def test_every_stage_runs_and_predicts_what_stock_peft_does(case: Case, tmp_path
         alpha_geometric=1.0,
         smoothing="spot",
     )
-    write_layers(small.gap, small.layers, num_layers=2, exclude_bottom=0)
+    write_layers(small.gap, small.layers, num_layers=2, exclude_bottom=exclude_bottom)
     extract_trunk(small.backbone, small.manifest, small.layers, "naive", small.trunk("naive"))
-    run = small.train(tmp_path / "run", learning_rate=2e-2, batch_size=8)
-    features = tmp_path / "features.h5"
-    extract_features(small.backbone, small.manifest, features)
-    backbone = load_backbone(small.backbone)
+    extract_features(small.backbone, small.manifest, small.root / "features.h5")
+    return small.train(small.root / "run", learning_rate=2e-2, batch_size=8)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_stage_runs_and_predicts_what_stock_peft_does(
+    case: Case, data: Path, world_of: Callable[[Case], World], tmp_path: Path
+) -> None:
+    world, small = world_of(case), SmallWorld(tmp_path)
+    small.backbone.symlink_to(world.folder)
+    (tmp_path / "data").symlink_to(data)
+    run, features = trained(small), tmp_path / "features.h5"
+    backbone = world.loaded
     paths = [image.path for image in small.images("test")]
     told = []
     for number, adapter in enumerate((None, run / "adapter")):
         output = tmp_path / f"predictions_{number}.json"
         options = {"num_beams": 1, "max_new_tokens": NEW_TOKENS, "batch_size": 3}
         predict(small.backbone, small.manifest, features, adapter, output, **options)
-        plain = AutoModelForImageTextToText.from_pretrained(small.backbone, dtype=torch.float32)
+        plain = world.stock()
         model = PeftModel.from_pretrained(plain, str(adapter)) if adapter else plain
         found = [entry["caption"] for entry in read_json(output)]
         assert found == [answer(case, backbone, model.eval(), path) for path in paths]

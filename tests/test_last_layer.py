@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,24 +11,19 @@ from torch import Tensor
 
 from gapinit.adapters.fused import fuse
 from gapinit.adapters.lora import add_lora
-from gapinit.backbones import load_backbone
 from gapinit.backbones.base import Backbone
 from gapinit.backbones.last_layer import Rows
 from gapinit.backbones.tail import decode_at
 
-from .backbone_cases import CAPTIONS, CASES, Case, pictures
+from .backbone_cases import CAPTIONS, CASES, Case, World, case_named, pictures
 from .small_backbone import randomise, trainable
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
-    case: Case = request.param
-    path = tmp_path_factory.mktemp(case.name) / "backbone"
-    case.write(path)
-    return path
+@pytest.fixture(params=CASES, ids=lambda case: case.name)
+def world(request: pytest.FixtureRequest, world_of: Callable[[Case], World]) -> World:
+    return world_of(request.param)
 
 
 def inputs_of(backbone: Backbone) -> Any:
@@ -46,8 +41,8 @@ def places(inputs: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_states_at_some_positions_are_those_of_all(folder: Path, attention: str) -> None:
-    backbone = load_backbone(folder)
+def test_states_at_some_positions_are_those_of_all(world: World, attention: str) -> None:
+    backbone = world.backbone()
     backbone.model.set_attn_implementation(attention)
     assert backbone.text_config._attn_implementation == attention
     inputs = inputs_of(backbone)
@@ -69,11 +64,11 @@ def test_states_at_some_positions_are_those_of_all(folder: Path, attention: str)
     assert seen == [where.numel(), len(where) * most, where.numel()], "the MLP saw those rows only"
 
 
-def test_a_last_layer_across_the_image_is_narrowed_too(tmp_path: Path) -> None:
+def test_a_last_layer_across_the_image_is_narrowed_too(
+    world_of: Callable[[Case], World],
+) -> None:
     """Llama 3.2 Vision cut so that its last layer attends to the image."""
-    [case] = [case for case in CASES if case.name == "mllama"]
-    case.write(tmp_path / "backbone")
-    backbone = load_backbone(tmp_path / "backbone")
+    backbone = world_of(case_named("mllama")).backbone()
     backbone.decoder.layers = backbone.decoder_layers[:4]
     assert hasattr(backbone.decoder_layers[-1], "cross_attn")
     inputs = inputs_of(backbone)
@@ -86,9 +81,9 @@ def test_a_last_layer_across_the_image_is_narrowed_too(tmp_path: Path) -> None:
 
 
 def test_a_family_that_does_not_say_how_computes_all(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backbone = load_backbone(folder)
+    backbone = world.backbone()
     inputs = inputs_of(backbone)
     where = places(inputs)
     with torch.no_grad():
@@ -109,11 +104,11 @@ def test_rows_keep_their_order() -> None:
 
 @pytest.mark.parametrize("rank", [1, 4])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_one_step_is_pefts_two(folder: Path, rank: int, dropout: float) -> None:
+def test_one_step_is_pefts_two(world: World, rank: int, dropout: float) -> None:
     """Output and every gradient, the input's included, with the same dropout masks."""
     found = []
     for fused in (False, True):
-        backbone = load_backbone(folder)
+        backbone = world.backbone()
         layers = [1, 2]
         count = len(backbone.named_targets(layers))
         model = add_lora(
@@ -140,8 +135,8 @@ def test_one_step_is_pefts_two(folder: Path, rank: int, dropout: float) -> None:
         assert difference <= 1e-4 * torch.linalg.vector_norm(gradient) + 1e-9, name
 
 
-def test_switched_off_or_merged_it_is_pefts(folder: Path) -> None:
-    backbone = load_backbone(folder)
+def test_switched_off_or_merged_it_is_pefts(world: World) -> None:
+    backbone = world.backbone()
     inputs = inputs_of(backbone)
     with torch.no_grad():
         bare = backbone.decode(inputs)
@@ -156,8 +151,8 @@ def test_switched_off_or_merged_it_is_pefts(folder: Path) -> None:
     assert not torch.allclose(adapted, bare, atol=1e-3)
 
 
-def test_other_kinds_of_lora_are_left_to_peft(folder: Path) -> None:
-    backbone = load_backbone(folder)
+def test_other_kinds_of_lora_are_left_to_peft(world: World) -> None:
+    backbone = world.backbone()
     model = add_lora(
         backbone, [1, 2], rank=1, alpha=2, dropout=0.0, init_lora_weights=True, use_dora=True
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,12 +10,12 @@ import torch
 
 from gapinit.adapters.fused import fuse
 from gapinit.adapters.lora import add_lora
-from gapinit.backbones import load_backbone, tail
+from gapinit.backbones import tail
 from gapinit.backbones.padding_free import NAME, Layout
 from gapinit.backbones.tail import decode_at
 from gapinit.train.dropout import mask_generator, use_own_dropout
 
-from .backbone_cases import CASES, Case, pictures
+from .backbone_cases import CASES, Case, World, pictures
 from .small_backbone import randomise, trainable
 from .test_last_layer import inputs_of, places
 
@@ -23,22 +23,23 @@ pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:Futur
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case.name)
-def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    torch.set_num_threads(1)
+def world(
+    request: pytest.FixtureRequest,
+    world_of: Callable[[Case], World],
+    monkeypatch: pytest.MonkeyPatch,
+) -> World:
     monkeypatch.setattr(tail, "LEAST_WIDTH", 0)
-    case: Case = request.param
-    case.write(tmp_path / "backbone")
-    return tmp_path / "backbone"
+    return world_of(request.param)
 
 
 @pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_states_and_gradients_are_those_of_padded_sequences(
-    folder: Path, first: int, dropout: float
+    world: World, first: int, dropout: float
 ) -> None:
     found = []
     for padded in (True, False):
-        backbone = load_backbone(folder)
+        backbone = world.backbone()
         backbone.model.double()
         inputs = inputs_of(backbone)
         backbone.cut_below(first)
@@ -69,9 +70,9 @@ def test_states_and_gradients_are_those_of_padded_sequences(
 
 
 def test_narrow_backbones_and_batches_without_padding_stay_as_they_are(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backbone = load_backbone(folder)
+    backbone = world.backbone()
     inputs = inputs_of(backbone)
     used: list[Any] = []
     monkeypatch.setattr(tail, "_decode_flat", lambda *_: used.append(1))
@@ -87,8 +88,8 @@ def test_narrow_backbones_and_batches_without_padding_stay_as_they_are(
     assert not used
 
 
-def test_an_error_inside_puts_the_models_attention_back(folder: Path) -> None:
-    backbone = load_backbone(folder)
+def test_an_error_inside_puts_the_models_attention_back(world: World) -> None:
+    backbone = world.backbone()
     inputs = inputs_of(backbone)
     backbone.decoder_layers[0].register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
