@@ -109,7 +109,6 @@ def images(*entries: dict[str, Any]) -> dict[str, Any]:
 MISTAKES = {
     "not a list": (GOOD, {"1": "a dog"}, "predictions.json: expected a list .*, found an object"),
     "no predictions": (GOOD, [], "predictions.json: no predictions"),
-    "no object": (GOOD, ["a dog"], "entry 0: expected an object, found 'a dog'"),
     "no image_id": (GOOD, [{"caption": "a"}], "entry 0: .* 'image_id', found 'caption'"),
     "no caption": (GOOD, [{"image_id": 1}], r"entry 0 \(image_id 1\): .* the key 'caption'"),
     "caption no text": (
@@ -118,7 +117,6 @@ MISTAKES = {
         "entry 0 .*'caption': expected text, .*null",
     ),
     "id no number": (GOOD, coco_results({True: "a"}), "entry 0: 'image_id': .*, found true"),
-    "id broken": (GOOD, coco_results({1.5: "a"}), "entry 0: 'image_id': .*, found 1.5"),
     "unknown image": (
         GOOD,
         coco_results({1: "a", 7: "a"}),
@@ -126,7 +124,6 @@ MISTAKES = {
     ),
     "second": (GOOD, coco_results({2: "a", "2": "a"}), r"entry 1 \(image_id '2'\): a second"),
     "references a list": ([1], ONE, "references.json: expected an object .*, found a list of 1"),
-    "references empty": ({}, ONE, "references.json: expected the key 'images'"),
     "instances": (
         {"images": [{"id": 1}], "annotations": [{"image_id": 1, "bbox": []}]},
         ONE,
@@ -143,7 +140,6 @@ MISTAKES = {
         ONE,
         r"images\[0\]: sentences\[0\]: expected the key 'raw'",
     ),
-    "no ids": (images({"sentences": []}), ONE, r"images\[0\]: expected the key 'imgid'"),
     "some cocoids": (
         images({"imgid": 1, "sentences": []}, {"cocoid": 1, "sentences": []}),
         ONE,

@@ -113,16 +113,12 @@ def test_a_mistake_is_named_with_what_was_expected_and_found(folder, path, value
         assert part in message
 
 
-@pytest.mark.parametrize("key", ["name", "backbone", "datasets", "seeds", "experiments", "layers"])
-def test_a_missing_key_is_named(folder, key):
-    content = {name: value for name, value in VALID.items() if name != key}
-    assert f"{ORIGIN}: key '{key}' is missing" in message_of(content, folder)
-
-
 def test_every_mistake_is_named_at_once(folder):
     content = changed("layers.num_layers", 0) | {"sedes": [1]}
+    del content["backbone"]
     message = message_of(content, folder)
-    assert "'layers.num_layers'" in message and "'sedes'" in message
+    for part in ("key 'layers.num_layers'", "unknown key 'sedes'", "key 'backbone' is missing"):
+        assert part in message
     assert all(line.startswith(f"{ORIGIN}: ") for line in message.splitlines())
 
 
