@@ -216,9 +216,9 @@ class TestReading:
 
     def test_other_line_ends_are_part_of_a_text(self, tmp_path: Path) -> None:
         texts = ["Yes\u2028no", "yes\x85", "no", "No"]
-        entries = [{"question_id": n, "text": text} for n, text in enumerate(texts, start=1)]
         path = tmp_path / "a.json"
-        path.write_text("\n".join(json.dumps(one, ensure_ascii=False) for one in entries), "utf-8")
+        entries = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
+        path.write_text("\n".join(entries), encoding="utf-8")
         found = score(tmp_path, self.QUESTIONS, (path,))
         assert [one["prediction"] for one in found["per_sample"]] == ["yes", "yes", "no", "no"]
 
@@ -330,7 +330,6 @@ class TestSeveralFiles:
                 said("yn", category="random") + said("yn", category="adversarial"),
                 r"a.jsonl: line 3: .* question files \(random, popular\), found 'adversarial'",
             ),
-            ("random other", said("yn"), "other.json: expected names .* found random, None"),
             ("random x_random", said("yn"), "x_random.json: expected names .* random, random"),
             ("random popular other", {"a": said("yn"), "b": said("yn")}, "or one for each"),
             ("random", {"a": said("yn"), "b": said("yn")}, "the 1 question files, found 2"),
@@ -351,9 +350,7 @@ class TestRefusals:
         ("question", "answer", "message"),
         [
             ({"label": "maybe"}, {}, "q.json: line 2: 'label': expected yes or no, found 'maybe'"),
-            ({"text": None}, {}, "q.json: line 2: 'text': expected text, found null"),
             ({"image": 7}, {}, "q.json: line 2: 'image': expected text, found 7"),
-            ({"question_id": False}, {}, "line 2: 'question_id': expected a number or text, found"),
             ({}, {"answer": True}, "a.jsonl: line 2: 'answer': expected text, found true"),
             ({}, {"category": 3}, "a.jsonl: line 2: 'category': expected text, found 3"),
             ({}, {"question_id": [2]}, "'question_id': expected a number or text"),

@@ -206,11 +206,9 @@ class TestAccuracy:
             (["red\ncar"] * 9 + ["red car"], "red\tcar", 1),
             # Unanimous answers are compared as they are, others normalised.
             (["yes"] * 10, "Yes", 0),
-            (["yes"] * 9 + ["yes\t"], "Yes", 0),
             (["Yes."] * 10, "Yes.", 1),
             (["yes"] * 9 + ["Yes"], "Yes", 1),
             # Other numbers of annotators.
-            (["cat"], "cat", 0),
             (["cat", "cat"], "cat", 1 / 3),
             (["cat", "cat", "dog"], "cat", (1 / 3 + 1 / 3 + 2 / 3) / 3),
         ],
@@ -297,17 +295,15 @@ class TestFiles:
         unnamed = score(tmp_path, [one, two], said)
         assert unnamed["by_question_type"] == {"one": 0, "elsewhere": 100}
 
-    def test_ids_as_text_and_as_numbers(self, tmp_path: Path) -> None:
+    def test_ids_of_other_types(self, tmp_path: Path) -> None:
         annotations = [annotation(1, ["yes"] * 10), annotation(2, ["no"] * 10)]
         questions = [{"question_id": str(key), "image_id": "7"} for key in (3, 2, 1)]
         said = [{"question_id": 2.0, "answer": "no"}, {"question_id": "1", "answer": "no"}]
         found = score(tmp_path, annotations, said, questions=questions)
         assert [one["accuracy"] for one in found["per_sample"]] == [0, 100]
-
-    def test_an_id_that_is_there_as_both_is_matched_exactly(self, tmp_path: Path) -> None:
-        annotations = [annotation(1, ["yes"] * 10), annotation("1", ["no"] * 10)]
-        said = [{"question_id": "1", "answer": "no"}, {"question_id": 1, "answer": "yes"}]
-        assert score(tmp_path, annotations, said)["metrics"]["accuracy"] == 100
+        both = [annotation(1, ["yes"] * 10), annotation("1", ["no"] * 10)]
+        found = score(tmp_path, both, {"1": "no", 1: "yes"})
+        assert found["metrics"]["accuracy"] == 100, "an id of the same type goes first"
 
     def test_questions_without_annotation_are_not_scored(self, tmp_path: Path) -> None:
         questions = [{"question_id": key, "image_id": 7} for key in (1, 2, 3)]
@@ -335,8 +331,6 @@ def changed(**fields: Any) -> list[dict[str, Any]]:
         ({1: "yes", 2: 3}, r"p.json: entry 1 \(question_id 2\): 'answer': expected text, found 3"),
         ([{"question_id": 1, "text": "x"}], "entry 0 .*expected the key 'answer', found 'que"),
         ([{"id": 1}], "p.json: entry 0: expected the key 'question_id', found 'id'"),
-        ([{"question_id": True, "answer": ""}], "entry 0: 'question_id': expected a number or"),
-        (["yes"], "p.json: entry 0: expected an object, found 'yes'"),
         ("yes", "p.json: expected a list .*, found 'yes'"),
     ],
 )
@@ -354,9 +348,6 @@ def test_wrong_predictions(tmp_path: Path, predictions: Any, message: str) -> No
         (changed(answers=["yes"]), r"answers\[0\]: expected an object, found 'yes'"),
         (changed(answers=[{"answer": 3}]), r"answers\[0\]: 'answer': expected text, found 3"),
         (changed(answer_type=None), "'answer_type': expected text, found null"),
-        (changed(question_type=5), "'question_type': expected text, found 5"),
-        (changed(image_id=[1]), "'image_id': expected a number or text, found a list of 1"),
-        ([7], r"a.json: annotations\[0\]: expected an object, found 7"),
     ],
 )
 def test_wrong_annotations(tmp_path: Path, annotations: Any, message: str) -> None:

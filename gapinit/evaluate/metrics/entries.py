@@ -67,13 +67,9 @@ class KnownIds:
         self._by_text = {str(value): value for value in self._ids}
         self._path = path
 
-    def find(self, value: EntryId) -> EntryId | None:
-        """Return the id that `value` matches, or None. An id of the same type goes first."""
-        return value if value in self._ids else self._by_text.get(str(value))
-
     def require(self, value: EntryId, place: str) -> EntryId:
-        """Return the id that `value` matches; if there is none, the error names both files."""
-        found = self.find(value)
+        """Return the id that `value` matches, one of its own type first; none is an error."""
+        found = value if value in self._ids else self._by_text.get(str(value))
         if found is None:
             raise GapinitError(
                 f"{place}: not in {self._path}, which has {len(self._ids)} ids (such as "
