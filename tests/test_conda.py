@@ -6,20 +6,18 @@ With a conda on PATH it is that conda; without one, a double of the calls that S
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
 import site
-import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-SNAKEMAKE = Path(sys.executable).parent / "snakemake"
+from .conda_double import install
+from .workflow_calls import ROOT, TEST, snakemake
+
 WITNESS = """\
 import atexit, json, os, sys
 
@@ -41,15 +39,6 @@ atexit.register(record)
 """A sitecustomize.py: every Python of the environment says at its end what it was."""
 
 
-def double_of_conda(folder: Path) -> str:
-    place = Path(__file__).with_name("conda_double.py")
-    spec = importlib.util.spec_from_file_location("conda_double", place)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return f"{module.install(folder / 'double-of-conda')}:{os.environ['PATH']}"
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("which", ["conda on PATH", "DOUBLE of conda's five calls"])
 def test_rules_import_from_the_conda_environment(which: str, tmp_path: Path) -> None:
@@ -58,32 +47,28 @@ def test_rules_import_from_the_conda_environment(which: str, tmp_path: Path) -> 
             pytest.skip("no conda on PATH: only a DOUBLE of the five calls to conda was tested")
         path = os.environ["PATH"]
     else:
-        path = double_of_conda(tmp_path)
+        path = f"{install(tmp_path / 'double-of-conda')}:{os.environ['PATH']}"
     folder = tmp_path / "a workflow"
     folder.mkdir()
     # Bash gives way to the last command of a line unless it has a trap; here it is to be seen.
     (tmp_path / "trap.sh").write_text("trap : EXIT\n")
-    environment = {**os.environ, "PATH": path, "BASH_ENV": str(tmp_path / "trap.sh")}
-    environment["WITNESS"] = str(folder / "witness")
-
-    def snakemake(*arguments: str) -> str:
-        command = [str(SNAKEMAKE), "--snakefile", str(ROOT / "Snakefile"), "--cores", "2"]
-        command += ["--use-conda", "--configfile", str(ROOT / "config/test.yaml"), *arguments]
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-        output = done.stdout + done.stderr
-        assert done.returncode == 0, output[-5000:]
-        return output
-
+    environment = {
+        "PATH": path,
+        "BASH_ENV": str(tmp_path / "trap.sh"),
+        "WITNESS": str(folder / "witness"),
+    }
     targets = [
         "results/1_data/scenes-test/manifest.json",
         "results/1_backbones/mini-blip2-test",
         "results/test/configuration.json",
     ]
-    snakemake("--conda-create-envs-only", "--", *targets)
+    snakemake(
+        folder, *TEST, "--use-conda", "--conda-create-envs-only", "--", *targets, **environment
+    )
     (prefix,) = [path.parent for path in folder.glob(".snakemake/conda/*/bin")]
     packages = next(prefix.glob("lib/python3*/site-packages"))
     (packages / "sitecustomize.py").write_text(WITNESS)
-    snakemake("--", *targets)
+    snakemake(folder, *conda, "--", *targets, **environment)
 
     records = [json.loads(line) for line in (folder / "witness").read_text().splitlines()]
     commands = {record["arguments"][0] + " " + " ".join(record["arguments"]) for record in records}
