@@ -62,9 +62,8 @@ def test_rules_import_from_the_conda_environment(which: str, tmp_path: Path) -> 
         "results/1_backbones/mini-blip2-test",
         "results/test/configuration.json",
     ]
-    snakemake(
-        folder, *TEST, "--use-conda", "--conda-create-envs-only", "--", *targets, **environment
-    )
+    conda = (*TEST, "--use-conda")
+    snakemake(folder, *conda, "--conda-create-envs-only", "--", *targets, **environment)
     (prefix,) = [path.parent for path in folder.glob(".snakemake/conda/*/bin")]
     packages = next(prefix.glob("lib/python3*/site-packages"))
     (packages / "sitecustomize.py").write_text(WITNESS)

@@ -108,7 +108,7 @@ def _disks(
 ) -> list[Disk]:
     """Return what is written to each file system, and what is free there."""
     places = [
-        *((Path(plan.config.data), _to_write(file)) for file in files),
+        *((Path(plan.config.data), file.written) for file in files),
         *((sources.hub_cache(), one.bytes or 0) for one in published if one.state == "to fetch"),
         *((Path(plan.config.results), 0 if need.there else need.bytes) for need in needs),
     ]
@@ -124,12 +124,6 @@ def _disks(
     return [
         Disk(path, totals[device], shutil.disk_usage(path).free) for device, path in paths.items()
     ]
-
-
-def _to_write(file: File) -> int:
-    """Return what a download leaves on disk: the archive, which is kept, and what is in it."""
-    fetched = (file.bytes or 0) if file.state != "there" else 0
-    return fetched + file.unpacked
 
 
 def _gpus() -> list[Gpu]:

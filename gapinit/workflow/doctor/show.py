@@ -32,17 +32,11 @@ def print_diagnosis(found: Diagnosis) -> None:
 
 def _downloads(found: Diagnosis) -> None:
     if found.files:
-        rows = [
-            (
-                file.name,
-                "?"
-                if file.bytes is None
-                else f"{'' if file.known else '~'}{show_bytes(file.bytes)}",
-                file.state,
-                ", ".join(file.datasets),
-            )
-            for file in found.files
-        ]
+        rows = []
+        for file in found.files:
+            about = "" if file.known else "~"
+            size = "?" if file.bytes is None else f"{about}{show_bytes(file.bytes)}"
+            rows.append((file.name, size, file.state, ", ".join(file.datasets)))
         fetched = [file for file in found.files if file.state == "to fetch"]
         total = sum(file.bytes or 0 for file in fetched)
         rows.append(("in all", show_bytes(total), "to fetch", f"{len(fetched)} files"))
@@ -83,18 +77,12 @@ def _disk(found: Diagnosis) -> None:
 
 
 def _gpu(found: Diagnosis) -> None:
-    rows = [
-        (
-            work.stage,
-            work.backbone,
-            str(work.jobs),
-            show_bytes(work.memory),
-            f"{work.seconds / 3600:.2f}",
-        )
-        for work in found.work
-    ]
-    hours = sum(work.seconds for work in found.work) / 3600
-    rows.append(("in all", "", str(sum(work.jobs for work in found.work)), "", f"{hours:.2f}"))
+    rows = []
+    for work in found.work:
+        hours = f"{work.seconds / 3600:.2f}"
+        rows.append((work.stage, work.backbone, str(work.jobs), show_bytes(work.memory), hours))
+    total = sum(work.seconds for work in found.work) / 3600
+    rows.append(("in all", "", str(sum(work.jobs for work in found.work)), "", f"{total:.2f}"))
     columns = ("stage", "backbone", "jobs", "GPU memory", "GPU-hours")
     print_table("GPU jobs, estimated", columns, rows)
     cards = ", ".join(f"{gpu.name} ({show_bytes(gpu.bytes)})" for gpu in found.gpus) or "none"
@@ -105,8 +93,9 @@ def _gpu(found: Diagnosis) -> None:
         f"  weights loaded by every job at {show_bytes(LOADING)}/s. Reading images, tokenising and "
         "scoring are left out."
     )
-    if hours:
-        print(f"  On one GPU: {_days(hours)}")
+    if total:
+        days = f"{total:.1f} hours" if total < 48 else f"{total / 24:.1f} days"
+        print(f"  On one GPU: {days}")
 
 
 def _jobs(found: Diagnosis) -> None:
@@ -123,7 +112,3 @@ def _jobs(found: Diagnosis) -> None:
         ("in all; seeds and datasets of a row share jobs", jobs.count),
     )
     print_table("Work", ("", ""), [(name, f"{count:,}") for name, count in rows])
-
-
-def _days(hours: float) -> str:
-    return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.1f} days"

@@ -7,8 +7,10 @@ from typing import Annotated
 
 from pydantic import Field
 
+from gapinit.backbones.facts import PHOTO
+from gapinit.backbones.prompts import Prompts, training_texts
 from gapinit.config.yaml_files import Settings, read_settings
-from gapinit.data.folder import FolderSettings, read_folder
+from gapinit.data.folder import read_folder
 from gapinit.data.manifest import Manifest, read_manifest
 from gapinit.data.scenes.settings import ScenesSettings
 from gapinit.workflow.plan import Plan
@@ -78,14 +80,7 @@ def dataset_size(plan: Plan, name: str, sizes: Sizes) -> Size | None:
     made = Path(plan.config.results) / "1_data" / name / "manifest.json"
     if made.is_file():
         return _read(read_manifest(made))
-    if plan.retrieved(name):
-        return None
-    return _local(plan, name, settings)
-
-
-def _local(plan: Plan, name: str, settings: FolderSettings) -> Size:
-    root, annotations = plan.local_paths(name)
-    return _read(read_folder(settings, root, annotations))
+    return None if plan.retrieved(name) else _read(read_folder(settings, *plan.local_paths(name)))
 
 
 def _generated(settings: ScenesSettings) -> Size:
@@ -115,29 +110,16 @@ def _generated(settings: ScenesSettings) -> Size:
 
 def _read(manifest: Manifest) -> Size:
     """Return the size of a dataset that has been read."""
-    from gapinit.backbones.facts import PHOTO
-    from gapinit.backbones.prompts import Prompts, training_texts
-
     plain = Prompts(caption="", question="{question}", chat="{question}", turn="{question}")
-    train, test = manifest.splits.get("train", ()), manifest.splits.get("test", ())
-    texts = sum(len(training_texts(plain, manifest.kind, sample)) for sample in train)
+    samples = manifest.splits
+    images = {name: len({sample.path for sample in samples[name]}) for name in samples}
     captions = manifest.kind == "captions"
     tokens = CAPTION_TOKENS if captions else QUESTION_TOKENS
-    return Size(
-        image=PHOTO,
-        train=Train(
-            images=len({sample.path for sample in train}),
-            texts=texts,
-            tokens=tokens,
-            learned=tokens,
-        )
-        if train
-        else None,
-        test=Test(
-            images=len({sample.path for sample in test}),
-            samples=len(test),
-            tokens=0 if captions else tokens,
-        )
-        if test
-        else None,
-    )
+    train = test = None
+    if learned := samples.get("train"):
+        texts = sum(len(training_texts(plain, manifest.kind, sample)) for sample in learned)
+        train = Train(images=images["train"], texts=texts, tokens=tokens, learned=tokens)
+    if scored := samples.get("test"):
+        asked = 0 if captions else tokens
+        test = Test(images=images["test"], samples=len(scored), tokens=asked)
+    return Size(image=PHOTO, train=train, test=test)

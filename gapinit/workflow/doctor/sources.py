@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gapinit.backbones import PRETRAINED
-from gapinit.backbones.architecture import VALUE_BYTES, Architecture, read_architecture
+from gapinit.backbones.architecture import VALUE_BYTES, read_architecture
+from gapinit.backbones.facts import architecture_facts
 from gapinit.backbones.hub import HubSettings
 from gapinit.config.yaml_files import read_settings
 from gapinit.data.downloads import Download, instructions, missing_paths, read_downloads
@@ -33,6 +34,11 @@ class File:
     state: str
     """`there`, `to fetch`, or `by hand`."""
     instructions: str = ""
+
+    @property
+    def written(self) -> int:
+        """Return the bytes that it leaves on disk: the archive, which is kept, and its content."""
+        return self.unpacked + (0 if self.state == "there" else self.bytes or 0)
 
 
 @dataclass(frozen=True)
@@ -80,34 +86,20 @@ def _file(
 
 
 def weights(plan: Plan, name: str, folder: Path) -> Weights:
-    """Return what has to be fetched of a backbone."""
-    path = folder / "backbones" / f"{name}.yaml"
+    """Return what has to be fetched of a backbone: bytes are in the dtype that is published."""
     if plan.backbone_setting(name, "family") in PRETRAINED:
         return Weights(name, "", 0, "", False, "made here")
-    settings = read_settings(path, HubSettings)
+    settings = read_settings(folder / "backbones" / f"{name}.yaml", HubSettings)
     known = folder / "architectures" / f"{name}.yaml"
-    architecture = read_architecture(known) if known.is_file() else None
-    count = None if architecture is None else stored_bytes(architecture, name)
+    if not known.is_file():
+        return Weights(name, settings.repository, None, "", False, _state(plan, settings, 0))
+    it = read_architecture(known)
+    count = architecture_facts(it, name).parameters * VALUE_BYTES[it.dtype]
     state = _state(plan, settings, count)
-    return Weights(
-        name,
-        settings.repository,
-        count,
-        architecture.licence if architecture else "",
-        bool(architecture and architecture.gated),
-        state,
-    )
+    return Weights(name, settings.repository, count, it.licence, it.gated, state)
 
 
-def stored_bytes(architecture: Architecture, name: str) -> int:
-    """Return the bytes of the published weights: in the dtype that they are stored in."""
-    from gapinit.backbones.facts import architecture_facts
-
-    facts = architecture_facts(architecture, name)
-    return facts.parameters * VALUE_BYTES[architecture.dtype]
-
-
-def _state(plan: Plan, settings: HubSettings, count: int | None) -> str:
+def _state(plan: Plan, settings: HubSettings, count: int) -> str:
     made = Path(plan.config.results) / "1_backbones" / settings.name / "config.json"
     if made.is_file():
         return "there"
@@ -117,7 +109,7 @@ def _state(plan: Plan, settings: HubSettings, count: int | None) -> str:
     # Of several revisions one is enough; files are links into the cache.
     for snapshot in sorted(snapshots.glob("*")):
         here = sum(file.stat().st_size for file in snapshot.glob("*.safetensors") if file.exists())
-        if here and here >= WEIGHTS_THERE * (count or 0):
+        if here and here >= WEIGHTS_THERE * count:
             return "there"
     return "to fetch"
 
