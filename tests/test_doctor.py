@@ -155,7 +155,7 @@ def test_what_is_there_is_not_fetched_again(diagnose, tmp_path):
     trunk = tmp_path / "results" / "paper" / "4_train" / "trunk" / "gemma3-4b" / "coco"
     trunk.mkdir(parents=True)
     (trunk / "naive.h5").touch()
-    found = diagnose("paper")
+    found = diagnose("paper", "shards={trunk: 1}")
     states = {file.name: file.state for file in found.files}
     assert states["flickr30k-images"] == states["coco-train2014"] == "there"
     assert states["coco-val2014"] == "to fetch"
@@ -215,7 +215,7 @@ def test_a_local_folder_is_read_for_its_size(repository, tmp_path):
     plan = read_plan(repository / "config", *arguments(repository, tmp_path, "local", given))
     size = dataset_size(plan, "local", read_sizes(repository / "config"))
     assert (size.train.images, size.train.texts) == (52, 5 * 52)
-    assert (size.test.images, size.test.samples) == (8, 8)
+    assert (size.test.images, size.test.samples) == (10, 10)
 
 
 def test_every_real_dataset_has_a_size(repository):
