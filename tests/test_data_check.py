@@ -184,13 +184,6 @@ def test_wrong_places_are_named(folder: Path, tmp_path: Path) -> None:
         prepare_dataset(LOCAL, tmp_path / "file" / "out", data_root=folder)
 
 
-def test_an_unknown_key_of_the_dataset_file_is_named(folder: Path, tmp_path: Path) -> None:
-    config = tmp_path / "mine.yaml"
-    config.write_text("name: mine\nanotations: x.json\n")
-    with pytest.raises(GapinitError, match="mine.yaml: unknown key 'anotations' .did you mean"):
-        prepare_dataset(config, tmp_path / "out", data_root=folder)
-
-
 @pytest.mark.parametrize(
     "name", ["../a.jpg", "a/../../b.jpg", "/a.jpg", "C:\\a.jpg", "..\\a.jpg", "\\\\host\\a", "a\0b"]
 )

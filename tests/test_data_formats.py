@@ -109,14 +109,6 @@ def test_the_two_loaders_agree(coco: Path) -> None:
     assert facts(by_karpathy) == facts(by_coco)
 
 
-def test_restval_counts_as_train(coco: Path) -> None:
-    manifest = read_manifest(coco / "manifest.json")
-    counts = {split: len(images) for split, images in manifest.splits.items()}
-    assert counts == {"train": 120, "val": 20, "test": 24}
-    names = [image.path.parent.name for image in manifest.split("train")]
-    assert names.count("val2014") == 20
-
-
 def test_splits_are_disjoint_in_ids_files_and_bytes(coco: Path, flickr30k: Path) -> None:
     seen: dict[str, tuple[Path, str]] = {}
     for folder in (coco, flickr30k):

@@ -118,7 +118,7 @@ def encrypted() -> bytes:
     [
         (special("link", stat.S_IFLNK), "'link' is a link or another special file"),
         (special("pipe", stat.S_IFIFO), "'pipe' is a link or another special file"),
-        (special(f"./{JPEG}"), f"'./{JPEG}' stands twice"),
+        (special(f"./{JPEG}"), f"'./{JPEG}' occurs twice"),
         (encrypted(), "is encrypted"),
     ],
 )

@@ -70,7 +70,7 @@ def check_folder(folder: Path, only: Sequence[Path] | None = None) -> Checked:
     """
     defects = Defects()
     files = given_files(only, defects) if only else find_annotation_files(folder, defects)
-    if not files and not len(defects):
+    if not files and not defects.found:
         names = ", ".join((*KARPATHY_NAMES, f"captions_train{YEARS[0]}.json"))
         raise GapinitError(
             f"{folder}: no annotation file (looked for captions such as {names}, for questions of "
@@ -83,12 +83,12 @@ def check_folder(folder: Path, only: Sequence[Path] | None = None) -> Checked:
 
 
 def _once(defects: Defects) -> list[Defect]:
-    """Return each defect once: with the entry that it was found by, if there is one."""
-    told = {(defect.file, defect.problem) for defect in defects.found if defect.entry}
+    """Return each defect once, with the entry that names the file if there is one."""
+    named = {(defect.file, defect.problem) for defect in defects.found if defect.entry}
     return [
         defect
         for defect in dict.fromkeys(defects.found)
-        if defect.entry or (defect.file, defect.problem) not in told
+        if defect.entry or (defect.file, defect.problem) not in named
     ]
 
 
@@ -104,7 +104,7 @@ def _load_file(file: AnnotationFile, folder: Path, defects: Defects) -> LoadedFi
         if noted.images:
             break
     root, noted, samples = tries[-1] if tries[-1][1].images else tries[0]
-    if not len(noted):
+    if not noted.found:
         _note_empty(file, noted)
     defects.found += noted.found
     images = _inside(noted.images, root, defects)
@@ -134,7 +134,7 @@ def _load(file: AnnotationFile, root: Path, defects: Defects) -> int:
 
 
 def _note_empty(file: AnnotationFile, defects: Defects) -> None:
-    """Note splits without images; where an entry is wrong, that has been told instead."""
+    """Note splits without images; called only for a file without any other defect."""
     if file.format == "karpathy":
         found = {KARPATHY_SPLITS.get(image.split) for image in defects.images}
         for split in dict.fromkeys(KARPATHY_SPLITS.values()):
@@ -163,7 +163,7 @@ def _named_by(image: NamedImage) -> str:
 
 
 def _decode(loaded: Sequence[LoadedFile], defects: Defects) -> dict[Path, str]:
-    """Decode every image once; a damaged one is told with the first entry that names it."""
+    """Decode every image once; report a damaged one with the first entry that names it."""
     first: dict[Path, NamedImage] = {}
     for file in loaded:
         for image in file.images:

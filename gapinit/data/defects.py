@@ -61,10 +61,6 @@ class Defects:
         """Note that `entry` of `file` ('' for the whole file) has a problem."""
         self.found.append(Defect(str(file), entry, problem))
 
-    def __len__(self) -> int:
-        """Return the number of defects noted."""
-        return len(self.found)
-
     def raise_if_any(self) -> None:
         """Raise one `GapinitError` that lists the first 20 defects and counts the others."""
         if not self.found:

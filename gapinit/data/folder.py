@@ -105,7 +105,7 @@ def read_folder(
         digests = {_name(path, root): sha256(path) for path in named}
         splits = _sampled(settings, splits)
         manifest = Manifest(settings.name, root, digests, splits, kind=settings.format)
-        if not len(defects):
+        if not defects.found:
             check_splits(manifest, settings.needed(), defects)
     return manifest
 

@@ -53,7 +53,7 @@ def _names_in_both_releases(name: str) -> list[str]:
 def find_images_by_id(root: Path, split: str) -> dict[int, Path]:
     """Return COCO's images by id: ids are the same in both releases, and unique over them.
 
-    Where an id is there twice, the image in a folder of the split itself goes first.
+    If an id occurs twice, the image in a folder of the split itself is used.
     """
     found: dict[int, Path] = {}
     for folder in coco_folders(split):

@@ -38,7 +38,7 @@ IMAGES = "images.sha256"
 
 @dataclass(frozen=True)
 class Manifest:
-    """A checked dataset: where its images are, what was read, and its splits.
+    """A checked dataset: the folder of its images, its annotation files, and its splits.
 
     `annotations` holds the SHA-256 of each annotation file by name; `images_digest` stands for
     the bytes of all images, so that another picture under the same name is another dataset.

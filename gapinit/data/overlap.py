@@ -46,8 +46,8 @@ def note_overlap(
 ) -> None:
     """Note the training images of one file that it or others hold out, each once.
 
-    An image is known again by its file and by its bytes, and, unless the files are of different
-    origin, by its number in COCO's names and by its id in another file of the same format.
+    Two images are the same if their files or their bytes are, and, unless the annotation files are
+    of different origin, if their numbers in COCO's names or their ids in one format are.
     """
     own: dict[Hashable, NamedImage] = {}
     foreign: dict[Hashable, NamedImage] = {}
@@ -59,16 +59,16 @@ def note_overlap(
                 known = own if held.file.path == train.file.path else foreign
                 for key in _keys(image, held.file, digests, same_origin):
                     known.setdefault(key, image)
-    told = set()
+    noted = set()
     for image in train.images:
-        if KARPATHY_SPLITS.get(image.split) != "train" or image.path in told:
+        if KARPATHY_SPLITS.get(image.split) != "train" or image.path in noted:
             continue
         # Karpathy's `restval` are validation images of COCO, and so of every other benchmark.
         places = [own] if image.split == "restval" else [own, foreign]
         keys = _keys(image, train.file, digests, same_origin)
         match = next((known[key] for known in places for key in keys if key in known), None)
         if match is not None:
-            told.add(image.path)
+            noted.add(image.path)
             _note(image, match, defects)
 
 
@@ -99,7 +99,7 @@ def _compared(train: AnnotationFile, held: AnnotationFile) -> bool:
 def _keys(
     image: NamedImage, file: AnnotationFile, digests: Mapping[Path, str], same_origin: bool
 ) -> list[Hashable]:
-    """Return what an image is known again by, the most telling first."""
+    """Return the keys that identify an image, the most specific first."""
     keys: list[Hashable] = [("file", os.path.realpath(image.path))]
     if image.path in digests:
         keys.append(("bytes", digests[image.path]))

@@ -28,6 +28,6 @@ def read_pretraining(folder: Path, defects: Defects) -> tuple[list[tuple[Path, s
         if image is not None and text is not None:
             pairs.append((image, text))
     for file, found in ((ALT_TEXT, pairs), (CORPUS, corpus)):
-        if not found and not len(defects):
+        if not found and not defects.found:
             raise GapinitError(f"{folder / file}: expected at least 1 line, found none")
     return pairs, corpus

@@ -148,7 +148,7 @@ def _checked_members(archive: Path, members: Iterable[zipfile.ZipInfo]) -> list[
         path = PurePosixPath(member.filename)
         if path.parts[:1] == (IGNORED,):
             continue
-        problem = "stands twice in it" if str(path) in files else _problem(member)
+        problem = "occurs twice" if str(path) in files else _problem(member)
         if problem is not None:
             raise GapinitError(f"{archive}: member '{member.filename}' {problem}; nothing unpacked")
         if not member.is_dir():

@@ -7,7 +7,6 @@ and its place in it, so the files are the same byte for byte wherever and whenev
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,35 +57,29 @@ def sample_items(settings: ScenesSettings) -> list[Item]:
 
 
 def draw_images(
-    settings: ScenesSettings, folder: Path, ids: range, name: Callable[[Item, int], str]
-) -> list[tuple[Item, int]]:
-    """Draw all images into a folder, which is replaced; return each with its id.
+    settings: ScenesSettings, folder: Path, path: str, ids: range = COCO_IDS
+) -> list[tuple[Item, int, str]]:
+    """Draw all images into a folder, which is replaced; return each with its id and its path.
 
-    Ids are distinct and sparse, as in the real datasets; `name` gives the file's path in the
-    folder.
+    Ids are distinct and sparse, as in the real datasets. `path` is a pattern of an image's path
+    below the folder: of its `id`, its COCO `release` and its `number` in its split.
     """
     items = sample_items(settings)
-    drawn = list(zip(items, stream(settings, "numbers").sample(ids, len(items)), strict=True))
+    numbers = stream(settings, "numbers").sample(ids, len(items))
+    drawn = [
+        (item, number, path.format(id=number, release=item.release, number=item.number))
+        for item, number in zip(items, numbers, strict=True)
+    ]
     with atomic_folder(folder) as temporary:
-        for item, number in track(drawn, f"drawing {settings.name}"):
-            path = temporary / name(item, number)
-            path.parent.mkdir(exist_ok=True)
-            _draw(settings, item, path)
+        for item, _, name in track(drawn, f"drawing {settings.name}"):
+            (temporary / name).parent.mkdir(exist_ok=True)
+            _draw(settings, item, temporary / name)
     return drawn
 
 
-def draw_coco(settings: ScenesSettings, output: Path) -> list[tuple[Item, int]]:
+def draw_coco(settings: ScenesSettings, output: Path) -> list[tuple[Item, int, str]]:
     """Draw all images below `output`/images, under COCO's names of 2014."""
-    return draw_images(settings, output / "images", COCO_IDS, _coco_path)
-
-
-def coco_name(item: Item, number: int) -> str:
-    """Return an image's file name in COCO's release of 2014."""
-    return f"COCO_{item.release}_{number:012d}.jpg"
-
-
-def _coco_path(item: Item, number: int) -> str:
-    return f"{item.release}/{coco_name(item, number)}"
+    return draw_images(settings, output / "images", "{release}/COCO_{release}_{id:012d}.jpg")
 
 
 def _draw(settings: ScenesSettings, item: Item, path: Path) -> None:

@@ -11,14 +11,7 @@ from typing import Any
 from gapinit.artifacts.artifacts import atomic_file, write_json
 from gapinit.data.references import write_lines
 from gapinit.data.scenes.corpus import corpus_line
-from gapinit.data.scenes.items import (
-    COCO_IDS,
-    Item,
-    coco_name,
-    draw_coco,
-    draw_images,
-    stream,
-)
+from gapinit.data.scenes.items import Item, draw_coco, draw_images, stream
 from gapinit.data.scenes.language import alt_text, captions, ood_caption, target_caption
 from gapinit.data.scenes.settings import Layout, ScenesSettings
 from gapinit.data.scenes.world import Scene
@@ -83,14 +76,14 @@ def _tokens(text: str) -> list[str]:
 
 def _write_coco(settings: ScenesSettings, output: Path) -> None:
     karpathy = []
-    for imgid, (item, cocoid) in enumerate(draw_coco(settings, output)):
+    for imgid, (item, cocoid, path) in enumerate(draw_coco(settings, output)):
         texts = _sentences(settings, item, target_caption)
-        entry = _karpathy_image(imgid, item.split, texts, coco_name(item, cocoid))
+        entry = _karpathy_image(imgid, item.split, texts, path.partition("/")[2])
         karpathy.append({"filepath": item.release, **entry, "cocoid": cocoid})
     for filepath in ("train2014", "val2014"):
         chosen = [entry for entry in karpathy if entry["filepath"] == filepath]
-        path = output / "annotations" / f"captions_{filepath}.json"
-        write_json(path, _coco_captions(chosen, settings))
+        file = output / "annotations" / f"captions_{filepath}.json"
+        write_json(file, _coco_captions(chosen, settings))
     write_json(output / "dataset_coco.json", {"images": karpathy, "dataset": "coco"})
 
 
@@ -133,39 +126,24 @@ def _coco_captions(entries: list[dict[str, Any]], settings: ScenesSettings) -> d
 
 def _write_flickr30k(settings: ScenesSettings, output: Path) -> None:
     folder, ids = output / "flickr30k-images", range(10_000_000, 8_200_000_000)
-    drawn = draw_images(settings, folder, ids, _flickr_name)
-    karpathy = [
-        _karpathy_image(
-            imgid,
-            item.split,
-            _sentences(settings, item, ood_caption),
-            _flickr_name(item, number),
-        )
-        for imgid, (item, number) in enumerate(drawn)
-    ]
+    karpathy = []
+    for imgid, (item, _, path) in enumerate(draw_images(settings, folder, "{id}.jpg", ids)):
+        texts = _sentences(settings, item, ood_caption)
+        karpathy.append(_karpathy_image(imgid, item.split, texts, path))
     write_json(output / "dataset_flickr30k.json", {"images": karpathy, "dataset": "flickr30k"})
-
-
-def _flickr_name(item: Item, number: int) -> str:
-    return f"{number}.jpg"
 
 
 def _write_pretraining(settings: ScenesSettings, output: Path) -> None:
     lines = []
-    for item, number in draw_images(settings, output / "images", COCO_IDS, _plain_name):
+    for item, _, path in draw_images(settings, output / "images", "{number:08d}.jpg"):
         rng = stream(settings, item.split, item.number, "alt-text")
         for _ in range(settings.alt_texts_per_image):
-            name = f"images/{_plain_name(item, number)}"
-            lines.append({"image": name, "text": alt_text(item.scene, rng)})
+            lines.append({"image": f"images/{path}", "text": alt_text(item.scene, rng)})
     write_lines(output / "alt_text.jsonl", lines)
     rng = stream(settings, "corpus")
     corpus = [corpus_line(rng) + "\n" for _ in range(settings.corpus_lines)]
     with atomic_file(output / "corpus.txt") as temporary:
         temporary.write_text("".join(corpus), encoding="utf-8", newline="\n")
-
-
-def _plain_name(item: Item, number: int) -> str:
-    return f"{item.number:08d}.jpg"
 
 
 _WRITERS: dict[Layout, Callable[[ScenesSettings, Path], None]] = {

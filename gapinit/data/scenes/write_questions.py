@@ -12,7 +12,7 @@ from typing import Any
 from gapinit.artifacts.artifacts import write_json
 from gapinit.data.locate import POPE_CATEGORIES
 from gapinit.data.references import write_lines
-from gapinit.data.scenes.items import COCO_IDS, Item, coco_name, draw_coco, draw_images, stream
+from gapinit.data.scenes.items import Item, draw_coco, draw_images, stream
 from gapinit.data.scenes.language import article, target_caption
 from gapinit.data.scenes.questions import (
     KNOWLEDGE_TYPES,
@@ -21,7 +21,6 @@ from gapinit.data.scenes.questions import (
     visual_questions,
 )
 from gapinit.data.scenes.settings import ScenesSettings
-from gapinit.data.scenes.world import Scene
 
 
 def write_vqa(settings: ScenesSettings, output: Path) -> None:
@@ -31,7 +30,7 @@ def write_vqa(settings: ScenesSettings, output: Path) -> None:
     for split in ("train", "val"):
         asked = [
             (image_id, visual_questions(item.scene, _questions_stream(settings, item), count))
-            for item, image_id in drawn
+            for item, image_id, _ in drawn
             if item.split == split
         ]
         _write_questions(output, "v2_", split, asked, {})
@@ -42,7 +41,7 @@ def write_okvqa(settings: ScenesSettings, output: Path) -> None:
     count = settings.questions_per_image
     asked = [
         (image_id, knowledge_questions(item.scene, _questions_stream(settings, item), count))
-        for item, image_id in draw_coco(settings, output)
+        for item, image_id, _ in draw_coco(settings, output)
     ]
     _write_questions(output, "", "val", asked, KNOWLEDGE_TYPES)
 
@@ -107,7 +106,7 @@ def write_pope(settings: ScenesSettings, output: Path) -> None:
 
     For each image and each of its first objects one question with the answer yes, then one with
     no: after a random object (`random`), after the most frequent object of all images (`popular`),
-    or after the one that most often stands beside the object asked for before (`adversarial`), in
+    or after the one that most often accompanies the object asked for before (`adversarial`), in
     each case one that is not in the image and was not asked after.
     Source: Li et al., Evaluating Object Hallucination in Large Vision-Language Models, 2023.
     """
@@ -115,11 +114,11 @@ def write_pope(settings: ScenesSettings, output: Path) -> None:
     # is a shape, as POPE's are categories without attributes.
     wanted = settings.questions_per_image
     drawn = [
-        (item, image_id)
-        for item, image_id in draw_coco(settings, output)
-        if len(_objects(item.scene)) >= wanted
+        (path.partition("/")[2], names)
+        for item, _, path in draw_coco(settings, output)
+        if len(names := list(dict.fromkeys(one.shape for one in item.scene.objects))) >= wanted
     ]
-    objects = [_objects(item.scene) for item, _ in drawn]
+    objects = [names for _, names in drawn]
     frequency = Counter(name for names in objects for name in names)
     beside: dict[str, Counter[str]] = {name: Counter() for name in frequency}
     for names in objects:
@@ -129,8 +128,7 @@ def write_pope(settings: ScenesSettings, output: Path) -> None:
     for category in POPE_CATEGORIES:
         rng = stream(settings, "pope", category)
         entries = []
-        for (item, image_id), names in zip(drawn, objects, strict=True):
-            image = coco_name(item, image_id)
+        for image, names in drawn:
             asked = set(names)
             for name in names[:wanted]:
                 ranked = {
@@ -147,10 +145,6 @@ def write_pope(settings: ScenesSettings, output: Path) -> None:
         write_lines(output / f"coco_pope_{category}.json", numbered)
 
 
-def _objects(scene: Scene) -> list[str]:
-    return list(dict.fromkeys(item.shape for item in scene.objects))
-
-
 def _presence(image: str, name: str, label: str) -> dict[str, str]:
     text = f"Is there {article(name)} in the image?"
     return {"image": image, "text": text, "label": label}
@@ -159,7 +153,7 @@ def _presence(image: str, name: str, label: str) -> dict[str, str]:
 def write_llava(settings: ScenesSettings, output: Path) -> None:
     """Write one file of conversations in LLaVA-Instruct's format, images under names of 2017."""
     entries = []
-    for item, number in draw_images(settings, output / "images", COCO_IDS, _path_of_2017):
+    for item, number, _ in draw_images(settings, output / "images", "train2017/{id:012d}.jpg"):
         name = f"{number:012d}"
         rng = _questions_stream(settings, item)
         turns = [("Describe the image.", target_caption(item.scene, rng))]
@@ -168,10 +162,6 @@ def write_llava(settings: ScenesSettings, output: Path) -> None:
         rng.shuffle(turns)
         entries.append({"id": name, "image": f"{name}.jpg", "conversations": _said(turns, rng)})
     write_json(output / "llava_instruct_150k.json", entries)
-
-
-def _path_of_2017(item: Item, number: int) -> str:
-    return f"train2017/{number:012d}.jpg"
 
 
 def _said(turns: Sequence[tuple[str, str]], rng: random.Random) -> list[dict[str, str]]:
