@@ -6,13 +6,16 @@ import os
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from filelock import FileLock
 from hypothesis import settings
 
 from .file_server import Site, Table, published
+
+if TYPE_CHECKING:
+    from .report_tree import Tree
 
 # Workers of pytest-xdist share the cores. Set before torch and numpy are imported, and inherited by
 # every command that a test starts.
@@ -66,6 +69,19 @@ def once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Once:
         return folder
 
     return built
+
+
+@pytest.fixture(scope="session")
+def tree(once: Once) -> Tree:
+    """Return a small results tree with its report, `report.html`; its folder has a space."""
+    from gapinit.report.page import make_report
+
+    from .report_tree import Tree, build
+
+    def made(folder: Path) -> None:
+        make_report(**build(folder).arguments, output=folder / "report.html")
+
+    return Tree(once("a results tree", made))
 
 
 @pytest.fixture(scope="session")

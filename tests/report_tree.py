@@ -16,6 +16,7 @@ from gapinit.config.runs import Run
 from gapinit.data.captions import CaptionedImage
 from gapinit.data.manifest import Manifest, write_manifest
 from gapinit.tables.records import ClaimResult, Measurement, RunResult
+from gapinit.train.step_log import STEP_COLUMNS
 
 REPOSITORY = Path(__file__).parent.parent
 HOSTILE = "<script>alert(1)</script>"
@@ -48,8 +49,22 @@ class Tree:
     """Paths of a results tree, by the names that `make_report` gives them."""
 
     root: Path
-    config: Config
-    seeds: tuple[int, ...]
+    seeds: tuple[int, ...] = (42, 123, 2024)
+
+    @property
+    def config(self) -> Config:
+        """Return the configuration of the results."""
+        return Config.model_validate(
+            {
+                "name": "scenes",
+                "backbone": "mini-blip2",
+                "datasets": {"in-domain": "scenes", "ood": "scenes-ood"},
+                "seeds": list(self.seeds),
+                "calibration": {"size": 256},
+                "layers": {"num_layers": 4, "exclude_bottom": 1},
+                "experiments": ["table2"],
+            }
+        )
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -69,6 +84,7 @@ class Tree:
             "published": REPOSITORY / "config/published",
             "experiments": [REPOSITORY / "config/experiments/table2.yaml"],
             "rule_graph": REPOSITORY / "docs/rulegraph.svg",
+            "layers": self.root / "3_gap/mini-blip2/layers.json",
         }
 
     def runs_of(self, row: str) -> list[Run]:
@@ -93,18 +109,9 @@ def build(
     images: int = 40, side: int = 32,
 ) -> Tree:  # fmt: skip
     """Write tables, claims, runs, scores, images, manifest and figures below `root`."""
-    config = Config.model_validate(
-        {
-            "name": "scenes",
-            "backbone": "mini-blip2",
-            "datasets": {"in-domain": "scenes", "ood": "scenes-ood"},
-            "seeds": list(seeds),
-            "calibration": {"size": 256},
-            "layers": {"num_layers": 4, "exclude_bottom": 1},
-            "experiments": ["table2"],
-        }
-    )
-    tree = Tree(root, config, seeds)
+    tree = Tree(root, seeds)
+    layers = {"naive": [1, 2], "gg-safe": [0, 2], "exclude_bottom": 0, "score": [3.5, 1.25, 2.0]}
+    write_json(tree.arguments["layers"], layers)
     _write_images(root / "1_data/scenes", images, side)
     values = _write_scores(tree, rows, images)
     _write_tables(tree, rows, values)
@@ -166,8 +173,8 @@ def _write_training(root: Path, run: Run, draw: random.Random) -> None:
     inputs = {"backbone": "b" * 64, "trunk": {"kind": "trunk"}, "gap": "a" * 64}
     write_json(folder / "run.json", _record(run, draw) | {"inputs": inputs})
     write_json(folder / "process.json", {"command": command, "seconds": 12.5})
-    steps = [{"step": n, "loss": 4.0 / n, "grad_norm": 0.5} for n in range(1, 151)]
-    write_csv(folder / "steps.csv", ["step", "loss", "grad_norm"], steps)
+    steps = [dict.fromkeys(STEP_COLUMNS, 0.5) | {"step": n, "loss": 4.0 / n} for n in range(1, 151)]
+    write_csv(folder / "steps.csv", list(STEP_COLUMNS), steps)
     (folder / "adapter").mkdir()
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text("trained\n", encoding="utf-8")
@@ -187,7 +194,7 @@ def _record(run: Run, draw: random.Random) -> dict[str, Any]:
 def _write_tables(tree: Tree, rows: tuple[str, ...], values: dict[str, float]) -> None:
     folder = tree.root / "6_tables"
     lines = [line for row in rows for line in _table_lines(tree, row, values)]
-    write_csv(folder / "table2.csv", Measurement.columns(), lines)
+    write_csv(folder / "table2.csv", list(Measurement.model_fields), lines)
     claims = []
     for verdict, worse in (("holds", "pissa"), ("does not hold", "lora-rank8")):
         if worse in rows and "gap-init" in rows:
@@ -202,7 +209,7 @@ def _write_tables(tree: Tree, rows: tuple[str, ...], values: dict[str, float]) -
                     "n": "3 seeds, 40 images", "margin": 0.0,
                 }
             )  # fmt: skip
-    write_csv(tree.root / "claims.csv", ClaimResult.columns(), claims)
+    write_csv(tree.root / "claims.csv", list(ClaimResult.model_fields), claims)
     records = []
     for row in rows:
         for run in tree.runs_of(row):
@@ -212,7 +219,7 @@ def _write_tables(tree: Tree, rows: tuple[str, ...], values: dict[str, float]) -
                 {**run.factors, **record, "run": run.path, "evaluated": "scenes",
                  "metric": "CIDEr", "value": values[run.path], "tables": "table2"}
             )  # fmt: skip
-    write_csv(folder / "runs.csv", RunResult.columns(), records)
+    write_csv(folder / "runs.csv", list(RunResult.model_fields), records)
 
 
 def _table_lines(tree: Tree, row: str, values: dict[str, float]) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from gapinit.config.experiments import load_experiment, table_rows
 from gapinit.config.runs import Run
 from gapinit.tables.claims import check_claims
 from gapinit.tables.table import make_table
+from gapinit.train.step_log import STEP_COLUMNS
 
 SEEDS = [42, 123, 2024]
 NUM_IMAGES = 60
@@ -27,7 +28,6 @@ class World:
 
     def __init__(self, folder: Path, config: Config, content: dict[str, Any]) -> None:
         self.config = config
-        self.num_images = NUM_IMAGES
         self.experiment = folder / "config" / "mine.yaml"
         self.evaluations, self.runs = folder / "5_evaluate", folder / "4_train"
         self.published = folder / "published"
@@ -48,15 +48,15 @@ class World:
     def score(self, row: str, run: Run, mean: float, dataset: str = "scenes") -> Path:
         """Write scores whose CIDEr is exactly `mean`, with the same image effects in every run."""
         rng = np.random.default_rng([run.seed or 0, *row.encode()])
-        images = np.random.default_rng(0).normal(0, 10, self.num_images)
-        cider = images + rng.normal(0, 4, self.num_images)
+        images = np.random.default_rng(0).normal(0, 10, NUM_IMAGES)
+        cider = images + rng.normal(0, 4, NUM_IMAGES)
         cider += mean - cider.mean()
         samples = [
             {"image_id": i, "caption": "a \\ caption", "CIDEr": value, "Bleu_4": 1.0}
             for i, value in enumerate(cider)
         ]
         # The order of a file means nothing: pairs are found by image.
-        order = rng.permutation(self.num_images)
+        order = rng.permutation(NUM_IMAGES)
         path = self.evaluations / run.path / f"{dataset}.scores.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         metrics = {"CIDEr": float(cider.mean()), "Bleu_4": mean / 4}
@@ -73,9 +73,10 @@ class World:
         record = {"factors": run.factors, "first_grad_norm": 0.5, "final_loss": 1.25}
         record |= {"noise_cosine": None, "trainable_parameters": 1234}
         path.write_text(json.dumps(record))
-        process = {"seconds": 12.5, "peak_memory_mb": 800}
+        process = {"seconds": 12.5, "peak_memory_mb": 800.5}
         path.with_name("process.json").write_text(json.dumps(process))
-        path.with_name("steps.csv").write_text("step,loss\n1,4.0\n2,1.25\n")
+        log = f"{','.join(STEP_COLUMNS)}\n1,4.0,0.5,0.1,0\n2,1.25,0.5,0.1,0\n"
+        path.with_name("steps.csv").write_text(log)
 
     def fill(self, means: dict[str, float], dataset: str = "scenes") -> None:
         """Write everything: a row's seeds score its mean plus their offsets."""
@@ -85,7 +86,7 @@ class World:
                 self.score(row, run, means[row] + offset, dataset)
                 self.train(run)
 
-    def table(self, **changes: Any) -> dict[tuple[str, str], dict[str, str]]:
+    def table(self) -> dict[tuple[str, str], dict[str, str]]:
         """Make the table; return its lines by row and metric."""
         make_table(
             self.experiment,
@@ -94,7 +95,6 @@ class World:
             self.runs,
             self.published,
             self.output,
-            **changes,
         )
         return {(line["row"], line["metric"]): line for line in read(self.output)}
 

@@ -79,7 +79,7 @@ def runs(tmp_path: Path) -> list[Path]:
         write_run(folder / "a.json", "gap-init", [0.97, 0.985, 0.93]),
         write_run(folder / "b.json", "gap-init", [0.97, 1.0000001]),
         write_run(folder / "c.json", "random-b", [-0.15, 0.01, 0.31, -0.05]),
-        write_run(folder / "d.json", "lora-gaussian", [None]),
+        write_run(folder / "d.json", "lora-gaussian", None),
     ]
 
 
@@ -115,7 +115,7 @@ def test_figure2_errors(gap: Path, runs: list[Path], tmp_path: Path) -> None:
         figure2.draw(gap, runs[2:], stem)
     for bad in (None, [], [0.5, None], [1.2], "0.9"):
         write_run(runs[0], "gap-init", bad)
-        with pytest.raises(GapinitError, match="a.json: key 'alignment_at_init'"):
+        with pytest.raises(GapinitError, match="a.json: key 'alignment_at_init"):
             figure2.draw(gap, runs, stem)
     assert not stem.parent.exists()
 

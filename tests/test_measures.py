@@ -9,8 +9,16 @@ import pytest
 
 from gapinit.config.experiments import METRICS
 from gapinit.errors import GapinitError
-from gapinit.tables.measures import FROM_RECORD, FROM_STEPS, measure, running_mean
+from gapinit.tables.measures import (
+    FROM_RECORD,
+    FROM_STEPS,
+    RunRecord,
+    measure,
+    running_mean,
+)
 from gapinit.train.step_log import read_steps
+
+EMPTY = RunRecord(factors={})
 
 
 def log(folder: Path, loss: list[float], norm: list[float] | None = None) -> Path:
@@ -32,29 +40,29 @@ def test_the_loss_of_a_run(tmp_path: Path) -> None:
     falling = np.linspace(3, 1, 200)
     quiet = log(tmp_path / "quiet", list(falling))
     noisy = log(tmp_path / "noisy", list(falling + rng.normal(0, 0.2, 200)))
-    assert measure("final_loss", quiet, {}, None) == pytest.approx(falling[-20:].mean())
-    assert measure("loss_oscillation", noisy, {}, None) == pytest.approx(0.2, rel=0.25)
-    assert measure("loss_oscillation", quiet, {}, None) < 0.01
-    steps = measure("steps_to_loss", quiet, {}, 2.0)
+    assert measure("final_loss", quiet, EMPTY, None) == pytest.approx(falling[-20:].mean())
+    assert measure("loss_oscillation", noisy, EMPTY, None) == pytest.approx(0.2, rel=0.25)
+    assert measure("loss_oscillation", quiet, EMPTY, None) < 0.01
+    steps = measure("steps_to_loss", quiet, EMPTY, 2.0)
     trailing = [falling[max(0, n - 9) : n + 1].mean() for n in range(200)]
     assert steps == 1 + next(n for n, value in enumerate(trailing) if value <= 2.0)
-    assert measure("steps_to_loss", quiet, {}, 0.5) == 200, "never reached: all its steps"
+    assert measure("steps_to_loss", quiet, EMPTY, 0.5) == 200, "never reached: all its steps"
 
 
 def test_the_gradient_and_the_direction_of_a_run(tmp_path: Path) -> None:
     folder = log(tmp_path / "run", [1.0] * 10, [0.5, 7.0, *[2.0] * 8])
-    assert measure("peak_grad_norm", folder, {}, None) == 7.0
-    assert measure("final_grad_norm", folder, {}, None) == 2.0
-    assert measure("final_alignment", folder, {}, None) == pytest.approx(0.89)
-    assert measure("first_grad_norm", folder, {"first_grad_norm": 0.5}, None) == 0.5
+    assert measure("peak_grad_norm", folder, EMPTY, None) == 7.0
+    assert measure("final_grad_norm", folder, EMPTY, None) == 2.0
+    assert measure("final_alignment", folder, EMPTY, None) == pytest.approx(0.89)
+    assert (
+        measure("first_grad_norm", folder, RunRecord(factors={}, first_grad_norm=0.5), None) == 0.5
+    )
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     folder = log(tmp_path / "run", [1.0] * 3)
     with pytest.raises(GapinitError, match=r"run.json: 'gradient_share' is missing"):
-        measure("gradient_share", folder, {}, None)
-    with pytest.raises(GapinitError, match="says no target_loss"):
-        measure("steps_to_loss", folder, {}, None)
+        measure("gradient_share", folder, EMPTY, None)
     with pytest.raises(GapinitError, match=r"steps.csv: no such file"):
         read_steps(tmp_path / "steps.csv")
     (folder / "steps.csv").write_text("step,loss\n1,x\n")

@@ -263,10 +263,11 @@ def test_a_metric_that_a_row_lacks_is_none_and_an_unknown_row_an_error(
         find(tables, "Table 2", "piza", "CIDEr", "mine.yaml")
 
 
-HEADER = ",".join(PublishedNumber.columns())
+HEADER = ",".join(PublishedNumber.model_fields)
 GOOD = "Table 1,a,CIDEr,1.5,,1.5,,c"
 BAD = {
-    "columns": ("place,row\n", "not found: metric, value"),
+    "columns": ("place,row\n", "expected the columns place, row, metric"),
+    "empty file": ("", "not found: place, row"),
     "number": (f"{HEADER}\nTable 1,a,CIDEr,many,,many,,c\n", "line 2, column 'value'"),
     "not finite": (
         f"{HEADER}\nTable 1,a,CIDEr,nan,,nan,,c\n",
@@ -275,9 +276,9 @@ BAD = {
     "std": (f"{HEADER}\nTable 1,a,CIDEr,1,x,1,,c\n", "column 'std'"),
     "empty": (
         f"{HEADER}\n{GOOD}\nTable 1,,CIDEr,1,,1,,c\n",
-        "line 3, column 'row': expected some text, found ''",
+        "line 3, column 'row': expected text, found ''",
     ),
-    "short line": (f"{HEADER}\nTable 1,a,CIDEr\n", "column 'value': expected a number, found ''"),
+    "short line": (f"{HEADER}\nTable 1,a,CIDEr\n", "column 'value': "),
     "twice": (f"{HEADER}\n{GOOD}\n{GOOD}\n", "a second number for Table 1, a, CIDEr"),
 }
 

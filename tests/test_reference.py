@@ -47,10 +47,6 @@ def _finish(tree: Tree, folder: Path) -> None:
     config = tree.config.model_dump(mode="json", by_alias=True)
     config["figures"] = ["figure1a", "figure2"]
     write_json(folder / "configuration.json", config)
-    layers = {"naive": [4, 5], "gg-safe": [3, 5], "all": [0, 1, 2, 3, 4, 5]}
-    layers_file = folder / "3_gap" / "mini-blip2" / "layers.json"
-    layers_file.parent.mkdir(parents=True)
-    write_json(layers_file, layers | {"exclude_bottom": 0, "score": [1.0, 2, 3, 4, 5, 6]})
     for name in ("6_tables/table2.md", "6_tables/table2.tex", "claims.md", "report.html"):
         (folder / name).write_text(f"{name}\n", encoding="utf-8")
     for figure in ("figure1a", "figure2"):

@@ -7,24 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from gapinit.report.page import make_report
-
 from .browser import Browser, chromium, find_chromium
-from .report_tree import LABELS, build
+from .report_tree import LABELS, Tree
 
 WIDTHS = (390, 1400)
 
 
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="session")
+def page(tree: Tree) -> Path:
     """Return a report in a folder whose name has to be quoted in a link."""
-    tree = build(tmp_path_factory.mktemp("a results"))
-    output = tree.root / "report.html"
-    make_report(**tree.arguments, output=output)
-    return output
+    return tree.root / "report.html"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """Return a running browser; without one, every test here is skipped."""
     program = find_chromium()

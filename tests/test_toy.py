@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from gapinit.errors import GapinitError
 from gapinit.figures.toy import (
     alignment_probability,
     effective_gradient,
@@ -16,9 +15,6 @@ from gapinit.figures.toy import (
     random_alignments,
     random_unit_directions,
     root_mean_square_alignment,
-    squared_alignment_law,
-    tail_bound,
-    tail_probability,
 )
 
 
@@ -29,7 +25,6 @@ def test_squared_alignment_follows_the_beta_law(dimension: int) -> None:
     sample = random_alignments(4000, direction, generator)
     law = stats.beta(0.5, (dimension - 1) / 2)
     assert stats.kstest(sample**2, law.cdf).pvalue > 1e-3
-    assert stats.kstest(sample**2, squared_alignment_law(dimension).cdf).pvalue > 1e-3
     # The law of another dimension is refused: the test can tell.
     assert stats.kstest(sample**2, stats.beta(0.5, dimension / 1.5).cdf).pvalue < 1e-6
     # The sign is even.
@@ -72,18 +67,6 @@ def test_mean_falls_like_the_square_root() -> None:
     assert mean_alignment(64) / mean_alignment(4096) == pytest.approx(8.0, rel=1e-2)
 
 
-@pytest.mark.parametrize("dimension", [2, 3, 10, 100, 2560])
-def test_tail_stays_under_its_bound(dimension: int) -> None:
-    for epsilon in np.geomspace(1e-3, 0.999, 40):
-        exact = tail_probability(epsilon, dimension)
-        assert 0 <= exact <= tail_bound(epsilon, dimension) <= 1
-    generator = np.random.default_rng(dimension)
-    sample = np.abs(random_alignments(3000, np.eye(dimension)[0], generator))
-    epsilon = 1.2 / math.sqrt(dimension)
-    hits = int((sample > epsilon).sum())
-    assert stats.binomtest(hits, 3000, tail_probability(epsilon, dimension)).pvalue > 1e-3
-
-
 def test_probability_between_edges() -> None:
     edges = np.linspace(-1, 1, 21)
     mass = alignment_probability(edges, 9)
@@ -118,15 +101,3 @@ def test_gap_init_needs_a_gap_above_the_noise() -> None:
         ).gap_init
 
     assert gap_init(0.01) < 0.1 < 0.9 < gap_init(2.0) < 1.0
-
-
-def test_errors() -> None:
-    generator = np.random.default_rng(0)
-    with pytest.raises(GapinitError, match="dimension: expected a whole number of at least 2"):
-        mean_alignment(1)
-    with pytest.raises(GapinitError, match="epsilon"):
-        tail_bound(0.0, 5)
-    with pytest.raises(GapinitError, match="not zero"):
-        random_alignments(3, np.zeros(4), generator)
-    with pytest.raises(GapinitError, match="at least one pair"):
-        effective_gradient(8, directions=1, pairs=0, gap_to_noise=1.0, generator=generator)

@@ -8,12 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from gapinit.cli.options import Manifest, Output, choice, one_line
-from gapinit.figures import FIGURES
 
 app = typer.Typer()
+
 Configuration = Annotated[Path, typer.Option(help="Checked configuration, JSON.")]
 Evaluations = Annotated[Path, typer.Option(help="Folder of all runs' scores.")]
 Runs = Annotated[Path, typer.Option(help="Folder of all runs.")]
+Published = Annotated[Path, typer.Option(help="Folder of published numbers.")]
 Experiments = Annotated[list[Path], typer.Option(help="Experiment file; may be repeated.")]
 
 
@@ -38,7 +39,7 @@ def table(
     configuration: Configuration,
     evaluations: Evaluations,
     runs: Runs,
-    published: Annotated[Path, typer.Option(help="Folder of published numbers.")],
+    published: Published,
     output: Output,
 ) -> None:
     """Write one table: published and measured numbers side by side (CSV, Markdown, LaTeX)."""
@@ -89,15 +90,14 @@ def figure(
     """Draw one figure (PDF, PNG, SVG) and write the numbers drawn (CSV)."""
     from importlib import import_module
 
+    from gapinit.figures import FIGURES
+
     choice(name, "figure", tuple(FIGURES))
-    module, options = FIGURES[name]
-    draw = import_module(f"gapinit.figures.{module}").draw
+    figure = FIGURES[name]
     given = {"table": table, "states": states, "gap": gap, "runs": run}
-    draw(
-        **{key: value for key, value in given.items() if value is not None},
-        **options,
-        output=output,
-    )
+    given = {key: value for key, value in given.items() if value is not None}
+    draw = import_module(f"gapinit.figures.{figure.module}").draw
+    draw(**given, **figure.options, output=output)
 
 
 @app.command()
@@ -110,11 +110,11 @@ def report(
     evaluations: Evaluations,
     runs: Runs,
     manifest: Manifest,
+    layers: Annotated[Path, typer.Option(help="Layer choice, JSON.")],
+    published: Published,
+    rule_graph: Annotated[Path, typer.Option(help="The workflow's rules, SVG.")],
     output: Output,
-    layers: Annotated[Path | None, typer.Option(help="Layer choice.")] = None,
     figure: Annotated[list[Path] | None, typer.Option(help="Figure, SVG; may repeat.")] = None,
-    published: Annotated[Path | None, typer.Option(help="Folder of published numbers.")] = None,
-    rule_graph: Annotated[Path | None, typer.Option(help="The workflow's rules, SVG.")] = None,
 ) -> None:
     """Write the report, one self-contained HTML page."""
     from gapinit.report.page import make_report

@@ -1,22 +1,29 @@
-"""The papers' figures: name, module whose `draw` writes PDF, PNG, SVG and CSV, and its options."""
+"""The paper's figures: each is drawn by a module's `draw`, which writes PDF, PNG, SVG and CSV."""
 
-from typing import Any
+from __future__ import annotations
 
-FIGURES: dict[str, tuple[str, dict[str, Any]]] = {
-    "figure1a": ("bars", {"metric": "CIDEr"}),
-    "figure1b": ("bars", {"metric": "VQAv2_accuracy"}),
-    "figure1c": ("figure1c", {}),
-    "figure2": ("figure2", {}),
-    "figure3": ("figure3", {}),
-    "figure4": ("figure4", {}),
-    "figure5": ("figure5", {}),
-    "curves": ("curves", {}),
-    "dynamics_loss": ("curves", {"quantities": ("loss",)}),
-    "dynamics_gradnorm": ("curves", {"quantities": ("grad_norm",)}),
+from typing import Any, NamedTuple
+
+
+class Figure(NamedTuple):
+    """How a figure is drawn: the module of this package and what its `draw` is told."""
+
+    module: str
+    options: dict[str, Any] = {}
+    metric: str | None = None
+    """The figure draws the first table that has this metric; None: it has no such need."""
+
+
+FIGURES = {
+    "figure1a": Figure("bars", {"metric": "CIDEr"}),
+    "figure1b": Figure("bars", {"metric": "VQAv2_accuracy"}, "VQAv2_accuracy"),
+    "figure1c": Figure("figure1c"),
+    "figure2": Figure("figure2"),
+    "figure3": Figure("figure3"),
+    "figure4": Figure("figure4"),
+    "figure5": Figure("figure5"),
+    "curves": Figure("curves"),
+    "dynamics_loss": Figure("curves", {"quantities": ("loss",)}, "loss_oscillation"),
+    "dynamics_gradnorm": Figure("curves", {"quantities": ("grad_norm",)}, "loss_oscillation"),
 }
-DRAWN_METRIC = {
-    "figure1b": "VQAv2_accuracy",
-    "dynamics_loss": "loss_oscillation",
-    "dynamics_gradnorm": "loss_oscillation",
-}
-"""Figures that draw the first table with a metric, and that metric."""
+"""Every figure by the stem of its files; its inputs stand in `rules/inputs.smk`."""

@@ -18,11 +18,11 @@ BAR = 0.36
 
 
 def draw(table: Path, output: Path, *, metric: str) -> None:
-    """Draw one pair of bars per row: the published score, and ours with its 95 % interval.
+    """Draw one pair of bars a row: the published score, and ours with its 95 % interval.
 
     `table` is a table's CSV file. Rows without a published number (the controls) have one bar.
     Writes `<output>.pdf`, `.png`, `.svg` and `.csv` (the numbers drawn, metric in percent).
-    Raises GapinitError if the table has no row with this metric.
+    `GapinitError` if the table has no row with this metric.
 
     Source: Zhao et al., "When Is Rank-1 Enough?", figures 1(a) and 1(b).
     """
@@ -36,18 +36,8 @@ def draw(table: Path, output: Path, *, metric: str) -> None:
         draw_rows(axes, rows)
         axes.set_xlabel(f"{NAMES.get(metric, metric)} (percent)")
         style.save(figure, output)
-    style.write_numbers(
-        output,
-        {
-            "row": [row.row for row in rows],
-            "label": [row.label for row in rows],
-            "published": [row.published for row in rows],
-            "measured": [row.measured for row in rows],
-            "interval_low": [row.interval.low if row.interval else None for row in rows],
-            "interval_high": [row.interval.high if row.interval else None for row in rows],
-            "n_seeds": [row.n_seeds for row in rows],
-        },
-    )
+    columns = ("row", "label", "published", "measured", "interval_low", "interval_high", "n_seeds")
+    style.write_numbers(output, {name: [getattr(row, name) for row in rows] for name in columns})
 
 
 def draw_rows(axes: Axes, rows: list[Measurement]) -> None:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gapinit.artifacts.artifacts import read_json
 from gapinit.config.methods import METHODS
 from gapinit.config.runs import Run
 from gapinit.errors import GapinitError
 from gapinit.figures import style
+from gapinit.tables.measures import read_record
 from gapinit.train.step_log import read_steps
 
 if TYPE_CHECKING:
@@ -45,35 +45,31 @@ class Curve:
 
 
 def draw(
-    runs: Sequence[Path],
-    output: Path,
-    *,
-    quantities: Sequence[str] = tuple(QUANTITIES),
-    window: int | None = None,
+    runs: Sequence[Path], output: Path, *, quantities: Sequence[str] = tuple(QUANTITIES)
 ) -> None:
-    """Draw quantities of the step logs over the steps, one panel each, one line per method.
+    """Draw training loss, gradient norm and |cos(B, gap)| over the steps, a line a method.
 
-    `runs` are run folders (`steps.csv`, `run.json`), or the `run.json` in them; runs that differ in
-    the seed alone make one line, the mean over seeds, with a band of one standard deviation.
-    Every run is first smoothed by a centred running mean over `window` steps, by default a
-    fiftieth of the run. Each backbone has its own panels: side by side for one quantity, otherwise
-    one row per backbone. Writes `<output>.pdf`, `.png`, `.svg` and `.csv`. GapinitError names a
-    missing or damaged log, and runs of one method with different numbers of steps.
+    `runs` are the `run.json` of the runs, each beside its `steps.csv`; runs that differ in nothing
+    but the seed make one line, the mean over seeds, with a band of one standard deviation. Every
+    run is first smoothed by a centred running mean over a fiftieth of its steps. Each of
+    `quantities` has a panel; runs of several backbones have panels of their own, side by side or,
+    of several quantities, a row a backbone.
+    Writes `<output>.pdf`, `.png`, `.svg` and `.csv`. `GapinitError` names a missing or damaged
+    log, and runs of one method with different numbers of steps.
 
-    Source: Zhao et al., "When Is Rank-1 Enough?", section 4.3 (the effect of the zeroed A on the
+    Source: Zhao et al., "When Is Rank-1 Enough?", section 4.3 (what the zeroed A does to the
     gradient); Baek et al., "Understanding LoRA Finetuning Dynamics within Vision Language Models",
     figures 3 to 6 (loss and gradient norm).
     """
     if not runs:
-        raise GapinitError("training curves: expected at least one run folder, found none")
+        raise GapinitError("training curves: expected at least one run, found none")
     groups: dict[Run, list[Path]] = {}
     for path in runs:
-        folder = Path(path).parent if Path(path).name == "run.json" else Path(path)
-        groups.setdefault(replace(_run(folder), seed=None), []).append(folder)
+        groups.setdefault(replace(_run(Path(path)), seed=None), []).append(Path(path).parent)
     curves = [
         curve
         for label, (run, folders) in zip(labels(list(groups)), groups.items(), strict=True)
-        for curve in _curves(label, run, folders, window)
+        for curve in _curves(label, run, folders)
         if curve.quantity in quantities
     ]
     backbones = list(dict.fromkeys(run.backbone for run in groups))
@@ -126,19 +122,17 @@ def smooth(values: np.ndarray, window: int) -> np.ndarray:
     return np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")
 
 
-def _run(folder: Path) -> Run:
-    path = folder / "run.json"
-    factors: Any = read_json(path)
+def _run(path: Path) -> Run:
     try:
-        run = Run(**factors["factors"])
-    except (KeyError, TypeError) as error:
+        run = Run(**read_record(path).factors)
+    except TypeError as error:
         raise GapinitError(f"{path}: expected the run's 'factors' ({error})") from None
     if run.method not in METHODS:
         raise GapinitError(f"{path}: unknown method '{run.method}'")
     return run
 
 
-def _curves(label: str, run: Run, folders: Sequence[Path], window: int | None) -> list[Curve]:
+def _curves(label: str, run: Run, folders: Sequence[Path]) -> list[Curve]:
     logs = [read_steps(folder / "steps.csv") for folder in folders]
     for folder, log in zip(folders, logs, strict=True):
         if len(log["step"]) != len(logs[0]["step"]):
@@ -147,7 +141,7 @@ def _curves(label: str, run: Run, folders: Sequence[Path], window: int | None) -
                 f"{len(logs[0]['step'])}: runs of one method cannot be averaged. Train them again."
             )
     # ASSUME: step losses of small batches are noise to the eye; the span is part of the caption.
-    span = max(1, len(logs[0]["step"]) // 50) if window is None else window
+    span = max(1, len(logs[0]["step"]) // 50)
     curves = []
     for quantity in QUANTITIES:
         values = np.stack([smooth(log[quantity], span) for log in logs])

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gapinit.artifacts.artifacts import read_json
 from gapinit.errors import GapinitError
 from gapinit.figures import style
 from gapinit.figures.toy import alignment_probability, random_alignments
 from gapinit.gap.gap_file import read_gap
+from gapinit.tables.measures import read_record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -103,27 +103,20 @@ def _draw_shares(
 def _alignments(runs: list[Path]) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {"gap-init": [], "random-b": []}
     for path in runs:
-        run = read_json(path)
-        method = run.get("factors", {}).get("method") if isinstance(run, dict) else None
-        if method not in found:
-            continue
-        values = run.get("alignment_at_init")
-        if not isinstance(values, list) or not values or not all(map(_is_cosine, values)):
-            raise GapinitError(
-                f"{path}: key 'alignment_at_init': expected a cosine in [-1, 1] for each adapted "
-                f"module, found {values!r}. Train the run again."
-            )
-        found[method] += [float(value) for value in values]
+        record = read_record(path)
+        method = record.factors.get("method")
+        if method in found:
+            if not record.alignment_at_init:
+                raise GapinitError(
+                    f"{path}: key 'alignment_at_init': expected a cosine for each adapted module, "
+                    f"found {record.alignment_at_init!r}. Train the run again."
+                )
+            found[method] += record.alignment_at_init
     if not found["gap-init"]:
         raise GapinitError(
             f"figure 2: none of the {len(runs)} runs has the method 'gap-init'. Name one."
         )
     return found
-
-
-def _is_cosine(value: Any) -> bool:
-    # A cosine computed in single precision may pass 1 by a rounding error.
-    return isinstance(value, (int, float)) and abs(value) <= 1 + 1e-5
 
 
 def _share(values: Any, edges: np.ndarray) -> np.ndarray:

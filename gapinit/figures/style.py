@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gapinit.artifacts.artifacts import atomic_file
+from gapinit.tables.records import write_csv
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,14 +110,8 @@ def write_numbers(output_stem: Path, columns: Mapping[str, Iterable[Any]]) -> No
 
     All columns have one length; None becomes an empty field; floats keep all their digits.
     """
-    rows = zip(*columns.values(), strict=True)
-    with (
-        atomic_file(_with_suffix(output_stem, "csv")) as temporary,
-        open(temporary, "w", encoding="utf-8", newline="") as handle,
-    ):
-        writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows([_field(value) for value in row] for row in rows)
+    lines = ([_field(value) for value in row] for row in zip(*columns.values(), strict=True))
+    write_csv(_with_suffix(output_stem, "csv"), columns, lines)
 
 
 def _with_suffix(stem: Path, suffix: str) -> Path:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-
-from gapinit.errors import GapinitError
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -31,7 +29,6 @@ def random_unit_directions(
 
     b = z / |z| with z ~ N(0, I_d). Returns (number, dimension).
     """
-    _check_dimension(dimension)
     vectors = generator.standard_normal((number, dimension))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors
@@ -45,44 +42,32 @@ def random_alignments(
     Works in chunks, so that memory does not grow with `number` times d.
     """
     vector = np.asarray(direction, dtype=np.float64)
-    length = float(np.linalg.norm(vector))
-    if vector.ndim != 1 or not math.isfinite(length) or length == 0.0:
-        raise GapinitError("direction: expected one finite vector that is not zero")
-    unit = vector / length
+    unit = vector / float(np.linalg.norm(vector))
     rows = max(1, CHUNK_ENTRIES // len(unit))
     chunks = [
         random_unit_directions(min(rows, number - start), len(unit), generator) @ unit
         for start in range(0, number, rows)
     ]
-    return np.concatenate(chunks) if chunks else np.empty(0)
-
-
-def squared_alignment_law(dimension: int) -> Any:
-    """Return the law of <b, u>^2, Beta(1/2, (d-1)/2), as a frozen scipy distribution.
-
-    Source: Zhao et al., Appendix A.3, equation 6.
-    """
-    from scipy.stats import beta
-
-    _check_dimension(dimension)
-    return beta(0.5, (dimension - 1) / 2)
+    return np.concatenate(chunks)
 
 
 def alignment_probability(edges: npt.ArrayLike, dimension: int) -> Float64Array:
     """Return the probability that <b, u> falls between consecutive `edges`, for a random b.
 
     P(<b, u> <= x) = (1 + sign(x) F(x^2)) / 2, with F the distribution function of
-    Beta(1/2, (d-1)/2). `edges` is increasing; the result is one shorter.
+    Beta(1/2, (d-1)/2), the law of <b, u>^2. `edges` is increasing; the result is one shorter.
+
+    Source: Zhao et al., Appendix A.3, equation 6.
     """
+    from scipy.stats import beta
+
     values = np.asarray(edges, dtype=np.float64)
-    law = squared_alignment_law(dimension)
-    cumulative = (1 + np.sign(values) * law.cdf(np.minimum(values**2, 1.0))) / 2
-    return np.diff(cumulative)
+    within = beta(0.5, (dimension - 1) / 2).cdf(np.minimum(values**2, 1.0))
+    return np.diff((1 + np.sign(values) * within) / 2)
 
 
 def mean_alignment(dimension: int) -> float:
     """Return E|<b, u>| = Gamma(d/2) / (sqrt(pi) Gamma((d+1)/2)), about sqrt(2 / (pi d))."""
-    _check_dimension(dimension)
     return math.exp(math.lgamma(dimension / 2) - math.lgamma((dimension + 1) / 2)) / math.sqrt(
         math.pi
     )
@@ -90,24 +75,7 @@ def mean_alignment(dimension: int) -> float:
 
 def root_mean_square_alignment(dimension: int) -> float:
     """Return sqrt(E<b, u>^2) = d^(-1/2) (Zhao et al., Proposition 3.1)."""
-    _check_dimension(dimension)
     return dimension**-0.5
-
-
-def tail_bound(epsilon: float, dimension: int) -> float:
-    """Bound P(|<b, u>| > epsilon) by 2 exp(-(d-1) epsilon^2 / 2), or by 1 where that is larger.
-
-    Source: Zhao et al., Proposition 3.1.
-    """
-    _check_dimension(dimension)
-    if not epsilon > 0:
-        raise GapinitError(f"epsilon: expected a number above 0, found {epsilon!r}")
-    return min(1.0, 2 * math.exp(-(dimension - 1) * epsilon**2 / 2))
-
-
-def tail_probability(epsilon: float, dimension: int) -> float:
-    """Return P(|<b, u>| > epsilon) itself, from the Beta law."""
-    return float(squared_alignment_law(dimension).sf(min(epsilon, 1.0) ** 2))
 
 
 def effective_gradient(
@@ -129,12 +97,6 @@ def effective_gradient(
 
     Source: Zhao et al., Appendix A.
     """
-    _check_dimension(dimension)
-    if pairs < 1 or directions < 1 or not gap_to_noise > 0:
-        raise GapinitError(
-            "toy model: expected at least one pair, one direction and a gap_to_noise above 0, "
-            f"found {pairs}, {directions} and {gap_to_noise!r}"
-        )
     unit = random_unit_directions(1, dimension, generator)[0]
     # ASSUME: sigma = 1 and |g| grows like sqrt(d), as the length of hidden states does; the paper
     # fixes neither. mu does not enter: it cancels in the difference of the means.
@@ -146,8 +108,3 @@ def effective_gradient(
         random=np.abs(random_alignments(directions, unit, generator)),
         gap_init=float(abs(estimate @ unit) / np.linalg.norm(estimate)),
     )
-
-
-def _check_dimension(dimension: int) -> None:
-    if isinstance(dimension, bool) or not isinstance(dimension, int) or dimension < 2:
-        raise GapinitError(f"dimension: expected a whole number of at least 2, found {dimension!r}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ from gapinit.report.sections import (
     Table,
     answer_text,
     arrange_claims,
-    arrange_layers,
     arrange_questions,
     arrange_table,
     count_verdicts,
@@ -36,9 +35,11 @@ from gapinit.report.sections import (
     metric_name,
     number_text,
     p_text,
+    read_layers,
 )
 from gapinit.report.sources import digests, machine, read_papers
 from gapinit.tables.records import read_claims, read_runs, read_table
+from gapinit.tables.scores import ScoreFolder
 
 TEMPLATES = Path(__file__).parent / "templates"
 HEADLINE_TABLE = "table2"
@@ -61,7 +62,8 @@ def make_report(
     title: str,
     config: Config,
     tables: Sequence[Path],
-    claims: Path | None,
+    experiments: Sequence[Path],
+    claims: Path,
     runs_table: Path,
     figures: Sequence[Path],
     evaluations: Path,
@@ -70,42 +72,42 @@ def make_report(
     predictions_dataset: str,
     output: Path,
     commit: str | None,
-    experiments: Sequence[Path] = (),
-    layers: Path | None = None,
-    published: Path | None = None,
-    rule_graph: Path | None = None,
+    layers: Path,
+    published: Path,
+    rule_graph: Path,
     link_files: bool = True,
 ) -> None:
     """Write the report of one configuration as a single HTML file.
 
     `tables` are the CSV files of stage 6, the headline one being `table2` or else the first;
-    `figures` are stems or SVG files; `manifest` is that of `predictions_dataset`, whose test
-    images the browser of predictions shows. `experiments` (YAML files, optional) give the tables
-    their titles and notes, `layers` (JSON of the gap stage, optional) the scores of all layers,
-    `published` (folder of the papers' numbers) what the papers print for one configuration in
-    several places, `rule_graph` (SVG) the workflow. With `link_files`, runs lead to their logs and
-    adapters where these lie beside the page.
+    `experiments` (YAML files) give them their titles and notes; `figures` are stems or SVG files;
+    `manifest` is that of `predictions_dataset`, whose test images the browser of predictions
+    shows. `layers` (JSON of the gap stage) holds the scores of all layers, `published` (folder of
+    the papers' numbers) what the papers print for one configuration in several places,
+    `rule_graph` (SVG) the workflow. With `link_files`, runs lead to their logs and adapters where
+    these lie beside the page.
     The same inputs give the same bytes. Raises GapinitError that names a missing or wrong file.
     """
     pictures = [_figure(path) for path in figures]
-    arranged = _tables(tables, experiments)
+    loaded = {path.stem: load_experiment(path) for path in experiments}
+    arranged = _tables(tables, loaded)
     headline = next((table for table in arranged if table.id == HEADLINE_TABLE), arranged[0])
-    verdicts = read_claims(claims) if claims else []
+    shown = headline.metrics[0]
+    verdicts = read_claims(claims)
     results = arrange_claims(verdicts, arranged)
     in_order = sorted(results, key=lambda claim: verdicts.index(claim.result))
     lines, versions = arrange_runs(
         read_runs(runs_table),
         runs,
-        headline.metrics[0].metric,
+        shown.metric,
         config.backbone,
         Path(output).parent if link_files else None,
     )
     backbones = dict.fromkeys(line.run.backbone for line in lines)
-    shown = headline.metrics[0]
     browser = browse_predictions(
         # Only captions are browsed: a table of questions or of trainings has none.
         shown.rows if shown.metric == "CIDEr" else (),
-        evaluations=evaluations,
+        scores=ScoreFolder(evaluations, runs),
         dataset=predictions_dataset,
         manifest=manifest,
     )
@@ -113,6 +115,7 @@ def make_report(
         "title": title,
         "config": config,
         "commit": commit,
+        "config_digest": digest(config.model_dump(mode="json")),
         "scale": _scale(config, manifest, predictions_dataset),
         "other_backbones": [name for name in backbones if name != config.backbone],
         "headline": headline,
@@ -121,22 +124,21 @@ def make_report(
         # What the first claim of the headline table says stands above everything else.
         "lead": next((it for it in in_order if it.result.table == headline.id), None),
         "questions": arrange_questions(in_order),
-        "papers": read_papers(published, [load_experiment(path).paper for path in experiments]),
-        "rule_graph": _figure(rule_graph) if rule_graph else None,
+        "papers": read_papers(published, [experiment.paper for experiment in loaded.values()]),
+        "rule_graph": _figure(rule_graph),
         "machine": machine(),
-        "digests": digests(
-            [*tables, *([claims] if claims else []), runs_table, manifest], Path(output).parent
-        ),
+        "digests": digests([*tables, claims, runs_table, manifest], Path(output).parent),
         "tables": arranged,
         "table_places": {table.id: table.place for table in arranged},
         "figures": pictures,
         "runs": lines,
         "run_paths": {line.run.path for line in lines},
         "run_datasets": list(dict.fromkeys(key for line in lines for key in line.scores)),
-        "run_metric": metric_name(headline.metrics[0].metric),
-        "layers": arrange_layers(layers, lines),
+        "run_metric": metric_name(shown.metric),
+        "layers": read_layers(layers),
         "browser": browser,
         "versions": versions,
+        "citation": (TEMPLATES / "citation.bib").read_text(encoding="utf-8").strip(),
     }
     page = render(content)
     with atomic_file(output) as temporary:
@@ -170,8 +172,6 @@ def render(content: dict[str, Any]) -> str:
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
     return environment.get_template("page.html.j2").render(
         **content,
-        config_digest=digest(content["config"].model_dump(mode="json")),
-        citation=(TEMPLATES / "citation.bib").read_text(encoding="utf-8").strip(),
         style=Markup(style),
         style_hash=_policy_hash(style),
         script=Markup(script),
@@ -184,14 +184,17 @@ def run_id(path: str) -> str:
     return f"run/{path}"
 
 
-def _tables(paths: Sequence[Path], experiments: Sequence[Path]) -> list[Table]:
-    if not paths:
-        raise GapinitError("report: no tables were given, expected at least one CSV file")
-    known: dict[str, Experiment] = {path.stem: load_experiment(path) for path in experiments}
+def _tables(paths: Sequence[Path], experiments: Mapping[str, Experiment]) -> list[Table]:
     arranged = []
     for path in paths:
         measurements = read_table(path)
-        arranged.append(arrange_table(measurements, known.get(measurements[0].table)))
+        name = measurements[0].table
+        if name not in experiments:
+            raise GapinitError(
+                f"{path}: expected a table of the experiments {', '.join(experiments)}, found "
+                f"'{name}'. Name its experiment, too."
+            )
+        arranged.append(arrange_table(measurements, experiments[name]))
     return arranged
 
 

@@ -12,18 +12,21 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from gapinit.artifacts.artifacts import read_json
 from gapinit.config.runs import Run
 from gapinit.data.images import FORMATS
 from gapinit.data.manifest import CaptionedImage, read_manifest, require_images
 from gapinit.errors import GapinitError
 from gapinit.tables.records import Measurement
+from gapinit.tables.scores import ScoreFolder, Scores
 
 LONGEST_SIDE = 320
 """Longest side of a thumbnail, in pixels."""
 LOSSLESS_SIDE = 64
 """Images up to this size are embedded as PNG: JPEG blocks would be most of what one sees."""
+Said = dict[Any, tuple[str, float]]
+"""What one run said of each image: its caption and that caption's CIDEr in percent."""
 
 
 @dataclass(frozen=True)
@@ -66,64 +69,55 @@ class Browser:
     """How many images they were chosen from."""
 
 
-Scores = Mapping[int, tuple[str, float]]
-"""Of one run: image id -> (caption, CIDEr in percent)."""
-
-
 def browse_predictions(
-    rows: Sequence[Measurement], *, evaluations: Path, dataset: str, manifest: Path, count: int = 40
+    rows: Sequence[Measurement],
+    *,
+    scores: ScoreFolder,
+    dataset: str,
+    manifest: Path,
+    count: int = 40,
 ) -> Browser:
     """Pick `count` test images and gather what the first run of every row says about them.
 
     With two or more trained methods, the images with the largest range of per-image CIDEr over
     the trained methods are taken; with one, images evenly spaced in the order of its scores.
-    Raises GapinitError that names a missing score file, an image that the manifest does not
-    know, or an image that cannot be read.
+    Raises GapinitError that names a missing or wrong score file, an image that the manifest does
+    not know, or an image that cannot be read.
     """
     # ASSUME: one run a row is shown, its first seed; the untrained backbone is shown but does not
     # count in the choice, since it differs from everything on nearly every image.
     shown = {row.runs[0]: row.label for row in rows if row.runs}
-    scores = {run: read_scores(evaluations / run / f"{dataset}.scores.json") for run in shown}
-    trained = [run for run in shown if Run.parse(run).trained] or list(shown)
     if not shown:
         return Browser((), False, (), 0)
-    common = sorted(set.intersection(*(set(scores[run]) for run in shown)))
-    if not common:
-        raise GapinitError(
-            f"{evaluations}: the score files of {dataset} have no image in common. "
-            "Score the runs again on the same images."
-        )
-    spread = {image: _range([scores[run][image][1] for run in trained]) for image in common}
+    said = {run: _said(scores.scores(Run.parse(run), dataset, "the report")) for run in shown}
+    trained = [run for run in shown if Run.parse(run).trained] or list(shown)
+    ciders = {image: [said[run][image][1] for run in trained] for image in sorted(said[trained[0]])}
+    spread = {image: max(values) - min(values) for image, values in ciders.items()}
     by_disagreement = len(trained) > 1
     if by_disagreement:
         # Ties go to the smaller image id, so that the page is the same on every machine.
-        chosen = sorted(common, key=lambda image: (-spread[image], image))[:count]
+        chosen = sorted(ciders, key=lambda image: (-spread[image], image))[:count]
     else:
-        only = scores[trained[0]]
-        chosen = _spaced(sorted(common, key=lambda image: (-only[image][1], image)), count)
+        chosen = _spaced(sorted(ciders, key=lambda image: (-ciders[image][0], image)), count)
     data = read_manifest(manifest)
     images = {image.image_id: image for image in data.captions("test")}
-    require_images(manifest, [images[one].path for one in chosen if one in images], data.root)
-    predictions = tuple(
-        _prediction(_known(images, image, manifest), shown, scores, spread[image])
-        for image in chosen
-    )
-    return Browser(predictions, by_disagreement, tuple(shown.values()), len(common))
+    for image in chosen:
+        if image not in images:
+            raise GapinitError(
+                f"{manifest}: split 'test' has no image {image}, which a score file speaks of. "
+                "Decode and score again with this dataset."
+            )
+    require_images(manifest, [images[image].path for image in chosen], data.root)
+    predictions = tuple(_prediction(images[image], shown, said, spread[image]) for image in chosen)
+    return Browser(predictions, by_disagreement, tuple(shown.values()), len(ciders))
 
 
-def read_scores(path: Path) -> Scores:
-    """Read the captions and per-image CIDEr of one score file."""
-    content = read_json(path)
-    try:
-        return {
-            int(entry["image_id"]): (str(entry["caption"]), float(entry["CIDEr"]))
-            for entry in content["per_sample"]
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise GapinitError(
-            f"{path}: expected 'per_sample' with image_id, caption and CIDEr, found {error!r}. "
-            "Score the captions again."
-        ) from None
+def _said(scores: Scores) -> Said:
+    """Return caption and CIDEr by image."""
+    if "CIDEr" not in scores.per_sample:
+        raise GapinitError(f"{scores.path}: metric 'CIDEr' is missing. Score the captions again.")
+    said = zip(scores.captions, scores.per_sample["CIDEr"].tolist(), strict=True)
+    return dict(zip(scores.sample_ids, said, strict=True))
 
 
 def thumbnail(path: Path) -> tuple[str, int, int]:
@@ -158,10 +152,10 @@ def data_uri(content: bytes, media_type: str) -> str:
 def _prediction(
     image: CaptionedImage,
     shown: Mapping[str, str],
-    scores: Mapping[str, Scores],
+    said: Mapping[str, Said],
     spread: float,
 ) -> Prediction:
-    captions = [Caption(label, run, *scores[run][image.image_id]) for run, label in shown.items()]
+    captions = [Caption(label, run, *said[run][image.image_id]) for run, label in shown.items()]
     uri, width, height = thumbnail(image.path)
     return Prediction(
         image_id=image.image_id,
@@ -172,19 +166,6 @@ def _prediction(
         captions=tuple(sorted(captions, key=lambda caption: -caption.cider)),
         spread=spread,
     )
-
-
-def _known(images: Mapping[int, CaptionedImage], image_id: int, manifest: Path) -> CaptionedImage:
-    if image_id not in images:
-        raise GapinitError(
-            f"{manifest}: split 'test' has no image {image_id}, which a score file speaks of. "
-            "Decode and score again with this dataset."
-        )
-    return images[image_id]
-
-
-def _range(values: Sequence[float]) -> float:
-    return max(values) - min(values)
 
 
 def _spaced(ordered: Sequence[int], count: int) -> list[int]:

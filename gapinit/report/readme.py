@@ -8,12 +8,10 @@ from pathlib import Path
 
 from gapinit.artifacts.artifacts import atomic_file, read_json
 from gapinit.config.configuration import Config
-from gapinit.config.runs import Run
 from gapinit.config.yaml_files import check_settings
 from gapinit.errors import GapinitError
 from gapinit.report.sections import interval_text, metric_name, number_text
-from gapinit.tables.records import Measurement, read_claims, read_table
-from gapinit.tables.statistics import small_sample_note
+from gapinit.tables.records import Measurement, few_seeds, read_claims, read_table
 
 BEGIN = "<!-- headline: made by `make readme` from results/reference -->"
 END = "<!-- end of headline -->"
@@ -48,15 +46,10 @@ def headline(reference: Path, link: str) -> str:
     table, figure = config.experiments[0], next(iter(config.figures), None)
     rows = read_table(reference / "6_tables" / f"{table}.csv")
     metrics = list(dict.fromkeys(row.metric for row in rows))
-    seeds = {row.n_seeds for row in rows if any(Run.parse(path).trained for path in row.runs)}
     verdicts = Counter(claim.verdict for claim in read_claims(reference / "claims.csv"))
-    counted = ", ".join(
-        f"{words}: {verdicts[verdict]}"
-        for verdict, words in (
-            ("holds", "hold"),
-            ("does not hold", "do not hold"),
-            ("undecided", "undecided"),
-        )
+    counted = (
+        f"hold: {verdicts['holds']}, do not hold: {verdicts['does not hold']}, "
+        f"undecided: {verdicts['undecided']}"
     )
     parts = [
         f"**{table.replace('table', 'Table ')} of the paper, published and measured here.** The "
@@ -64,13 +57,8 @@ def headline(reference: Path, link: str) -> str:
         f"scale, the measured ones from `{config.backbone}` on `{config.datasets.in_domain}`. "
         "Compare signs and order, not levels.",
         _table(rows, metrics),
-        " ".join(
-            [
-                f"Measured is mean ± standard deviation over seeds; 95 % interval over "
-                f"{rows[0].interval_over}.",
-                *(note for note in map(small_sample_note, sorted(seeds)) if note),
-            ]
-        ),
+        f"Measured is mean ± standard deviation over seeds; 95 % interval over "
+        f"{rows[0].interval_over}. {few_seeds(rows)}".rstrip(),
         f"Of the {verdicts.total()} claims in `config/experiments/`, at this scale {counted} "
         f"([each with its numbers]({link}/claims.md)).",
     ]

@@ -8,7 +8,6 @@ number; `outdated` compares that with the code as it is.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +64,7 @@ def make_reference(results: Path, output: Path, project: Path) -> None:
                 shutil.copyfile(path, kept)
         shutil.copyfile(TEMPLATES / "citation.bib", folder / "citation.bib")
         _report(config, results, project, tables, figures, folder / "report.html")
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        files = [path for path in files if not is_record(path)]
+        files = sorted(path for path in folder.rglob("*") if path.is_file() and not is_record(path))
         size = sum(path.stat().st_size for path in files)
         if size > LARGEST:
             largest = max(files, key=lambda path: path.stat().st_size)
@@ -112,7 +110,7 @@ def outdated(reference: Path, config: Config, project: Path) -> list[str]:
         ("experiments", "experiment '{}'"),
         ("published", "published numbers '{}'"),
     ):
-        before, after = _mapping(record, key), _mapping(now, key)
+        before, after = record[key], now[key]
         for name in dict.fromkeys([*before, *after]):
             if before.get(name) != after.get(name):
                 then, today = before.get(name, "none"), after.get(name, "none")
@@ -120,16 +118,11 @@ def outdated(reference: Path, config: Config, project: Path) -> list[str]:
                 reasons.append(f"{what.format(name)}: {changed}")
     if record.get("configuration") != now["configuration"]:
         reasons.append("the configuration: changed")
-    for name, recorded in _mapping(record, "files").items():
+    for name, recorded in record["files"].items():
         path = Path(reference) / name
         if not path.is_file() or sha256(path) != recorded:
             reasons.append(f"{name}: missing or changed by hand")
     return reasons
-
-
-def _mapping(record: Mapping[str, Any], key: str) -> dict[str, Any]:
-    found = record.get(key)
-    return dict(found) if isinstance(found, Mapping) else {}
 
 
 def _report(

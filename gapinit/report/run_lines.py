@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from gapinit.artifacts.artifacts import package_versions
 from gapinit.config.methods import METHODS
 from gapinit.config.runs import Run
-from gapinit.errors import GapinitError
+from gapinit.tables.measures import (
+    ProcessRecord,
+    RunRecord,
+    read_process,
+    read_run_record,
+)
 from gapinit.tables.records import RunResult
-from gapinit.tables.scores import read_run_record
+from gapinit.train.step_log import read_steps
 
 CURVE_POINTS = 60
 """A curve is drawn through the means of so many stretches of a run."""
@@ -52,11 +55,11 @@ class RunLine:
     scores: Mapping[str, float]
     every_score: tuple[RunResult, ...]
     result: RunResult
-    layers: tuple[int, ...]
+    """One of them, for what all say of the run itself."""
+    record: RunRecord
+    process: ProcessRecord
     factors: Mapping[str, str]
     command: str
-    seconds: float | None
-    peak_memory_mb: float | None
     loss: Curve | None
     log: Place | None
     adapter: Place | None
@@ -84,8 +87,8 @@ def arrange_runs(
     versions: dict[str, dict[str, None]] = {}
     for run, group in grouped.items():
         record = read_run_record(folder, run, "the report (its line is in runs.csv)")
-        for package, version in record.get("versions", {}).items():
-            versions.setdefault(package, {})[str(version)] = None
+        for package, version in record.versions.items():
+            versions.setdefault(package, {})[version] = None
         label = METHODS[run.method].label
         if run.backbone != backbone:
             label += f" on {run.backbone}"
@@ -95,20 +98,9 @@ def arrange_runs(
     return lines, recorded or package_versions()
 
 
-def read_curve(path: Path, column: str = "loss") -> Curve:
-    """Read one column of a step log as a curve of at most `CURVE_POINTS` points."""
-    try:
-        with Path(path).open(encoding="utf-8", newline="") as handle:
-            values = [float(line[column]) for line in csv.DictReader(handle)]
-    except FileNotFoundError:
-        raise GapinitError(f"{path}: no such file. Train the run again.") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise GapinitError(
-            f"{path}: expected a number in column '{column}' of every line ({error}). "
-            "Train the run again."
-        ) from None
-    if not values:
-        raise GapinitError(f"{path}: expected at least one step, found none. Train the run again.")
+def read_curve(path: Path) -> Curve:
+    """Read the loss of a step log as a curve of at most `CURVE_POINTS` points."""
+    values = read_steps(path)["loss"].tolist()
     count = min(CURVE_POINTS, len(values))
     edges = [round(i * len(values) / count) for i in range(count + 1)]
     means = [sum(values[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False) if b > a]
@@ -125,7 +117,7 @@ def _run_line(
     label: str,
     run: Run,
     group: Sequence[RunResult],
-    record: Mapping[str, Any],
+    record: RunRecord,
     metric: str,
     folder: Path,
     beside: Path | None,
@@ -135,7 +127,8 @@ def _run_line(
         calibration = f"{run.calibration}, {run.calibration_size} pairs"
         if run.noise:
             calibration += f", noise {run.noise:g} ({run.noise_scale})"
-    command = [str(word) for word in record.get("command", ())]
+    process = read_process(folder, run)
+    command = process.command
     log = command[command.index("--log-file") + 1] if "--log-file" in command[:-1] else None
     return RunLine(
         run=run,
@@ -144,29 +137,24 @@ def _run_line(
         tables=tuple(dict.fromkeys(table for result in group for table in result.tables)),
         # Questions have their accuracy in the place of a caption metric.
         scores={
-            result.dataset: result.value
+            result.evaluated: result.value
             for result in group
             if result.metric in (metric, "accuracy")
         },
         every_score=tuple(group),
         result=group[0],
-        layers=tuple(record.get("layers", ())),
+        record=record,
+        process=process,
         factors={
             name.replace("_", " "): f"{value:g}" if isinstance(value, float) else str(value)
             for name, value in run.factors.items()
             if value is not None
         },
         command=shlex.join(["gapinit", *command]) if command else "",
-        seconds=record.get("seconds"),
-        peak_memory_mb=record.get("peak_memory_mb"),
         loss=read_curve(folder / run.path / "steps.csv") if run.trained else None,
         log=_place(Path(log), beside) if log else None,
         adapter=_place(folder / run.path / "adapter", beside) if run.trained else None,
-        inputs={
-            str(name): value
-            for name, value in record.get("inputs", {}).items()
-            if isinstance(value, str)
-        },
+        inputs={name: value for name, value in record.inputs.items() if isinstance(value, str)},
     )
 
 

@@ -7,21 +7,23 @@ prints it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
+
+from pydantic import BaseModel, Field
 
 from gapinit.artifacts.artifacts import read_json
 from gapinit.config.experiments import METRICS, Experiment
-from gapinit.config.runs import Run
+from gapinit.config.yaml_files import check_settings
 from gapinit.errors import GapinitError
-from gapinit.report.run_lines import RunLine
 from gapinit.tables.formats import NAMES
-from gapinit.tables.records import ClaimResult, Interval, Measurement
-from gapinit.tables.statistics import small_sample_note
+from gapinit.tables.records import ClaimResult, Measurement, Verdict, few_seeds
+from gapinit.tables.statistics import Interval
 
 HEADLINE_METRIC = "CIDEr"
-VERDICTS = ("holds", "does not hold", "undecided")
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 
 @dataclass(frozen=True)
@@ -77,36 +79,35 @@ class Claim:
     worse: str
 
 
-@dataclass(frozen=True)
-class LayerChoice:
-    """The layers that each strategy adapts, with the scores that GG-Safe chose by, if known."""
+class LayerChoice(BaseModel):
+    """The layers that each strategy adapts, and the scores that GG-Safe chose by."""
 
-    strategies: Mapping[str, tuple[int, ...]]
-    scores: tuple[float, ...]
+    naive: tuple[int, ...]
+    gg_safe: tuple[int, ...] = Field(alias="gg-safe")
+    score: tuple[float, ...]
     exclude_bottom: int
 
+    @property
+    def strategies(self) -> dict[str, tuple[int, ...]]:
+        """The strategies that choose, by name."""
+        return {"naive": self.naive, "gg-safe": self.gg_safe}
 
-def arrange_table(measurements: Sequence[Measurement], experiment: Experiment | None) -> Table:
-    """Group one table's lines by metric, in the order in which they stand in the file."""
-    id_ = measurements[0].table
-    seeds = {line.n_seeds for line in measurements if _trained(line)}
+
+def arrange_table(measurements: Sequence[Measurement], experiment: Experiment) -> Table:
+    """Group one table's lines by metric, CIDEr first, else in the order of the file."""
     metrics = list(dict.fromkeys(line.metric for line in measurements))
     metrics.sort(key=lambda metric: metric != HEADLINE_METRIC)
     return Table(
-        id=id_,
-        title=experiment.title if experiment else "",
-        place=experiment.place if experiment else id_.replace("table", "Table "),
-        note=experiment.note.strip() if experiment else "",
+        id=measurements[0].table,
+        title=experiment.title,
+        place=experiment.place,
+        note=experiment.note.strip(),
         metrics=tuple(
             _metric_table(metric, [line for line in measurements if line.metric == metric])
             for metric in metrics
         ),
-        few_seeds=" ".join(note for note in map(small_sample_note, sorted(seeds)) if note),
+        few_seeds=few_seeds(measurements),
     )
-
-
-def _trained(line: Measurement) -> bool:
-    return any(Run.parse(path).trained for path in line.runs)
 
 
 def arrange_claims(results: Sequence[ClaimResult], tables: Sequence[Table]) -> list[Claim]:
@@ -119,10 +120,6 @@ def arrange_claims(results: Sequence[ClaimResult], tables: Sequence[Table]) -> l
     }
     places = {table.id: table.place for table in tables}
     for result in results:
-        if result.verdict not in VERDICTS:
-            raise GapinitError(
-                f"claims: a verdict is '{result.verdict}', expected one of: {', '.join(VERDICTS)}"
-            )
         if result.table not in places:
             raise GapinitError(
                 f"claims: a claim speaks of '{result.table}', expected one of the tables given: "
@@ -171,21 +168,9 @@ def count_verdicts(claims: Sequence[Claim]) -> dict[str, int]:
     return {verdict: counts[verdict] for verdict in VERDICTS}
 
 
-def arrange_layers(layers: Path | None, runs: Sequence[RunLine]) -> LayerChoice:
-    """Return the layer choice as stage 3 wrote it, or else as the runs recorded it."""
-    if layers is None:
-        adapted = {line.run.layers or "": line.layers for line in runs if line.layers}
-        return LayerChoice(dict(sorted(adapted.items())), (), 0)
-    content = read_json(layers)
-    try:
-        strategies = {name: tuple(content[name]) for name in ("naive", "gg-safe", "all")}
-        scores = tuple(float(value) for value in content["score"])
-        return LayerChoice(strategies, scores, int(content["exclude_bottom"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise GapinitError(
-            f"{layers}: expected the strategies, 'score' and 'exclude_bottom', found {error!r}. "
-            "Run the gap stage again."
-        ) from None
+def read_layers(path: Path) -> LayerChoice:
+    """Return the layer choice as stage 3 wrote it."""
+    return check_settings(read_json(path), LayerChoice, str(path))
 
 
 def metric_name(metric: str) -> str:

@@ -6,8 +6,8 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from gapinit.artifacts.artifacts import sha256
 from gapinit.config.versions import VERSIONS
@@ -15,33 +15,25 @@ from gapinit.tables.published import (
     Contradiction,
     PublishedSetting,
     contradictions,
-    published_files,
-    read_published,
+    read_paper,
     read_settings,
 )
 
 
-@dataclass(frozen=True)
-class Paper:
+class Paper(NamedTuple):
     """What one paper prints beside its results, and where it contradicts itself."""
 
     name: str
-    contradictions: tuple[Contradiction, ...]
-    settings: tuple[PublishedSetting, ...]
+    contradictions: list[Contradiction]
+    settings: list[PublishedSetting]
 
 
-def read_papers(folder: Path | None, names: Sequence[str]) -> list[Paper]:
-    """Return what the papers of some tables print; nothing without a folder of their numbers."""
-    if folder is None:
-        return []
-    papers = []
-    for name in dict.fromkeys(names):
-        numbers = [
-            number for path in published_files(folder, name) for number in read_published(path)
-        ]
-        settings = tuple(read_settings(folder, name))
-        papers.append(Paper(name, tuple(contradictions(numbers)), settings))
-    return papers
+def read_papers(folder: Path, names: Sequence[str]) -> list[Paper]:
+    """Return what the papers of some tables print, from the folder of their numbers."""
+    return [
+        Paper(name, contradictions(read_paper(folder, name)), read_settings(folder, name))
+        for name in dict.fromkeys(names)
+    ]
 
 
 def machine() -> dict[str, str]:
@@ -67,20 +59,15 @@ def digests(paths: Sequence[Path], root: Path) -> Mapping[str, str]:
 def source_commit() -> str | None:
     """Return the commit of the code, marked if files were changed since; None outside git."""
     folder = Path(__file__).resolve().parent.parent
+    git = ["git", "-C", str(folder)]
     try:
-        head = _git(folder, "rev-parse", "HEAD")
-        changed = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ".")
-    except (OSError, subprocess.CalledProcessError, subprocess.TimeoutExpired):
+        head = _output(*git, "rev-parse", "HEAD")
+        changed = _output(*git, "status", "--porcelain", "--untracked-files=no", "--", ".")
+    except (OSError, subprocess.SubprocessError):
         return None
     return head + (" and local changes" if changed else "")
 
 
-def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        ["git", "-C", str(folder), *arguments],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=20,
-    )
+def _output(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
     return done.stdout.strip()

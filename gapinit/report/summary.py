@@ -1,4 +1,4 @@
-"""The last lines of a finished workflow: the headline table and where the report is."""
+"""What a finished workflow says on the terminal: the headline table and where the report is."""
 
 from __future__ import annotations
 
@@ -24,12 +24,11 @@ def print_summary(results: Path) -> None:
     # A terminal's width where there is one; a log's lines must not be cut at 80 characters.
     console = Console(width=None if Console().is_terminal else 120)
     console.print(_table(tables[0]))
-    verdicts = folder / "claims.csv"
-    if verdicts.is_file():
-        counted = Counter(claim.verdict for claim in read_claims(verdicts))
-        counts = ", ".join(f"{count} {verdict}" for verdict, count in counted.items())
-        if counts:
-            console.print(f"Claims of the paper, on this small scale: {counts}")
+    claims = folder / "claims.csv"
+    verdicts = Counter(claim.verdict for claim in read_claims(claims)) if claims.is_file() else {}
+    if verdicts:
+        counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
+        console.print(f"Claims of the paper, on this small scale: {counts}")
     console.print(f"Report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
 
 
@@ -41,16 +40,16 @@ def _table(path: Path) -> Table:
     shown = Table(title=f"{path.stem}: {metric}, published (full scale) and measured (here)")
     for heading in ("", "published", "measured", "95 % interval", "seeds"):
         shown.add_column(heading, justify="left" if not heading else "right")
-    for line in (line for line in lines if line.metric == metric):
-        std = "" if line.std is None else f" ± {line.std:.2f}"
-        interval = line.interval
-        shown.add_row(
-            line.label,
-            "" if line.published is None else f"{line.published:.2f}",
-            f"{line.measured:.2f}{std}",
-            "" if interval is None else f"{interval.low:.1f} to {interval.high:.1f}",
-            str(line.n_seeds),
-        )
+    for line in lines:
+        if line.metric == metric:
+            interval = line.interval
+            shown.add_row(
+                line.label,
+                "" if line.published is None else f"{line.published:.2f}",
+                f"{line.measured:.2f}" + ("" if line.std is None else f" ± {line.std:.2f}"),
+                f"{interval.low:.1f} to {interval.high:.1f}" if interval else "",
+                str(line.n_seeds),
+            )
     return shown
 
 

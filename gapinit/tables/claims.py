@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
 
 from gapinit.artifacts.artifacts import atomic_file
-from gapinit.config.claim_language import Statement
 from gapinit.config.configuration import Config
 from gapinit.config.experiments import Claim, load_experiment, table_rows
-from gapinit.tables.records import ClaimResult
+from gapinit.tables.records import ClaimResult, Verdict, write_records
 from gapinit.tables.scores import RowScores, ScoreFolder, paired_differences
 from gapinit.tables.statistics import (
-    ConfidenceInterval,
+    Interval,
     bootstrap_interval,
     mean_and_std,
     std_ratio_interval,
 )
-from gapinit.tables.table import write_csv
-
-Verdict = Literal["holds", "does not hold", "undecided"]
 
 
 def check_claims(
@@ -45,7 +40,7 @@ def check_claims(
         GapinitError: a score file is missing, damaged or lacks a metric.
     """
     folder = ScoreFolder(evaluations, runs)
-    lines: list[dict[str, Any]] = []
+    lines: list[ClaimResult] = []
     for path in experiments:
         table = Path(path).stem
         experiment = load_experiment(path)
@@ -55,25 +50,25 @@ def check_claims(
             compared = claim.rows(rows, str(path))
             metric = claim.statement.metric
             better, worse = folder.cells(compared, experiment, metric, config, origin)
-            lines.append({"table": table, **_of(claim, better, worse)})
-    write_csv(output, ClaimResult.columns(), lines)
+            lines.append(_result(table, claim, better, worse))
+    write_records(output, ClaimResult, lines)
     with atomic_file(Path(output).with_suffix(".md")) as temporary:
         temporary.write_text(claims_markdown(lines), encoding="utf-8")
 
 
-def claims_markdown(lines: Sequence[Mapping[str, Any]]) -> str:
+def claims_markdown(lines: Sequence[ClaimResult]) -> str:
     """Return the verdicts as a table in GitHub's Markdown."""
     header = "| Table | Claim | As an expression | Measured | 95 % interval | n | Verdict |\n"
     text = header + "|" + " --- |" * 7 + "\n"
     for line in lines:
-        ratio = line["statistic"] == "std"
-        value = "" if line["difference"] is None else f"{line['difference']:.2f}"
-        value = f"ratio {value}" if ratio and value else value
-        if value and not ratio:
-            value = f"{line['better_value']:.2f} against {line['worse_value']:.2f}, {value}"
-        interval = "" if line["low"] is None else f"{line['low']:.2f} to {line['high']:.2f}"
-        cells = (line["table"], line["text"], f"`{line['claim']}`", value, interval, line["n"])
-        text += f"| {' | '.join(cells)} | **{line['verdict']}** |\n"
+        value = "" if line.difference is None else f"{line.difference:.2f}"
+        if value and line.statistic == "std":
+            value = f"ratio {value}"
+        elif value:
+            value = f"{line.better_value:.2f} against {line.worse_value:.2f}, {value}"
+        interval = "" if line.low is None else f"{line.low:.2f} to {line.high:.2f}"
+        cells = (line.table, line.text, f"`{line.claim}`", value, interval, line.n)
+        text += f"| {' | '.join(cells)} | **{line.verdict}** |\n"
     return text
 
 
@@ -84,33 +79,14 @@ def verdict(low: float | None, high: float | None, threshold: float, above: bool
     return "holds" if (low > threshold) == above else "does not hold"
 
 
-def _of(claim: Claim, better: RowScores, worse: RowScores) -> dict[str, Any]:
-    """Return the line of a claim: what it says, the two numbers, and the verdict."""
+def _result(table: str, claim: Claim, better: RowScores, worse: RowScores) -> ClaimResult:
+    """Return what a claim says, the two numbers, their difference or ratio, and the verdict."""
     statement = claim.statement
     numbers = [row.corpus(statement.metric) for row in (better, worse)]
-    pick = 1 if statement.statistic == "std" else 0
-    values = [mean_and_std(row)[pick] for row in numbers]
-    return {
-        "text": claim.text,
-        "claim": claim.claim,
-        "question": claim.question,
-        "metric": statement.metric,
-        "statistic": statement.statistic,
-        "better": better.row.id,
-        "worse": worse.row.id,
-        "margin": statement.margin,
-        "better_value": values[0],
-        "worse_value": values[1],
-        **_test(statement, better, worse),
-    }
-
-
-def _test(statement: Statement, better: RowScores, worse: RowScores) -> Mapping[str, Any]:
-    """Return value, interval, verdict and sample sizes of one claim."""
-    interval: ConfidenceInterval | None
+    interval: Interval | None
     value: float | None
     if statement.statistic == "std":
-        ratio = std_ratio_interval(better.corpus(statement.metric), worse.corpus(statement.metric))
+        ratio = std_ratio_interval(*numbers)
         value, interval = ratio if ratio is not None else (None, None)
         threshold, above = 1.0, False
         seeds = min(len(better.scores), len(worse.scores))
@@ -120,13 +96,26 @@ def _test(statement: Statement, better: RowScores, worse: RowScores) -> Mapping[
         interval = bootstrap_interval(differences, samples=better.samples)
         threshold, above = -statement.margin, True
         seeds = differences.shape[0]
+    pick = 1 if statement.statistic == "std" else 0
+    better_value, worse_value = (mean_and_std(row)[pick] for row in numbers)
     low, high = (interval.low, interval.high) if interval else (None, None)
     samples = f", {better.measured_on}" if better.measured_on else ""
-    return {
-        "difference": value,
-        "low": low,
-        "high": high,
-        "interval_over": interval.over if interval else "",
-        "verdict": verdict(low, high, threshold, above),
-        "n": f"{seeds} seed{'s' * (seeds != 1)}{samples}",
-    }
+    return ClaimResult(
+        table=table,
+        text=claim.text,
+        claim=claim.claim,
+        question=claim.question or "",
+        metric=statement.metric,
+        statistic=statement.statistic,
+        better=better.row.id,
+        worse=worse.row.id,
+        margin=statement.margin,
+        better_value=better_value,
+        worse_value=worse_value,
+        difference=value,
+        low=low,
+        high=high,
+        interval_over=interval.over if interval else "",
+        verdict=verdict(low, high, threshold, above),
+        n=f"{seeds} seed{'s' * (seeds != 1)}{samples}",
+    )

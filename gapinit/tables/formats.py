@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from gapinit.tables.records import Measurement
+from gapinit.tables.statistics import Interval
 
 NAMES = {
     "Bleu_1": "BLEU-1",
@@ -64,9 +66,7 @@ class Caption:
     note: str = ""
 
 
-def markdown_table(
-    lines: Sequence[Mapping[str, Any]], metrics: Sequence[str], caption: Caption
-) -> str:
+def markdown_table(lines: Sequence[Measurement], metrics: Sequence[str], caption: Caption) -> str:
     """Return a table in GitHub's Markdown, one line a row, three columns a metric.
 
     `lines` are the lines of the table's CSV, all metrics of a row together.
@@ -92,7 +92,7 @@ def markdown_table(
 
 
 def latex_table(
-    lines: Sequence[Mapping[str, Any]], metrics: Sequence[str], caption: Caption, label: str
+    lines: Sequence[Measurement], metrics: Sequence[str], caption: Caption, label: str
 ) -> str:
     r"""Return a `table*` environment; it needs `\usepackage{booktabs}`.
 
@@ -140,30 +140,29 @@ def latex_escape(text: str) -> str:
 
 
 def _by_row(
-    lines: Sequence[Mapping[str, Any]], metrics: Sequence[str]
-) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    lines: Sequence[Measurement], metrics: Sequence[str]
+) -> list[tuple[str, list[Measurement]]]:
     """Group the lines by row, metrics in the order of the table."""
-    rows: dict[str, dict[str, Mapping[str, Any]]] = {}
+    rows: dict[str, dict[str, Measurement]] = {}
     for line in lines:
-        rows.setdefault(line["row"], {})[line["metric"]] = line
+        rows.setdefault(line.row, {})[line.metric] = line
     return [
-        (cells[metrics[0]]["label"], [cells[metric] for metric in metrics])
-        for cells in rows.values()
+        (cells[metrics[0]].label, [cells[metric] for metric in metrics]) for cells in rows.values()
     ]
 
 
-def _cells(line: Mapping[str, Any]) -> list[str]:
+def _cells(line: Measurement) -> list[str]:
     """Return a line as text: published, measured, versus the reference row."""
-    published = _number(line.get("published"), line.get("published_std"))
-    measured = _number(line["measured"], line["std"])
-    measured += _interval(line["interval_low"], line["interval_high"])
     versus = ""
-    if line.get("vs_reference") is not None:
-        versus = _signed(line["vs_reference"])
-        versus += _interval(line["vs_reference_low"], line["vs_reference_high"])
-        if line.get("p_holm") is not None:
-            versus += f", p {_p_value(line['p_holm'])}"
-    return [published, measured, versus]
+    if line.vs_reference is not None:
+        versus = _signed(line.vs_reference) + _interval(line.vs_reference_interval)
+        if line.p_holm is not None:
+            versus += f", p {_p_value(line.p_holm)}"
+    return [
+        _number(line.published, line.published_std),
+        _number(line.measured, line.std) + _interval(line.interval),
+        versus,
+    ]
 
 
 def _number(value: float | None, std: float | None) -> str:
@@ -176,22 +175,22 @@ def _signed(value: float) -> str:
     return f"{value:+.2f}".replace("-", "−")
 
 
-def _interval(low: float | None, high: float | None) -> str:
-    if low is None or high is None:
+def _interval(interval: Interval | None) -> str:
+    if interval is None:
         return ""
-    return f" [{low:.1f}, {high:.1f}]".replace("-", "−")
+    return f" [{interval.low:.1f}, {interval.high:.1f}]".replace("-", "−")
 
 
 def _p_value(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"= {value:.3f}"
 
 
-def _notes(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+def _notes(lines: Sequence[Measurement]) -> list[str]:
     """Return the notes of the lines, each with the row and metric that it is about."""
     return [
-        f"{line['label']}, {NAMES.get(line['metric'], line['metric'])}: {line['note']}"
+        f"{line.label}, {NAMES.get(line.metric, line.metric)}: {line.note}"
         for line in lines
-        if line.get("note")
+        if line.note
     ]
 
 

@@ -11,9 +11,8 @@ that two numbers for one configuration contradict each other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from pydantic import Field
 
@@ -46,8 +45,7 @@ class PublishedSetting(Record):
     printed: Text
 
 
-@dataclass(frozen=True)
-class Contradiction:
+class Contradiction(NamedTuple):
     """One configuration and metric for which the sources print different numbers."""
 
     configuration: str
@@ -62,12 +60,12 @@ def published_files(folder: Path, paper: str) -> list[Path]:
 
 
 def read_published(path: Path) -> list[PublishedNumber]:
-    """Read one file of published numbers; a malformed line is an error that names it.
+    """Read one file of published numbers.
 
-    Raises GapinitError for a missing column, a value that is not a number, an empty entry where
-    one is needed, and two numbers for one place, row and metric.
+    Raises GapinitError that names a missing column, a wrong entry, or a second number for one
+    place, row and metric.
     """
-    numbers = read_records(Path(path), PublishedNumber, "It holds the published numbers of a paper")
+    numbers = read_records(path, PublishedNumber, "It holds a paper's numbers.")
     seen: set[tuple[str, str, str]] = set()
     for number in numbers:
         key = (number.place, number.row, number.metric)
@@ -77,15 +75,17 @@ def read_published(path: Path) -> list[PublishedNumber]:
     return numbers
 
 
-def read_settings(folder: Path, paper: str) -> list[PublishedSetting]:
-    """Read what a paper says it did, `<paper>-settings.csv`; empty if there is no such file.
+def read_paper(folder: Path, paper: str) -> list[PublishedNumber]:
+    """Read every number of a paper, those of its tables first."""
+    return [one for path in published_files(folder, paper) for one in read_published(path)]
 
-    Raises GapinitError for a missing column or an empty entry.
-    """
+
+def read_settings(folder: Path, paper: str) -> list[PublishedSetting]:
+    """Read what a paper says it did, `<paper>-settings.csv`; empty if there is no such file."""
     path = Path(folder) / f"{paper}-settings.csv"
-    if not path.is_file():
-        return []
-    return read_records(path, PublishedSetting, "It holds the settings that a paper prints")
+    return (
+        read_records(path, PublishedSetting, "It holds cells of tables.") if path.is_file() else []
+    )
 
 
 def contradictions(numbers: Sequence[PublishedNumber]) -> list[Contradiction]:
@@ -94,8 +94,8 @@ def contradictions(numbers: Sequence[PublishedNumber]) -> list[Contradiction]:
     for number in numbers:
         groups.setdefault((number.configuration, number.metric), []).append(number)
     return [
-        Contradiction(configuration, metric, tuple(found))
-        for (configuration, metric), found in groups.items()
+        Contradiction(*key, tuple(found))
+        for key, found in groups.items()
         if len({number.value for number in found}) > 1
     ]
 

@@ -1,73 +1,67 @@
-"""The result files of stage 6: one model per table, for those that write it and those that read it.
+"""The CSV files of stage 6, one definition a table: a field of a model is a column of its file.
 
-Figures and the report read the very CSV files that a user reads, so no number can differ between
-them. The columns of a file are the fields of its model, in this order. Plain `csv`, no pandas: a
-report starts in a fraction of a second.
+Tables are written and read by the same model, and figures and the report read the very files that
+a user reads, so that no number can differ between them. Plain `csv`, no pandas: a report starts in
+a fraction of a second.
 """
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
 
+from gapinit.artifacts.artifacts import atomic_file
 from gapinit.artifacts.digests import require_unaltered
 from gapinit.config.runs import Run
 from gapinit.errors import GapinitError
+from gapinit.tables.statistics import Interval, small_sample_notes
 
 
-class Interval(NamedTuple):
-    """A closed interval of values, in the units of the metric."""
+class Record(BaseModel):
+    """One line of a CSV file."""
 
-    low: float
-    high: float
-
-
-def _empty_is_none(text: Any) -> Any:
-    return None if isinstance(text, str) and text.lower() in ("", "nan", "none") else text
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
 
-def _parts(text: Any) -> Any:
-    return tuple(part.strip() for part in text.split(";") if part.strip())
+AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
-def _run(path: Any) -> Any:
+def _empty_is_none(value: Any) -> Any:
+    return None if value == "" else value
+
+
+def _split(value: Any) -> Any:
+    return tuple(part for part in value.split(";") if part) if isinstance(value, str) else value
+
+
+def _run(value: Any) -> Run:
     try:
-        return Run.parse(path)
+        return value if isinstance(value, Run) else Run.parse(value)
     except GapinitError:
         raise ValueError("the path of a run") from None
 
 
-def _runs(paths: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(_run(path).path for path in paths)
+def _path(value: Any) -> str:
+    return _run(value).path
 
 
 Number = Annotated[float | None, BeforeValidator(_empty_is_none)]
-Integer = Annotated[int | None, BeforeValidator(_empty_is_none)]
-Parts = Annotated[tuple[str, ...], BeforeValidator(_parts)]
-RunPaths = Annotated[tuple[str, ...], BeforeValidator(_parts), AfterValidator(_runs)]
-
-
-class Record(BaseModel):
-    """One line of a CSV file; columns that the model does not have are ignored."""
-
-    model_config = ConfigDict(
-        frozen=True, allow_inf_nan=False, str_strip_whitespace=True, arbitrary_types_allowed=True
-    )
-
-    @classmethod
-    def columns(cls) -> tuple[str, ...]:
-        """Return the file's columns."""
-        return tuple(str(field.alias or name) for name, field in cls.model_fields.items())
+"""A finite number; None is an empty entry."""
+Count = Annotated[int | None, BeforeValidator(_empty_is_none)]
+Joined = Annotated[tuple[str, ...], BeforeValidator(_split), PlainSerializer(";".join)]
+"""A list, joined by semicolons in the file."""
+RunPaths = Annotated[
+    tuple[Annotated[str, BeforeValidator(_path)], ...],
+    BeforeValidator(_split),
+    PlainSerializer(";".join),
+]
+RunOfPath = Annotated[Run, BeforeValidator(_run), PlainSerializer(attrgetter("path"))]
+Verdict = Literal["holds", "does not hold", "undecided"]
 
 
 class Measurement(Record):
@@ -77,35 +71,35 @@ class Measurement(Record):
     row: str
     label: str
     metric: str
-    published: Number
-    published_std: Number
+    published: Number = None
+    published_std: Number = None
     measured: float
     std: Number
+    """Sample standard deviation over seeds; None for one seed."""
     n_seeds: int
     interval_low: Number
     interval_high: Number
     interval_over: str
-    difference: Number
+    difference: Number = None
     """Measured minus published."""
-    vs_reference: Number
+    vs_reference: Number = None
     """This row minus the reference row, on the same images and seeds; None for that row."""
-    vs_reference_low: Number
-    vs_reference_high: Number
-    p_value: Number
-    p_holm: Number
-    p_over: str
-    """`images`, `questions` or `seeds`: what the p-value is over."""
+    vs_reference_low: Number = None
+    vs_reference_high: Number = None
+    p_value: Number = None
+    p_holm: Number = None
+    p_over: str = ""
     runs: RunPaths
-    note: str
+    note: str = ""
 
     @property
     def interval(self) -> Interval | None:
-        """The interval of `measured`."""
+        """The 95 % interval of `measured`."""
         return _interval(self.interval_low, self.interval_high)
 
     @property
     def vs_reference_interval(self) -> Interval | None:
-        """The interval of `vs_reference`."""
+        """The 95 % interval of `vs_reference`."""
         return _interval(self.vs_reference_low, self.vs_reference_high)
 
 
@@ -117,117 +111,137 @@ class ClaimResult(Record):
     claim: str
     """The same as an expression over the rows."""
     question: str
-    """The question that it helps to answer; empty if it stands alone."""
+    """What it helps to answer; empty if it stands for itself."""
     metric: str
     statistic: str
     """`mean`, or `std`: then `difference` is the ratio of the two standard deviations."""
     better: str
     worse: str
-    margin: Number
+    margin: float
     better_value: Number
     worse_value: Number
     difference: Number
     low: Number
     high: Number
     interval_over: str
-    verdict: str
+    verdict: Verdict
     n: str
 
     @property
     def interval(self) -> Interval | None:
-        """The interval of `difference`."""
+        """The 95 % interval of `difference`."""
         return _interval(self.low, self.high)
 
 
-class RunMeasures(Record):
-    """What the tidy table of runs takes from `run.json`; empty for the untrained backbone."""
+class RunResult(Record):
+    """One line of the tidy table of runs: a run, a dataset it was evaluated on, a metric.
 
-    trainable_parameters: Integer
+    The file also holds the factors of the run, each in a column, which its path spells.
+    """
+
+    run: RunOfPath
+    evaluated: str
+    metric: str
+    value: float
+    tables: Joined
+    trainable_parameters: Count
     first_grad_norm: Number
     final_loss: Number
     noise_cosine: Number
-
-
-class RunResult(RunMeasures):
-    """One line of the tidy table of runs: a run, a dataset it was evaluated on, a metric.
-
-    The file also holds the factors of the run, one column each.
-    """
-
-    run: Annotated[Run, BeforeValidator(_run)]
-    dataset: str = Field(alias="evaluated")
-    metric: str
-    value: float
-    tables: Parts
-
-
-Model = TypeVar("Model", bound=Record)
-MAKE_AGAIN = "Make the tables again"
-_EXPECTED = {
-    "float_parsing": "a number",
-    "finite_number": "a finite number",
-    "int_parsing": "a whole number",
-    "int_from_float": "a whole number",
-    "string_too_short": "some text",
-}
 
 
 def _interval(low: float | None, high: float | None) -> Interval | None:
     return None if low is None or high is None else Interval(low, high)
 
 
+def few_seeds(measurements: Iterable[Measurement]) -> str:
+    """Say what the seeds of the trained rows cannot show; empty where there are many."""
+    return small_sample_notes(
+        line.n_seeds for line in measurements if any(Run.parse(path).trained for path in line.runs)
+    )
+
+
+def write_csv(path: Path, columns: Iterable[str], lines: Iterable[Iterable[Any]]) -> None:
+    """Write a CSV file whole or not at all; None is an empty entry, numbers keep every digit."""
+    with (
+        atomic_file(Path(path)) as temporary,
+        open(temporary, "w", encoding="utf-8", newline="") as file,
+    ):
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(lines)
+
+
+def write_records(path: Path, model: type[AnyRecord], records: Sequence[AnyRecord]) -> None:
+    """Write records as a CSV file, a column a field."""
+    lines = (record.model_dump().values() for record in records)
+    write_csv(path, model.model_fields, lines)
+
+
+def read_records(
+    path: Path, model: type[AnyRecord], advice: str = "Make the tables again."
+) -> list[AnyRecord]:
+    """Read a CSV file whose header must hold every field of `model`; other columns are ignored.
+
+    Raises GapinitError that names file, line, column, what was expected and what was found, and
+    ends with `advice`.
+    """
+    path = Path(path)
+    try:
+        require_unaltered(path)
+        with open(path, encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            missing = [name for name in model.model_fields if name not in (reader.fieldnames or ())]
+            if missing:
+                raise GapinitError(
+                    f"{path}: expected the columns {', '.join(model.model_fields)}; not found: "
+                    f"{', '.join(missing)}. {advice}"
+                )
+            return [
+                _checked(entries, model, f"{path}: line {reader.line_num}", advice)
+                for entries in reader
+            ]
+    except FileNotFoundError:
+        raise GapinitError(f"{path}: no such file. {advice}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise GapinitError(f"{path}: not a readable CSV file ({error}). {advice}") from None
+
+
+_EXPECTED = {
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "int_parsing": "a whole number",
+    "string_type": "text",
+    "string_too_short": "text",
+}
+
+
+def _checked(entries: Any, model: type[AnyRecord], origin: str, advice: str) -> AnyRecord:
+    try:
+        return model.model_validate(entries)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        expected = _EXPECTED.get(problem["type"]) or problem.get("ctx", {}).get("expected")
+        expected = expected or problem["msg"].removeprefix("Value error, ")
+        raise GapinitError(
+            f"{origin}, column '{problem['loc'][0]}': expected {expected}, found "
+            f"{problem['input']!r}. {advice}"
+        ) from None
+
+
 def read_table(path: Path) -> list[Measurement]:
     """Read one table, `6_tables/<table>.csv`; a table without a line is an error."""
-    require_unaltered(path)
-    measurements = read_records(path, Measurement, MAKE_AGAIN)
+    measurements = read_records(path, Measurement)
     if not measurements:
-        raise GapinitError(f"{path}: expected at least one row, found none. {MAKE_AGAIN}.")
+        raise GapinitError(f"{path}: expected at least one row, found none. Make the table again.")
     return measurements
 
 
 def read_claims(path: Path) -> list[ClaimResult]:
-    """Read `claims.csv`; a file without claims is valid."""
-    require_unaltered(path)
-    return read_records(path, ClaimResult, MAKE_AGAIN)
+    """Read `claims.csv`; no claims at all is a legal answer."""
+    return read_records(path, ClaimResult)
 
 
 def read_runs(path: Path) -> list[RunResult]:
     """Read the tidy table of runs, `6_tables/runs.csv`."""
-    require_unaltered(path)
-    return read_records(path, RunResult, MAKE_AGAIN)
-
-
-def read_records(path: Path, model: type[Model], advice: str) -> list[Model]:
-    """Read each line of a CSV file as `model`; errors name file, line, column, and give advice."""
-    path = Path(path)
-    columns = model.columns()
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            missing = [name for name in columns if name not in (reader.fieldnames or ())]
-            if missing:
-                raise GapinitError(
-                    f"{path}: expected the columns {', '.join(columns)}; not found: "
-                    f"{', '.join(missing)}. {advice}."
-                )
-            return [
-                _line(f"{path}: line {reader.line_num}", entries, model, advice)
-                for entries in reader
-            ]
-    except FileNotFoundError:
-        raise GapinitError(f"{path}: no such file. {advice}.") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise GapinitError(f"{path}: not a readable CSV file ({error})") from None
-
-
-def _line(place: str, entries: dict[str, str | None], model: type[Model], advice: str) -> Model:
-    try:
-        return model.model_validate({name: text or "" for name, text in entries.items()})
-    except ValidationError as error:
-        problem = error.errors()[0]
-        column = str(problem["loc"][0])
-        expected = _EXPECTED.get(problem["type"], problem["msg"].removeprefix("Value error, "))
-        raise GapinitError(
-            f"{place}, column '{column}': expected {expected}, found '{entries[column] or ''}'. "
-            f"{advice}."
-        ) from None
+    return read_records(path, RunResult)

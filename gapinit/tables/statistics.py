@@ -8,7 +8,7 @@ numpy and scipy only; every result is a function of its arguments, resampling in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -31,12 +31,12 @@ _BLOCK = 2**18
 
 
 @dataclass(frozen=True)
-class ConfidenceInterval:
+class Interval:
     """An interval at level `LEVEL`, and what it generalises over."""
 
     low: float
     high: float
-    over: str
+    over: str = ""
     """`images`, `questions`, `seeds`, or `seeds and` either."""
 
 
@@ -76,9 +76,14 @@ def small_sample_note(num_seeds: int) -> str:
     )
 
 
+def small_sample_notes(nums_seeds: Iterable[int]) -> str:
+    """Join the notes on every number of seeds of some rows, the smallest first."""
+    return " ".join(note for n in sorted(set(nums_seeds)) if (note := small_sample_note(n)))
+
+
 def bootstrap_interval(
     values: ArrayLike, *, samples: str = "images", resamples: int = RESAMPLES, seed: int = 0
-) -> ConfidenceInterval | None:
+) -> Interval | None:
     """Return the two-way bootstrap interval of the mean of a (seeds, samples) matrix.
 
     Seeds and samples are crossed, so both are drawn with replacement, independently, and their
@@ -113,7 +118,7 @@ def bootstrap_interval(
         )
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     parts = [name for name, n in (("seeds", num_seeds), (samples, num_samples)) if n > 1]
-    return ConfidenceInterval(float(low), float(high), " and ".join(parts))
+    return Interval(float(low), float(high), " and ".join(parts))
 
 
 def _small_sample_factor(n: int) -> float:
@@ -196,7 +201,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def std_ratio_interval(
     numerator: ArrayLike, denominator: ArrayLike
-) -> tuple[float, ConfidenceInterval] | None:
+) -> tuple[float, Interval] | None:
     """Return the ratio of two standard deviations over seeds, with its interval.
 
     ASSUME: the scores of a method are normal over seeds. Then the parametric bootstrap has a
@@ -221,7 +226,7 @@ def std_ratio_interval(
     ratio = float(first.std(ddof=1) / second.std(ddof=1))
     quantiles = special.fdtri(first.size - 1, second.size - 1, [(1 + LEVEL) / 2, (1 - LEVEL) / 2])
     low, high = ratio / np.sqrt(quantiles)
-    return ratio, ConfidenceInterval(float(low), float(high), "seeds")
+    return ratio, Interval(float(low), float(high), "seeds")
 
 
 def _matrix(values: ArrayLike) -> NDArray[Any]:

@@ -15,24 +15,32 @@ from gapinit.artifacts.artifacts import atomic_file
 from gapinit.config.configuration import Config
 from gapinit.config.experiments import Experiment, load_experiment, table_rows
 from gapinit.config.runs import Run, TableRow
+from gapinit.errors import GapinitError
 from gapinit.tables.formats import Caption, latex_table, markdown_table
-from gapinit.tables.published import (
-    PublishedNumber,
-    elsewhere,
-    find,
-    published_files,
-    read_published,
+from gapinit.tables.measures import read_process, read_run_record
+from gapinit.tables.published import PublishedNumber, elsewhere, find, read_paper
+from gapinit.tables.records import (
+    Measurement,
+    RunResult,
+    few_seeds,
+    write_csv,
+    write_records,
 )
-from gapinit.tables.records import Measurement, RunMeasures
-from gapinit.tables.scores import RowScores, ScoreFolder, paired_differences, read_run_record
+from gapinit.tables.scores import RowScores, ScoreFolder, paired_differences
 from gapinit.tables.statistics import (
     bootstrap_interval,
     holm,
     mean_and_std,
     permutation_p_value,
-    small_sample_note,
 )
 
+RUN_MEASURES = (
+    "trainable_parameters",
+    "first_grad_norm",
+    "final_loss",
+    "noise_cosine",
+)
+"""What the tidy table takes from `run.json`."""
 COSTS = ("seconds", "peak_memory_mb", "threads")
 """What `process.json` says: other numbers each time, so they have a table of their own."""
 TRAINING = "training"
@@ -46,7 +54,6 @@ def make_table(
     runs: Path,
     published: Path,
     output: Path,
-    reference: str | None = None,
 ) -> None:
     """Write one table of a paper as CSV, with a Markdown and a LaTeX version beside it.
 
@@ -62,21 +69,14 @@ def make_table(
         runs: folder of run records, `<run.path>/run.json`; each run's is checked to be its own.
         published: folder of the published numbers, `config/published`.
         output: `<table>.csv`; `.md` and `.tex` are written beside it.
-        reference: id of the row to compare all with, if not what the experiment says.
 
     Raises:
         GapinitError: a file is missing, damaged or of other runs; a name is unknown.
     """
-    loaded = load_experiment(experiment)
-    if reference is not None:
-        loaded = _compared_with(loaded, reference)
-    origin = f"table '{Path(experiment).stem}'"
+    table = Path(experiment).stem
+    loaded, origin = load_experiment(experiment), f"table '{table}'"
     rows = table_rows(loaded, config, str(experiment))
-    numbers = [
-        number
-        for path in published_files(published, loaded.paper)
-        for number in read_published(path)
-    ]
+    numbers = read_paper(published, loaded.paper)
     printed = {
         row.id: _published(numbers, loaded, row.published, f"{experiment}: row '{row.id}'")
         for row in rows
@@ -88,7 +88,7 @@ def make_table(
     for run in dict.fromkeys(run for row in rows for run in row.runs):
         read_run_record(runs, run, origin)
 
-    lines = _lines(Path(experiment).stem, loaded, scored, printed, numbers)
+    lines = _lines(table, loaded, scored, printed, numbers)
     caption = Caption(
         title=f"{loaded.title} ({loaded.place} of the paper).",
         scale=(
@@ -99,21 +99,14 @@ def make_table(
         reading=_reading(rows, lines),
         note=loaded.note,
     )
-    write_csv(output, Measurement.columns(), lines)
-    label = f"tab:{Path(experiment).stem}"
-    texts = (
-        (".md", markdown_table(lines, loaded.metrics, caption)),
-        (".tex", latex_table(lines, loaded.metrics, caption, label)),
-    )
-    for suffix, text in texts:
+    write_records(output, Measurement, lines)
+    texts = {
+        ".md": markdown_table(lines, loaded.metrics, caption),
+        ".tex": latex_table(lines, loaded.metrics, caption, f"tab:{table}"),
+    }
+    for suffix, text in texts.items():
         with atomic_file(Path(output).with_suffix(suffix)) as temporary:
             temporary.write_text(text, encoding="utf-8")
-
-
-def _compared_with(experiment: Experiment, reference: str) -> Experiment:
-    """Return an experiment whose rows are all compared with one row."""
-    rows = [row.model_copy(update={"reference": None}) for row in experiment.rows]
-    return experiment.model_copy(update={"reference": reference, "rows": rows})
 
 
 def _backbones(rows: Sequence[TableRow]) -> str:
@@ -156,25 +149,37 @@ def tidy_runs(
                     tables.append(Path(path).stem)
     folder = ScoreFolder(evaluations, runs)
     lines: list[dict[str, Any]] = []
-    costs: dict[str, dict[str, Any]] = {}
     for (run, dataset), tables in wanted.items():
         wanted_by = f"table '{tables[0]}'"
         record = read_run_record(runs, run, wanted_by)
         if dataset == TRAINING:
-            found = {"final_loss": record["final_loss"]}
+            if record.final_loss is None:
+                raise GapinitError(f"{wanted_by}: 'final_loss' of run '{run.path}' is missing")
+            found = {"final_loss": record.final_loss}
         else:
             found = folder.scores(run, dataset, wanted_by).metrics
-        measures = {name: record.get(name) for name in RunMeasures.columns()}
-        if run.trained:
-            costs[run.path] = {"run": run.path} | {name: record.get(name) for name in COSTS}
-        head = {"run": run.path, **run.factors, "evaluated": dataset, "tables": ";".join(tables)}
+        measures = {name: getattr(record, name) for name in RUN_MEASURES}
         for metric, value in found.items():
-            lines.append({**head, "metric": metric, "value": value, **measures})
-    factors = tuple(Run("", "", "").factors)
-    columns = ("run", *factors, "evaluated", "metric", "value", "tables", *RunMeasures.columns())
-    write_csv(output, columns, lines)
+            result = RunResult(
+                run=run,
+                evaluated=dataset,
+                metric=metric,
+                value=value,
+                tables=tuple(tables),
+                **measures,
+            )
+            lines.append({"run": run.path, **run.factors, **result.model_dump()})
+    columns = ("run", *Run("", "", "").factors, *list(RunResult.model_fields)[1:])
+    write_csv(output, columns, (line.values() for line in lines))
     _write_parquet(Path(output).with_suffix(".parquet"), columns, lines)
-    write_csv(Path(output).with_name("costs.csv"), ("run", *COSTS), list(costs.values()))
+    trained = [run for run in dict.fromkeys(run for run, _ in wanted) if run.trained]
+    costs = ((run.path, *_costs(runs, run)) for run in trained)
+    write_csv(Path(output).with_name("costs.csv"), ("run", *COSTS), costs)
+
+
+def _costs(runs: Path, run: Run) -> list[Any]:
+    process = read_process(runs, run)
+    return [getattr(process, name) for name in COSTS]
 
 
 def _write_parquet(path: Path, columns: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> None:
@@ -183,7 +188,7 @@ def _write_parquet(path: Path, columns: Sequence[str], lines: Sequence[Mapping[s
     from pyarrow import parquet
 
     whole = {"rank", "epochs", "calibration_size", "seed", "trainable_parameters"}
-    decimal = {"value", "noise", *RunMeasures.columns()} - whole
+    decimal = {"value", "noise", *RUN_MEASURES} - whole
     types = {name: pa.int64() for name in whole} | {name: pa.float64() for name in decimal}
     arrays = {
         name: pa.array([line.get(name) for line in lines], types.get(name, pa.string()))
@@ -191,16 +196,6 @@ def _write_parquet(path: Path, columns: Sequence[str], lines: Sequence[Mapping[s
     }
     with atomic_file(path) as temporary:
         parquet.write_table(pa.table(arrays), temporary)
-
-
-def write_csv(path: Path, columns: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> None:
-    """Write lines as a CSV file, whole or not at all; None is an empty entry."""
-    import pandas as pd
-
-    # Object columns keep whole numbers whole where others are empty.
-    frame = pd.DataFrame(lines, columns=list(columns), dtype=object)
-    with atomic_file(Path(path)) as temporary:
-        frame.to_csv(temporary, index=False, lineterminator="\n")
 
 
 def _published(
@@ -219,29 +214,31 @@ def _lines(
     scored: Mapping[str, Sequence[RowScores]],
     printed: Mapping[str, Mapping[str, PublishedNumber]],
     numbers: Sequence[PublishedNumber],
-) -> list[dict[str, Any]]:
+) -> list[Measurement]:
     """Return the lines of a table, row by row; p-values are corrected metric by metric."""
-    by_cell: dict[tuple[str, str], dict[str, Any]] = {}
+    by_cell: dict[tuple[str, str], Measurement] = {}
     for metric, rows in scored.items():
         by_id = {row.row.id: row for row in rows}
-        lines = [_cell(row, metric) for row in rows]
-        tested = []
-        for row, line in zip(rows, lines, strict=True):
+        lines = []
+        for row in rows:
+            line = {"table": table} | _cell(row, metric)
             number = printed[row.row.id].get(metric)
-            line["table"] = table
             if number is not None:
-                line["published"], line["published_std"] = number.value, number.std
-                line["difference"] = line["measured"] - number.value
-                line["note"] = elsewhere(numbers, number)
+                line |= {
+                    "published": number.value,
+                    "published_std": number.std,
+                    "difference": line["measured"] - number.value,
+                    "note": elsewhere(numbers, number),
+                }
             reference = by_id.get(row.row.reference or "")
             if reference is not None and row is not reference:
-                line.update(_comparison(row, reference, metric))
-                tested.append(line)
-        adjusted = holm([line["p_value"] for line in tested if line["p_value"] is not None])
-        with_p = (line for line in tested if line["p_value"] is not None)
-        for line, p_holm in zip(with_p, adjusted, strict=True):
+                line |= _comparison(row, reference, metric)
+            lines.append(line)
+        tested = [line for line in lines if line.get("p_value") is not None]
+        adjusted = holm([line["p_value"] for line in tested])
+        for line, p_holm in zip(tested, adjusted, strict=True):
             line["p_holm"] = p_holm
-        by_cell.update({(line["row"], metric): line for line in lines})
+        by_cell.update({(line["row"], metric): Measurement(**line) for line in lines})
     ids = list(dict.fromkeys(id_ for id_, _ in by_cell))
     return [by_cell[id_, metric] for id_ in ids for metric in experiment.metrics]
 
@@ -260,7 +257,7 @@ def _cell(row: RowScores, metric: str) -> dict[str, Any]:
         "interval_low": interval and interval.low,
         "interval_high": interval and interval.high,
         "interval_over": interval.over if interval else "",
-        "runs": ";".join(run.path for run in row.row.runs),
+        "runs": [run.path for run in row.row.runs],
     }
 
 
@@ -280,14 +277,13 @@ def _comparison(row: RowScores, reference: RowScores, metric: str) -> dict[str, 
     }
 
 
-def _reading(rows: Sequence[TableRow], lines: Sequence[Mapping[str, Any]]) -> str:
+def _reading(rows: Sequence[TableRow], lines: Sequence[Measurement]) -> str:
     """Say how the cells of a table are to be read."""
-    over = sorted({line["interval_over"] for line in lines if line["interval_over"]})
+    over = sorted({line.interval_over for line in lines if line.interval_over})
     text = "Measured is mean ± standard deviation over seeds"
     if over:
         text += f", with a 95 % bootstrap interval over {' or over '.join(over)} in brackets"
-    seeds = {line["n_seeds"] for line, row in _with_rows(lines, rows) if row.runs[0].trained}
-    few = " ".join(note for note in map(small_sample_note, sorted(seeds)) if note)
+    few = few_seeds(lines)
     few = f" {few}" if few else ""
     labels = {row.id: row.label for row in rows}
     references = dict.fromkeys(f"'{labels[row.reference]}'" for row in rows if row.reference)
@@ -296,7 +292,7 @@ def _reading(rows: Sequence[TableRow], lines: Sequence[Mapping[str, Any]]) -> st
     named = " or ".join(references)
     if len(references) > 1:
         named = f"each row's own reference ({named})"
-    tests = sorted({line["p_over"] for line in lines if line.get("p_over")})
+    tests = sorted({line.p_over for line in lines if line.p_over})
     return (
         f"{text}. Versus is the difference to {named} on the same seeds "
         f"and samples, with its interval; p is of a paired permutation test over "
@@ -304,13 +300,6 @@ def _reading(rows: Sequence[TableRow], lines: Sequence[Mapping[str, Any]]) -> st
         "own. A test over images or questions takes the trained models as they are: unlike the "
         f"interval, it does not speak of other seeds.{few}"
     )
-
-
-def _with_rows(
-    lines: Sequence[Mapping[str, Any]], rows: Sequence[TableRow]
-) -> list[tuple[Mapping[str, Any], TableRow]]:
-    by_id = {row.id: row for row in rows}
-    return [(line, by_id[line["row"]]) for line in lines]
 
 
 def _tested_over(tests: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from gapinit.config.experiments import Experiment
 from gapinit.config.methods import METHODS
 from gapinit.data.scenes.settings import ScenesSettings
 from gapinit.errors import GapinitError
-from gapinit.figures import DRAWN_METRIC
+from gapinit.figures import FIGURES
 
 if TYPE_CHECKING:
     from gapinit.workflow.plan import Plan
@@ -25,8 +25,8 @@ def check_plan(plan: Plan, origin: Origin) -> None:
     """Raise GapinitError for calibration, figures, layers or datasets that cannot be had."""
     for name in plan.experiments:
         _check_calibration(plan, name)
-    for figure, metric in DRAWN_METRIC.items():
-        if figure in plan.config.figures and plan.first_with(metric) is None:
+    for figure, (_, _, metric) in FIGURES.items():
+        if metric and figure in plan.config.figures and plan.first_with(metric) is None:
             raise GapinitError(
                 f"{origin(('figures',))}: key 'figures': '{figure}' draws a table with {metric}, "
                 "which no experiment of this configuration has. Add one or leave the figure out."

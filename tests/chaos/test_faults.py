@@ -27,7 +27,7 @@ from gapinit.evaluate.predict import extract_features
 from gapinit.gap.gap_file import estimate_gap_file, read_gap
 from gapinit.gap.layers import write_layers
 from gapinit.states.states import extract_states
-from gapinit.tables.measures import read_steps
+from gapinit.train.step_log import read_steps
 from gapinit.train.trunk.write import extract_trunk, read_trunk
 
 from ..plain_json import names
