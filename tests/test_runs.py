@@ -209,7 +209,6 @@ def claiming(claim: str) -> dict[str, Any]:
 
 
 WRONG = {
-    "unknown key": (experiment(row=[]), "unknown key 'row' (did you mean 'rows'?)"),
     "unknown method": (experiment(rows=[row(method="lora")]), "unknown method 'lora', expected"),
     "unknown metric": (experiment(metrics=["CIDER"]), "unknown metric 'CIDER', expected one of"),
     "unknown layers": (experiment(rows=[row(layers="top")]), "'naive', 'gg-safe', 'all' or"),
