@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import subprocess
 import sys
@@ -73,45 +72,6 @@ def test_no_public_name_is_a_submodule() -> None:
     assert {"gap", "train", "errors"} <= submodules
     assert not submodules & set(gapinit.__all__)
     assert set(gapinit._MODULES) == set(gapinit.__all__) - {"__version__"}
-
-
-def test_names_and_submodules_in_any_order(repository: Path) -> None:
-    # One process tries every order from a clean start: it forgets the package in between (numpy
-    # stays, which cannot be imported twice).
-    steps = {
-        "import gapinit.gap.vector": "gapinit.gap.vector.gap_vector",
-        "import gapinit.gap.spot": "gapinit.gap.spot.spot_gap",
-        "from gapinit.gap import spot, vector": "vector.gap_vector, spot.spot_gap",
-        "import gapinit.gap.gap_file, gapinit.gap.geometry": "gapinit.gap.gap_file.read_gap",
-        "from gapinit import gap_vector, spot_gap": "gap_vector, spot_gap",
-        "gapinit.gap_vector, gapinit.spot_gap, gapinit.GapinitError": "gapinit",
-    }
-    orders = list(itertools.permutations(steps.items(), 3))
-    code = f"""
-import sys
-for order in {orders!r}:
-    for name in [name for name in sys.modules if name.split(".")[0] == "gapinit"]:
-        del sys.modules[name]
-    scope = {{}}
-    exec("import gapinit", scope)
-    for step, use in order:
-        exec(step, scope)
-        exec(use, scope)
-    gapinit = scope["gapinit"]
-    import gapinit.gap.vector, gapinit.gap.spot, gapinit.errors
-    for name, module in [
-        ("gap_vector", gapinit.gap.vector),
-        ("spot_gap", gapinit.gap.spot),
-        ("GapinitError", gapinit.errors),
-    ]:
-        assert getattr(gapinit, name) is getattr(module, name), (order, name)
-        assert type(module).__name__ == "module", order
-    assert callable(gapinit.gap_vector) and callable(gapinit.spot_gap), order
-print(len({orders!r}))
-"""
-    done = python(code, repository)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["120"]
 
 
 def test_the_functions_work() -> None:

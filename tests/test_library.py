@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 
 import gapinit
 from gapinit.backbones.weights_fingerprint import model_fingerprint
-from gapinit.data.captions import CaptionedImage
 from gapinit.gap.gap_vectors import GapVectors
 
 from .plain_json import forget_digests
@@ -86,29 +85,6 @@ def test_module_gaps_are_those_of_plain_forward_passes(
         assert f".layers.{module.layer}." in name
         torch.testing.assert_close(module.vector, expected.module_gap(name), **CLOSE)
     assert gap.modules[FC1].vector.shape != (WIDTH,)
-
-
-def test_the_workflow_measures_the_same(
-    library: SmallLibrary, gap: GapVectors, tmp_path: Path
-) -> None:
-    from gapinit.backbones import load_backbone
-    from gapinit.states.states import pooled_states
-
-    images = []
-    for index, (image, caption) in enumerate(library.pairs):
-        image.save(tmp_path / f"{index}.png")
-        path = tmp_path / f"{index}.png"
-        images.append((CaptionedImage(index, path, (caption,), "train"), caption))
-    vision, text = pooled_states(
-        load_backbone(library.folder),
-        images,
-        pooling="mean",
-        context="joint",
-        max_caption_tokens=50,
-    )
-    for layer in range(LAYERS):
-        workflow = gapinit.gap_vector(text[layer], vision[layer])
-        torch.testing.assert_close(gap.vectors[layer], workflow, **CLOSE)
 
 
 @pytest.mark.parametrize("neighbours", [None, 2])
@@ -467,13 +443,6 @@ def test_the_fingerprint_knows_the_model(library: SmallLibrary, gap: GapVectors)
     other = library.model()
     other.config.text_config.num_attention_heads = 2
     assert found(other) == "its configuration has other sizes"
-
-
-def test_pairs_in_a_list_of_lists(library: SmallLibrary, gap: GapVectors) -> None:
-    pairs: list[Any] = [list(pair) for pair in library.pairs]
-    torch.testing.assert_close(
-        estimate(library, library.model(), pairs).vectors, gap.vectors, **CLOSE
-    )
 
 
 def test_target_modules_of_a_model(library: SmallLibrary, gap: GapVectors) -> None:

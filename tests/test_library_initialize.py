@@ -126,20 +126,6 @@ def test_a_is_zero_and_b_points_along_the_gap(
         assert torch.equal(matrices(model, name)[1], matrices(again, name)[1])
 
 
-def test_the_last_layers_gap_is_not_behind_the_norm(
-    library: SmallLibrary, plain: Any, gap: GapVectors
-) -> None:
-    model = with_lora(plain)
-    gapinit.initialize_lora_gap_weights(model, gap)
-    norm = plain.language_model.model.decoder.final_layer_norm
-    inputs = inputs_of(plain, library.processor(), library.pairs[0])
-    with torch.no_grad():
-        states = plain(**inputs, output_hidden_states=True).language_model_outputs.hidden_states
-    behind = (states[-1][0, 5:].mean(dim=0) - states[-1][0, :4].mean(dim=0)).double()
-    column = matrices(model, FC2)[1][:, 0].double()
-    assert norm is not None and torch.cosine_similarity(column, behind, dim=0) < 0.99
-
-
 def test_outputs_are_those_of_the_base_until_a_step(
     library: SmallLibrary, plain: Any, gap: GapVectors, base_logits: Tensor, tmp_path: Path
 ) -> None:

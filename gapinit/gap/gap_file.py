@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
@@ -18,7 +17,7 @@ from gapinit.config.versions import VERSIONS
 from gapinit.errors import GapinitError
 from gapinit.gap.geometry import cone_cosines, gap_cosine, gap_norm, spectrum
 from gapinit.gap.neighbours import FloatArray, check_neighbours, row_blocks
-from gapinit.gap.spot import spot_gap
+from gapinit.gap.spot import check_weight, spot_gap
 from gapinit.gap.vector import mean_gap, weighted_gap
 
 if TYPE_CHECKING:
@@ -110,7 +109,8 @@ def estimate_gap_file(
     paths = [Path(path) for path in states]
     groups = shard_sets(paths, "states")
     _check_options(groups, size, heldout, neighbours, smoothing)
-    _check_weights(alpha_semantic=alpha_semantic, alpha_geometric=alpha_geometric)
+    check_weight("alpha_semantic", alpha_semantic)
+    check_weight("alpha_geometric", alpha_geometric)
     with ExitStack() as stack:
         sources = [
             _check_states(_opened(stack, group), group, size, heldout, turn)
@@ -275,12 +275,6 @@ def _check_options(
                 f"{name}: expected a whole number of at least {least}, found {value!r}"
             )
     check_neighbours(neighbours, size, f"neighbours (calibration size {size})")
-
-
-def _check_weights(**weights: float) -> None:
-    for name, value in weights.items():
-        if not (math.isfinite(value) and value >= 0):
-            raise GapinitError(f"{name}: expected a finite number of at least 0, found {value!r}")
 
 
 def _check_states(

@@ -84,8 +84,8 @@ def spot_gap(
     """
     if space not in get_args(Space):
         raise GapinitError(f"space: expected one of {', '.join(get_args(Space))}, found {space!r}")
-    _check_weight("alpha_semantic", alpha_semantic)
-    _check_weight("alpha_geometric", alpha_geometric)
+    check_weight("alpha_semantic", alpha_semantic)
+    check_weight("alpha_geometric", alpha_geometric)
     text, vision = paired_states(h_text, h_vision)
     count = check_neighbours(neighbours, len(text))
     near_vision, near_text, (pairs, _) = nearest([vision, text], [(0,), (1,), _PARTS[space]], count)
@@ -189,6 +189,7 @@ def _as_array(states: Any, name: str) -> FloatArray:
     return array.astype(np.float64)
 
 
-def _check_weight(name: str, value: float) -> None:
+def check_weight(name: str, value: float) -> None:
+    """Raise GapinitError for a weight of a score that is negative or not finite."""
     if not (isinstance(value, Real) and math.isfinite(value) and value >= 0):
         raise GapinitError(f"{name}: expected a finite number of at least 0, found {value!r}")
