@@ -134,10 +134,10 @@ class _Measurement:
             for layer in self._layers:
                 module = backbone.decoder_layers[layer]
                 keep = self._keep_states(layer, inputs, text)
-                hooks.enter_context(_output_of(module, keep))
+                hooks.enter_context(output_of(module, keep))
             for name, linear in self._linears.items():
                 hook = self._add_module(name, inputs, text)
-                hooks.enter_context(_output_of(base_of(linear.module), hook))
+                hooks.enter_context(output_of(base_of(linear.module), hook))
             backbone.decode(inputs)
         self._require_finite()
         self.pairs += len(batch)
@@ -216,7 +216,7 @@ def measure_layers(
 
 
 @contextmanager
-def _output_of(module: torch.nn.Module, use: Callable[[Tensor], None]) -> Iterator[None]:
+def output_of(module: torch.nn.Module, use: Callable[[Tensor], None]) -> Iterator[None]:
     """Call `use` with the module's output during the block."""
 
     def hook(_module: torch.nn.Module, _arguments: object, output: Any) -> None:

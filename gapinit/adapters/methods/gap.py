@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from gapinit.adapters.methods.setup import CALIBRATION_SAMPLES, Adapted, Setup, 
 from gapinit.backbones.in_memory import decoder_linears
 from gapinit.backbones.tail import batch_inputs, tail_states
 from gapinit.errors import GapinitError
+from gapinit.gap.estimate import output_of
 from gapinit.gap.gap_vectors import ModuleGap
 
 if TYPE_CHECKING:
@@ -77,8 +77,11 @@ def module_gaps(
 ) -> dict[str, ModuleGap]:
     """Return the mean gap of each target module's output, (d_out,) float64, by its name."""
     total: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
     samples = 0
-    with _outputs(backbone, layers) as outputs:
+    with ExitStack() as hooks:
+        for name, module in backbone.named_targets(layers).items():
+            hooks.enter_context(output_of(module, partial(outputs.__setitem__, name)))
         for batch in batches:
             tail_states(backbone, batch)
             text = _text_positions(batch["labels"])
@@ -116,22 +119,3 @@ def _text_positions(labels: Tensor) -> Tensor:
     before = torch.zeros_like(learned)
     before[:, 1:] = learned[:, :-1]
     return learned & before
-
-
-@contextmanager
-def _outputs(backbone: Backbone, layers: list[int]) -> Iterator[dict[str, Tensor]]:
-    """Keep each target module's last output in a mapping, while the block runs."""
-    outputs: dict[str, Tensor] = {}
-
-    def keep(name: str, _module: Any, _inputs: Any, output: Tensor) -> None:
-        outputs[name] = output
-
-    handles = [
-        module.register_forward_hook(partial(keep, name))
-        for name, module in backbone.named_targets(layers).items()
-    ]
-    try:
-        yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
