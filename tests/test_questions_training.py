@@ -205,8 +205,7 @@ def stock_answer(asking: Asking, question: Question, model: Any, num_beams: int)
     return str(processor.tokenizer.decode(tokens[0, ids.shape[1] :], skip_special_tokens=True))
 
 
-@pytest.mark.parametrize("num_beams", [1, 3])
-@pytest.mark.parametrize("batch_size", [1, 4, 64])
+@pytest.mark.parametrize(("num_beams", "batch_size"), [(1, 4), (3, 64)])
 def test_answers_are_those_of_stock_generate(
     asking: Asking, num_beams: int, batch_size: int, tmp_path: Path
 ) -> None:

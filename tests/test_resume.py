@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -230,39 +226,3 @@ def test_trainer_still_calls_what_is_overridden() -> None:
         "log",
     ):
         assert name in vars(Trainer) and name in vars(RunTrainer), name
-
-
-PROGRAM = """
-import sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-sys.path.insert(0, {root!r})
-from tests.small_backbone import SmallWorld
-from tests.test_resume import runs_of, train
-world = SmallWorld(Path({world!r}))
-train(world, Path({folder!r}), runs_of(world, "gap-init", 42, 7), checkpoint_steps=1)
-"""
-
-
-def test_killed_by_the_system(world: SmallWorld, tmp_path: Path) -> None:
-    """SIGKILL to the process itself, whatever it is doing, in the first run and in the second."""
-    root = str(Path(__file__).parent.parent)
-    program = PROGRAM.format(root=root, world=str(world.root), folder=str(tmp_path / "killed"))
-
-    def start() -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
-
-    for seed, wanted in ((42, 5), (7, 3)):
-        process = start()
-        while process.poll() is None:
-            found = tmp_path.glob(f"killed/.partial-seed{seed}-checkpoints-*/checkpoint-*")
-            if any(int(path.name[11:]) >= wanted for path in found):
-                process.send_signal(signal.SIGKILL)
-                break
-            time.sleep(0.002)
-        assert process.wait() == -signal.SIGKILL
-    assert start().wait() == 0
-    runs = runs_of(world, "gap-init", 42, 7)
-    train(world, tmp_path / "undisturbed", runs)
-    require_same(tmp_path / "killed", tmp_path / "undisturbed", runs)

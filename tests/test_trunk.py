@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -13,12 +12,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import Blip2ForConditionalGeneration
 
-from gapinit.adapters.files import save_adapter
 from gapinit.adapters.lora import add_lora
-from gapinit.artifacts.artifacts import write_json
 from gapinit.backbones import load_backbone
-from gapinit.data.images import load_image
-from gapinit.errors import GapinitError
 from gapinit.train.tail_module import Tail
 from gapinit.train.trunk.write import Trunk, extract_trunk, read_trunk
 
@@ -68,8 +63,7 @@ def cached_tail(world: SmallWorld, strategy: str, rank: int) -> tuple[Tail, Trun
     return Tail(model, backbone).train(), trunk
 
 
-@pytest.mark.parametrize("rank", [1, 4])
-@pytest.mark.parametrize("strategy", list(LAYERS))
+@pytest.mark.parametrize(("strategy", "rank"), [("naive", 1), ("gg-safe", 4), ("all", 4)])
 def test_loss_and_gradients_are_the_whole_models(
     world: SmallWorld, strategy: str, rank: int
 ) -> None:
@@ -97,20 +91,6 @@ def test_frozen_weights_have_no_gradient(world: SmallWorld) -> None:
     with_gradient = {name for name, value in tail.named_parameters() if value.grad is not None}
     assert with_gradient == {f"model.{name}" for name in trainable(tail.model)}
     assert len(with_gradient) == 2 * 6 * 2
-
-
-def test_a_saved_adapter_has_the_whole_models_names(world: SmallWorld, tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
-    tail, _ = cached_tail(world, "naive", 1)
-    save_adapter(tail.model, tmp_path / "ours")
-    stock_lora(world.stock_model(), LAYERS["naive"], 1).save_pretrained(str(tmp_path / "stock"))
-    ours, stock = (
-        load_file(tmp_path / name / "adapter_model.safetensors") for name in ("ours", "stock")
-    )
-    assert {name: value.shape for name, value in ours.items()} == {
-        name: value.shape for name, value in stock.items()
-    }
 
 
 @pytest.mark.parametrize("strategy", list(LAYERS))
@@ -165,26 +145,12 @@ def test_block_size_changes_nothing(world: SmallWorld, tmp_path: Path) -> None:
             np.testing.assert_allclose(small[name][:], large[name][:], rtol=1e-4, atol=2e-5)
 
 
-def test_reading_through_the_memory_map(world: SmallWorld) -> None:
-    for strategy in LAYERS:
-        trunk = read_trunk(world.trunk(strategy))
-        with h5py.File(world.trunk(strategy)) as file:
-            np.testing.assert_array_equal(trunk.prefix.rows, file["prefix"][:])
-            np.testing.assert_array_equal(trunk.prefix.offset, file["prefix_offset"][:])
-            for name in ("text", "input_ids", "labels", "offset", "image_row", "grid"):
-                values: Any = getattr(trunk, name)
-                if name not in file:
-                    assert values is None
-                    continue
-                np.testing.assert_array_equal(values, file[name][:])
-        assert isinstance(trunk.prefix.rows, np.memmap) and len(trunk) == 120
-
-
 def test_a_batch_is_padded_behind_the_captions(world: SmallWorld) -> None:
     trunk = read_trunk(world.trunk("naive"))
     lengths = np.diff(trunk.offset)
     chosen = [int(lengths.argmax()), int(lengths.argmin())]
     batch = trunk.batch(chosen)
+    assert isinstance(trunk.prefix.rows, np.memmap) and len(trunk) == 120
     longest, shortest = 4 + lengths[chosen]  # behind the image
     assert longest > shortest and batch["labels"].shape == (2, longest)
     assert batch["length"].tolist() == [longest, shortest]
@@ -209,30 +175,3 @@ def test_a_batch_is_padded_behind_the_captions(world: SmallWorld) -> None:
     noisy = copy.deepcopy(trunk.batch(chosen))
     noisy["states"][1, shortest:] = 100.0
     assert tail(**noisy)["loss"].item() == pytest.approx(tail(**batch)["loss"].item(), rel=1e-6)
-
-
-def test_damaged_and_foreign_files_are_refused(world: SmallWorld, tmp_path: Path) -> None:
-    whole = world.trunk("naive").read_bytes()
-    cut = tmp_path / "cut.h5"
-    cut.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(GapinitError, match=r"cut.h5: not a readable HDF5 file"):
-        read_trunk(cut)
-    with pytest.raises(GapinitError, match="expected an HDF5 file of kind 'trunk', found 'states'"):
-        read_trunk(world.states)
-    with pytest.raises(GapinitError, match=r"none.h5: no such file"):
-        read_trunk(tmp_path / "none.h5")
-
-
-def test_nothing_is_left_of_a_trunk_that_fails(world: SmallWorld, tmp_path: Path) -> None:
-    layers = tmp_path / "layers.json"
-    write_json(layers, LAYERS)
-    image = world.images("train")[20].path
-    kept = image.read_bytes()
-    image.write_bytes(kept[:50])
-    try:
-        with pytest.raises(GapinitError, match=image.name):
-            extract_trunk(world.backbone, world.manifest, layers, "naive", tmp_path / "t.h5")
-    finally:
-        image.write_bytes(kept)
-    load_image(image)
-    assert list(tmp_path.glob("[!.]*")) == [layers]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from gapinit.errors import GapinitError
 from gapinit.evaluate.predict import extract_features, predict
 from gapinit.gap.gap_file import estimate_gap_file
 from gapinit.states.states import extract_states
+from gapinit.train.step_log import read_steps
 from gapinit.train.train import train_run
 from gapinit.train.trunk.write import extract_trunk, read_trunk, trunk_mode
 
@@ -34,7 +34,7 @@ from .small_backbone import DATASET, randomise, trainable
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 TOKENS = 24
-STEPS = 50
+STEPS = 30
 BATCH = 8
 
 
@@ -70,7 +70,7 @@ class Family:
 
     def train(self, output: Path, strategy: str, mode: str, method: str = "lora-kaiming") -> Path:
         """Train `STEPS` steps or a few more."""
-        run = Run("tiny", "tiny", method, rank=2, layers=strategy, epochs=4, seed=7)
+        run = Run("tiny", "tiny", method, rank=2, layers=strategy, epochs=2, seed=7)
         train_run(
             run,
             self.backbone,
@@ -84,8 +84,7 @@ class Family:
 
 
 def losses(run: Path) -> list[float]:
-    with (run / "steps.csv").open(encoding="utf-8", newline="") as file:
-        found = [float(row["loss"]) for row in csv.DictReader(file)]
+    found = read_steps(run / "steps.csv")["loss"].tolist()
     assert len(found) >= STEPS
     return found
 
@@ -151,7 +150,7 @@ def test_every_step_has_the_loss_of_the_whole_model(family: Family, tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("method", "strategy"),
-    [("dora", "naive"), ("pissa", "naive"), ("loftq", "naive"), ("eva", "naive"), ("eva", "all")],
+    [("dora", "naive"), ("loftq", "naive"), ("eva", "all")],
 )
 def test_methods_train_the_same_on_the_cache(
     blip2: Family, tmp_path: Path, method: str, strategy: str
@@ -160,19 +159,6 @@ def test_methods_train_the_same_on_the_cache(
     blip2.train(tmp_path / "cached", strategy, cached, method)
     blip2.train(tmp_path / "off", strategy, "off", method)
     assert_same_losses(tmp_path / "cached", tmp_path / "off")
-
-
-def test_what_the_comparison_would_miss(blip2: Family, tmp_path: Path) -> None:
-    """States of another layer, or an image in another's place, change the loss at once."""
-    trunk = read_trunk(blip2.trunk("naive", "layer"))
-    backbone = load_backbone(blip2.backbone)
-    trunk = trunk.prepare(backbone)
-    batch = trunk.batch([0, 1, 30])
-    right = tail_loss(backbone, batch).item()
-    moved = batch | {"states": batch["states"].roll(1, dims=0)}
-    assert abs(tail_loss(backbone, moved).item() - right) > 1e-3
-    batch["states"] *= 1.001
-    assert tail_loss(backbone, batch).item() != pytest.approx(right, rel=1e-5)
 
 
 def test_the_vision_tower_is_trained_where_it_is_adapted(family: Family, tmp_path: Path) -> None:
@@ -239,7 +225,7 @@ def test_methods_that_need_a_gap_refuse_the_tower(blip2: Family, tmp_path: Path)
         assert not (tmp_path / method).exists()
 
 
-@pytest.mark.parametrize("method", ["gradient", "lora-ga", "eva", "pissa", "random-b"])
+@pytest.mark.parametrize("method", ["gradient", "lora-ga", "random-b"])
 def test_other_methods_take_the_tower(blip2: Family, tmp_path: Path, method: str) -> None:
     losses(blip2.train(tmp_path / "run", "all-vision", "auto", method))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,18 +61,3 @@ def test_packed_texts_have_the_states_that_they_have_alone(
             torch.testing.assert_close(found, text, rtol=1e-4, atol=1e-4)
             start = end
         assert start == int(inputs.length[row])
-
-
-@torch.no_grad()
-def test_what_the_comparison_would_miss(folder: Path) -> None:
-    """Texts that see each other, or positions that go on, give other states."""
-    backbone = load_backbone(folder)
-    groups = groups_of(backbone)
-    right = backbone.embed_packed(backbone.look(pictures()), groups)
-    assert right.segment is not None and right.place is not None
-    last = slice(int(right.length[0]) - 3, int(right.length[0]))
-    expected = backbone.decode(right)[0, last]
-    together = replace(right, segment=right.segment.clamp(max=1))
-    counted = torch.arange(right.place.shape[1]).expand_as(right.place)
-    for wrong in (together, replace(right, place=counted)):
-        assert (backbone.decode(wrong)[0, last] - expected).abs().max() > 1e-3

@@ -1,4 +1,4 @@
-"""In which order a run sees its samples: that of Hugging Face's Trainer with the run's seed."""
+"""The order of a run's samples: the order of Hugging Face's Trainer with the run's seed."""
 
 from __future__ import annotations
 

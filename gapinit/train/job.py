@@ -1,4 +1,4 @@
-"""What the runs of a process share, and what each of them is trained to."""
+"""What the runs of a process share, and the goal of each."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Job:
     recipe: Recipe
     device: str
     inputs: Mapping[str, Any]
-    """Digests of what is trained from, as `run.json` gives them."""
+    """Checksums of the inputs, as they stand in `run.json`."""
 
     def recipe_of(self, run: Run) -> dict[str, Any]:
-        """Return a run's recipe as `run.json` gives it: what changes numbers."""
+        """Return a run's recipe as it stands in `run.json`: the keys that change numbers."""
         assert run.rank is not None, "train_runs lets no other run come here"
         recipe = self.recipe.of(run)
         return {

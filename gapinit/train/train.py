@@ -55,9 +55,9 @@ def train_runs(
 ) -> None:
     """Train runs that share backbone, trunk, layers and gap file, each into its own folder.
 
-    An output holds `adapter/`, `steps.csv`, `run.json` and, apart from what is the same again for
-    the same run, `process.json`. `gap` gives the direction to methods that use one, and to every
-    run the direction against which its step log measures B.
+    An output holds `adapter/`, `steps.csv` and `run.json`, which are the same bytes for the same
+    run, and `process.json` (time, memory, command). `gap` holds the direction of methods that use
+    one; the step log of every run measures the alignment of B with it.
 
     Runs that are done, and a checkpoint of the current one every `recipe.checkpoint_steps` steps,
     are kept beside the outputs until all are done: after a kill the same call resumes from there
@@ -142,5 +142,5 @@ def _require_first_layer(
 
 
 def _named(path: Path | Sequence[Path]) -> str:
-    """Return a file's name, or that of the first of several shards."""
+    """Return the path of a file, or of the first of several shards."""
     return str(path) if isinstance(path, str | Path) else str(path[0])

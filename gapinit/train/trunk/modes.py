@@ -1,4 +1,4 @@
-"""What a trunk keeps, and how many bytes that is: one formula for the writer and the doctor.
+"""The content of a trunk by its mode, and its bytes: one formula for the writer and the doctor.
 
 No torch: the doctor reads this before anything is installed on a GPU.
 """
@@ -50,7 +50,7 @@ class TrunkSize:
     prefix: int
     """Of all images: the template in front of them and their tokens in the stream."""
     memory: int
-    """Of all images: what is read by cross-attention; 0 for most families."""
+    """Of all images: tokens that cross-attention reads; 0 for most families."""
     width: int
     value_bytes: int
     grid_width: int

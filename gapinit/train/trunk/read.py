@@ -1,4 +1,4 @@
-"""A trunk as training reads it: through memory maps, a batch at a time, from one file or shards."""
+"""Read a trunk, one file or several shards, through memory maps, a batch at a time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ragged:
-    """Items of several rows each, one after another, mapped from disk."""
+    """Items of several rows each, stored one after another and mapped from disk."""
 
     rows: Rows
     """As they are stored (`gapinit.artifacts.arrays`)."""
@@ -45,7 +45,7 @@ class Ragged:
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """The images of a trunk that holds no states, to be read when they are trained on."""
+    """The images of a trunk without states: training reads them from their files."""
 
     root: Path
     names: list[str]
@@ -54,7 +54,7 @@ class ImageFiles:
     """SHA-256 of each file when the trunk was made."""
 
     def load(self, index: int) -> Any:
-        """Return an image in RGB; one that has changed since is an error that names it."""
+        """Return an image in RGB. Raises GapinitError for a missing or changed file."""
         from gapinit.data.images import load_image
 
         path = self.root / self.names[index]
@@ -104,7 +104,7 @@ class Trunk:
         return {"index": index, "input_ids": self.input_ids[start:end]}
 
     def prepare(self, backbone: Backbone) -> Trunk:
-        """Cut from a backbone what is cached here, and return the trunk that feeds the rest."""
+        """Cut the cached part from a backbone, and return the trunk that feeds the rest."""
         if self.mode == "layer":
             backbone.cut_below(self.first_layer)
         elif self.mode == "vision":
@@ -129,7 +129,7 @@ class Trunk:
         texts = self.offset[chosen + 1] - self.offset[chosen]
         length = prefix + texts
         shape = (len(chosen), int(length.max()))
-        # Where the tokens of all texts, one after another, come from and where they go.
+        # Places of the tokens of all texts, in the file and in the flattened batch.
         source = _ranges(self.offset[chosen], texts)
         target = _ranges(np.arange(len(chosen)) * shape[1] + prefix, texts)
         batch = {
@@ -182,8 +182,7 @@ def _filled(
 def _states(shape: tuple[int, int], parts: Sequence[tuple[Rows, Any, Any, Any]]) -> torch.Tensor:
     """Return padded states, (n, width, d), from (rows, starts, counts, places in a sequence).
 
-    A stretch of rows is one copy from the map: that is as fast as memory is, where gathering rows
-    by their numbers would copy twice.
+    Consecutive rows are copied from the map at once; an index array would copy them twice.
     """
     rows = parts[0][0]
     values = np.zeros((*shape, rows.shape[1]), dtype=rows.dtype)
@@ -197,7 +196,7 @@ def _states(shape: tuple[int, int], parts: Sequence[tuple[Rows, Any, Any, Any]])
 
 
 def read_trunk(path: Path | Sequence[Path]) -> Trunk:
-    """Open a trunk, one file or all its shards; states are mapped from disk, token ids are read."""
+    """Open a trunk, one file or all its shards: states are mapped from disk, the rest is read."""
     paths = shard_set(path, "trunk")
     parts = [_read_file(part) for part in paths]
     if len(parts) == 1:
