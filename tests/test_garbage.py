@@ -14,7 +14,6 @@ from hypothesis.extra.numpy import arrays
 
 from gapinit.artifacts.artifacts import read_json
 from gapinit.backbones import load_backbone
-from gapinit.config.yaml_files import read_yaml
 from gapinit.errors import GapinitError
 from gapinit.gap.spot import spot_gap
 from gapinit.gap.vector import gap_vector
@@ -72,15 +71,6 @@ def test_identical_samples_are_ties_and_no_trouble(
     assert finite(spot.score, spot.per_sample, spot.weights)
     # Every gap is the same, and so is every mean of some of them.
     assert spot.geometric == pytest.approx(np.zeros(number), abs=1e-6)
-
-
-def test_yaml_that_holds_itself_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "a.yaml"
-    path.write_text("a: &a\n  b: [1, *a]\n")
-    with pytest.raises(GapinitError, match=r"a\.yaml: .*within its own anchor"):
-        read_yaml(path)
-    path.write_text("a: &a {b: 1}\nc: *a\nd: [*a, *a]\n")
-    assert read_yaml(path)["d"] == [{"b": 1}, {"b": 1}]
 
 
 @pytest.fixture(scope="module")
