@@ -199,15 +199,6 @@ def test_every_backbone_has_panels_of_its_own(
     assert {line["backbone"] for line in lines} == {"large", "small"}
 
 
-def test_one_backbone_needs_no_title(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[Any] = []
-    monkeypatch.setattr(style, "save", lambda figure, output: drawn.append(figure))
-    curves.draw([write_run(tmp_path, "pissa", 1, [1.0, 2.0])], tmp_path / "curves")
-    (figure,) = drawn
-    assert [axes.get_title() for axes in figure.axes] == ["", "", ""]
-    assert tuple(figure.get_size_inches()) == (style.TEXT_WIDTH, 2.6)
-
-
 def test_curves_tell_apart_what_differs() -> None:
     base = Run("b", "d", "lora-gaussian", 1, "naive", 1)
     other = Run("b", "d", "lora-gaussian", 8, "naive", 1)

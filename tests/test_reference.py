@@ -18,6 +18,7 @@ from gapinit.report.reference import LARGEST, make_reference, outdated
 from gapinit.tables.records import read_table
 from gapinit.workflow.plan import make_plan
 
+from .conftest import Once
 from .report_tree import LABELS, Tree, build
 
 
@@ -29,16 +30,36 @@ def project(tmp_path: Path, repository: Path) -> Path:
     return tmp_path / "project"
 
 
+@pytest.fixture(scope="session")
+def complete(once: Once, repository: Path) -> Path:
+    """Return the results of a complete run and, in `kept`, what is kept of it."""
+
+    def made(folder: Path) -> None:
+        make_reference(_complete(folder / "results/scenes"), folder / "kept", repository)
+
+    return once("a complete run", made)
+
+
 @pytest.fixture
-def results(tmp_path: Path) -> Path:
-    """Return the results of a complete run, laid out as the workflow does."""
-    folder = tmp_path / "results" / "scenes"
+def results(complete: Path, tmp_path: Path) -> Path:
+    """Return the results of a complete run, which a test may change."""
+    shutil.copytree(complete / "results", tmp_path / "results", symlinks=True)
+    return tmp_path / "results/scenes"
+
+
+@pytest.fixture
+def kept(complete: Path, tmp_path: Path) -> Path:
+    """Return a reference result that a test may change."""
+    return shutil.copytree(complete / "kept", tmp_path / "kept")
+
+
+def _complete(folder: Path) -> Path:
     tree = build(folder)
     for stage in ("4_train", "5_evaluate"):
         (folder / stage).rename(folder / "moving")
         (folder / stage).mkdir()
         (folder / "moving").rename(folder / stage / "runs")
-    (folder.parent / "1_data").symlink_to(folder / "1_data")
+    (folder.parent / "1_data").symlink_to("scenes/1_data")
     _finish(tree, folder)
     return folder
 
@@ -130,10 +151,9 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_result_older_than_the_code_is_told(
-    results: Path, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+    kept: Path, project: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    output = tmp_path / "reference"
-    make_reference(results, output, project)
+    output = kept
     config = Config.model_validate(read_json(output / "configuration.json"))
     assert outdated(output, config, project) == []
     alter, message = CHANGES[change]
@@ -142,10 +162,9 @@ def test_a_result_older_than_the_code_is_told(
     assert re.fullmatch(message, reason), reason
 
 
-def test_another_configuration_is_told(results: Path, project: Path, tmp_path: Path) -> None:
-    make_reference(results, tmp_path / "reference", project)
-    content = read_json(results / "configuration.json") | {"seeds": [1]}
-    reasons = outdated(tmp_path / "reference", Config.model_validate(content), project)
+def test_another_configuration_is_told(complete: Path, repository: Path) -> None:
+    content = read_json(complete / "kept/configuration.json") | {"seeds": [1]}
+    reasons = outdated(complete / "kept", Config.model_validate(content), repository)
     assert reasons == ["the configuration: changed"]
 
 
@@ -167,35 +186,29 @@ def test_the_repositorys_readme_is_what_make_readme_writes(repository: Path) -> 
     assert readme.read_text(encoding="utf-8") == updated(readme, reference), "run: make readme"
 
 
-def test_the_headline_has_every_row_with_its_numbers(
-    results: Path, project: Path, tmp_path: Path
-) -> None:
-    make_reference(results, tmp_path / "reference", project)
-    text = headline(tmp_path / "reference", "results/reference")
+def test_the_headline_has_every_row_with_its_numbers(complete: Path) -> None:
+    text = headline(complete / "kept", "results/reference")
     for label in LABELS.values():
         assert f"| {label} |" in text
     assert "| Gap-Init, rank 1, naive layers | 140.59 |" in text
     assert "hold: 1, do not hold: 1, undecided: 0" in text
     assert "(results/reference/7_figures/figure1a.png)" in text
     assert "There are 3 seeds" in text and "Compare signs and order" in text
-    for cell in read_table(results / "6_tables/table2.csv"):
+    for cell in read_table(complete / "kept/6_tables/table2.csv"):
         line = next(line for line in text.splitlines() if line.startswith(f"| {cell.label} |"))
         assert f" {cell.measured:.2f}" in line, cell
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + len(LABELS) and len({line.count("|") for line in lines}) == 1
 
 
-def test_readme_changes_between_its_markers_only(
-    results: Path, project: Path, tmp_path: Path
-) -> None:
-    reference, readme = tmp_path / "reference", tmp_path / "README.md"
-    make_reference(results, reference, project)
+def test_readme_changes_between_its_markers_only(kept: Path, tmp_path: Path) -> None:
+    reference, readme = kept, tmp_path / "README.md"
     readme.write_text(f"# Before\n\n{BEGIN}\nold\n{END}\n\nAfter `|`\n", encoding="utf-8")
     write_readme(readme, reference)
     first = readme.read_text(encoding="utf-8")
     assert first.startswith(f"# Before\n\n{BEGIN}\n\n**Table 2 of the paper")
     assert first.endswith(f"{END}\n\nAfter `|`\n") and "\nold\n" not in first
-    assert "(reference/claims.md)" in first
+    assert "(kept/claims.md)" in first
     write_readme(readme, reference)
     assert readme.read_text(encoding="utf-8") == first == updated(readme, reference)
 

@@ -12,7 +12,6 @@ import numpy as np
 from gapinit.artifacts.shards import STATES_AXES, open_shards, shard_set
 from gapinit.errors import GapinitError
 from gapinit.figures import style
-from gapinit.figures.figure3 import chosen_layers
 from gapinit.gap.gap_file import read_gap
 
 if TYPE_CHECKING:
@@ -42,14 +41,7 @@ class Plane:
     width: int
 
 
-def draw(
-    states: Path | Sequence[Path],
-    gap: Path,
-    output: Path,
-    *,
-    layer: int | None = None,
-    seed: int = 0,
-) -> None:
+def draw(states: Path | Sequence[Path], gap: Path, output: Path) -> None:
     """Draw both modalities' states, the gap between them, and what a random direction sees of it.
 
     Horizontal is the unit gap u = g/||g|| that initialises B; vertical the first principal
@@ -57,15 +49,14 @@ def draw(
     b, uniform on the sphere and drawn as long as the gap, keeps only <b, u> of it:
     E<b, u>^2 = 1/d (Proposition 3.1).
 
-    `states` (or all its shards) and `gap` are the HDF5 artifacts of one backbone and dataset;
-    `layer` counts from 0, by default the top one. Writes `<output>.pdf`, `.png`, `.svg` and
-    `.csv`. `GapinitError` if the two files do not fit together or there is no such layer.
+    `states` (or all its shards) and `gap` are the HDF5 artifacts of one backbone and dataset.
+    Writes `<output>.pdf`, `.png`, `.svg` and `.csv`. `GapinitError` if the two do not fit together.
     """
     # ASSUME: the paper draws a sketch of no layer; the top one is always adapted (naive).
     directions = read_gap(gap).gap
-    (shown,) = chosen_layers(len(directions), [len(directions) - 1 if layer is None else layer])
+    shown = len(directions) - 1
     vision, text = _read_layer(states, gap, shown, directions.shape)
-    plane = project(vision, text, directions[shown], seed=seed)
+    plane = project(vision, text, directions[shown])
     with style.paper_style():
         figure, (left, right) = style.panels(2, width=style.TEXT_WIDTH, height=3.3)
         _draw_states(left, plane, shown)
@@ -78,7 +69,7 @@ def draw(
     style.write_numbers(output, _numbers(plane, shown))
 
 
-def project(vision: np.ndarray, text: np.ndarray, gap: np.ndarray, *, seed: int = 0) -> Plane:
+def project(vision: np.ndarray, text: np.ndarray, gap: np.ndarray) -> Plane:
     """Project (N, d) states of both modalities onto the gap's plane.
 
     The random direction shown is the one whose |<b, u>| is the median of many, so that neither a
@@ -94,7 +85,7 @@ def project(vision: np.ndarray, text: np.ndarray, gap: np.ndarray, *, seed: int 
     component = np.linalg.svd(across, full_matrices=False)[2][0]
     # An SVD leaves the sign open; the larger half points up on every machine.
     component = component * np.sign(component[np.argmax(np.abs(component))])
-    directions = np.random.default_rng(seed).standard_normal((DIRECTIONS, len(gap)))
+    directions = np.random.default_rng(0).standard_normal((DIRECTIONS, len(gap)))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     cosines = np.abs(directions @ unit)
     typical = directions[np.argsort(cosines, kind="stable")[DIRECTIONS // 2]]

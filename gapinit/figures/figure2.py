@@ -20,7 +20,7 @@ RANDOM_VECTORS = 20_000
 BINS = 100
 
 
-def draw(gap: Path, runs: list[Path], output: Path, *, seed: int = 0) -> None:
+def draw(gap: Path, runs: list[Path], output: Path) -> None:
     """Draw how well Gap-Init and random directions align with the gap at initialisation.
 
     `gap` is a gap artifact with a held-out gap; `runs` are `run.json` files with
@@ -43,7 +43,7 @@ def draw(gap: Path, runs: list[Path], output: Path, *, seed: int = 0) -> None:
         )
     alignments = _alignments(runs)
     # By symmetry the law is the same for every layer's gap; the top layer stands for all.
-    random = random_alignments(RANDOM_VECTORS, heldout[-1], np.random.default_rng(seed))
+    random = random_alignments(RANDOM_VECTORS, heldout[-1], np.random.default_rng(0))
     width = heldout.shape[1]
     edges = np.linspace(-1.0, 1.0, BINS + 1)
     shares: dict[str, Any] = {

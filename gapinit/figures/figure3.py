@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gapinit.errors import GapinitError
 from gapinit.figures import style
 from gapinit.gap.gap_file import read_gap
 from gapinit.gap.geometry import explained_share
@@ -20,20 +19,21 @@ PUBLISHED_LEADING_SHARE = 0.16
 """Zhao et al., section 3.2: the leading direction's share "in our analysis", about 16 %."""
 
 
-def draw(gap: Path, output: Path, *, layers: Sequence[int] | None = None) -> None:
+def draw(gap: Path, output: Path) -> None:
     """Draw the share of each singular direction of the per-sample gaps.
 
     Left the gaps as they are (shares of the second moment), right after their mean is taken off
-    (shares of the variance): the paper does not say which of them its 16 % is. `layers` are the
-    decoder layers shown, by default a lower, a middle and the top one.
+    (shares of the variance): the paper does not say which of them its 16 % is. A lower, a middle
+    and the top decoder layer are shown.
 
-    Reads a gap artifact; writes `<output>.pdf`, `.png`, `.svg` and `.csv`. `GapinitError` for a
-    layer that does not exist.
+    Reads a gap artifact; writes `<output>.pdf`, `.png`, `.svg` and `.csv`.
 
     Source: Zhao et al., "When Is Rank-1 Enough?", figure 3.
     """
     content = read_gap(gap)
-    chosen = chosen_layers(len(content.gap), layers)
+    count = len(content.gap)
+    # ASSUME: the paper names no layer for its figures 3 and 4.
+    chosen = sorted({count // 4, count // 2, count - 1})
     shares = {
         "as measured": explained_share(content.singular_values),
         "mean taken off": explained_share(content.singular_values_centred),
@@ -64,24 +64,9 @@ def draw(gap: Path, output: Path, *, layers: Sequence[int] | None = None) -> Non
     )
 
 
-def chosen_layers(available: int, layers: Sequence[int] | None) -> list[int]:
-    """Return the layers to show: those asked for, or a lower, a middle and the top one."""
-    if layers is None:
-        # ASSUME: the paper names no layer for its figures 3 and 4.
-        return sorted({available // 4, available // 2, available - 1})
-    for layer in layers:
-        if not 0 <= layer < available:
-            raise GapinitError(
-                f"layers: layer {layer} asked for, but there are 0 to {available - 1}"
-            )
-    if not layers:
-        raise GapinitError("layers: expected at least one layer to show")
-    return sorted(set(layers))
-
-
 def _draw_panel(axes: Axes, share: np.ndarray, layers: Sequence[int]) -> None:
     component = np.arange(1, share.shape[1] + 1)
-    for layer, colour in zip(layers, _colours(len(layers)), strict=True):
+    for layer, colour in zip(layers, style.PALETTE, strict=False):
         axes.plot(
             component,
             100 * share[layer],
@@ -103,7 +88,3 @@ def _draw_panel(axes: Axes, share: np.ndarray, layers: Sequence[int]) -> None:
     axes.set_ylim(0, 100 * min(1.7 * highest, 1.45))
     axes.set_xlabel("component")
     axes.legend(loc="upper right")
-
-
-def _colours(count: int) -> list[str]:
-    return [style.PALETTE[index % len(style.PALETTE)] for index in range(count)]

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gapinit.figures import style
-from gapinit.figures.figure3 import chosen_layers
 from gapinit.gap.gap_file import read_gap
 
 if TYPE_CHECKING:
@@ -19,22 +18,21 @@ BINS = 40
 BAND = (5, 95)
 
 
-def draw(gap: Path, output: Path, *, layer: int | None = None) -> None:
+def draw(gap: Path, output: Path) -> None:
     """Draw how closely the centred states of each modality gather about their mean.
 
     The states are centred with the mean over both modalities. Left the distribution of the cosine
-    to the modality's own mean in one layer (`layer`, by default the top one), right its mean and
-    the band from the 5th to the 95th percentile in every layer.
+    to the modality's own mean in the top layer, right its mean and the band from the 5th to the
+    95th percentile in every layer.
 
     Reads a gap artifact; writes `<output>.pdf`, `.png`, `.svg` and `.csv` (the distribution's bins
-    and, below, the layers; a column that does not apply is empty). `GapinitError` for a layer
-    that does not exist.
+    and, below, the layers; a column that does not apply is empty).
 
     Source: Zhao et al., "When Is Rank-1 Enough?", section 3.3 and figure 4.
     """
     content = read_gap(gap)
     count = len(content.gap)
-    (shown,) = chosen_layers(count, [count - 1 if layer is None else layer])
+    shown = count - 1
     cosines = {"vision": content.vision_cosine, "text": content.text_cosine}
     lowest = min(float(values[shown].min()) for values in cosines.values())
     # Bins over what there is, cut at a tenth, and never beyond a cosine's range.
