@@ -295,7 +295,7 @@ def test_the_gap_of_a_model_in_memory(world: World) -> None:
     assert not gap.modules, "an image is at no module's output"
     names = list(backbone.named_targets([1, 2]))
     adapted = get_peft_model(model, LoraConfig(r=1, target_modules=names))
-    with pytest.raises(GapinitError, match="cross-attention.*use coordinates='layer'"):
+    with pytest.raises(GapinitError, match="cross-attention.*coordinates='layer'"):
         initialize_lora_gap_weights(adapted, gap, coordinates="module")
     report = initialize_lora_gap_weights(adapted, gap)
     assert [module.name for module in report.modules] == names

@@ -194,15 +194,10 @@ class Facts:
 
 def layer_groups(facts: Facts) -> list[tuple[Sequence[int], list[Target]]]:
     """Return the layers that have the same adapted matrices, together."""
-    groups: list[tuple[list[int], list[Target]]] = []
+    groups: dict[tuple[Target, ...], list[int]] = {}
     for layer, targets in enumerate(facts.targets):
-        for layers, known in groups:
-            if known == targets:
-                layers.append(layer)
-                break
-        else:
-            groups.append(([layer], targets))
-    return list(groups)
+        groups.setdefault(tuple(targets), []).append(layer)
+    return [(layers, list(targets)) for targets, layers in groups.items()]
 
 
 def backbone_facts(name: str, folder: Path) -> Facts:

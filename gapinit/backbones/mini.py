@@ -67,6 +67,28 @@ class MiniSettings(BackboneSettings, ABC):
     alignment: Phase
 
     @property
+    def tower_sizes(self) -> dict[str, int]:
+        """Return a vision tower's sizes by the keys that most configurations use."""
+        return {
+            "image_size": self.image_size,
+            "patch_size": self.patch_size,
+            "hidden_size": self.vision_width,
+            "intermediate_size": 4 * self.vision_width,
+            "num_hidden_layers": self.vision_layers,
+            "num_attention_heads": self.attention_heads,
+        }
+
+    @property
+    def decoder_sizes(self) -> dict[str, int]:
+        """Return the decoder's sizes by the keys that all configurations use."""
+        return {
+            "hidden_size": self.decoder_width,
+            "num_hidden_layers": self.decoder_layers,
+            "num_attention_heads": self.attention_heads,
+            "max_position_embeddings": self.max_positions,
+        }
+
+    @property
     @abstractmethod
     def query(self) -> Phase:
         """Return the phase in which the image tokens learn words."""

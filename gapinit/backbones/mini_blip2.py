@@ -56,12 +56,7 @@ class MiniBlip2Settings(MiniSettings):
     def _config(self, tokenizer: Any) -> Blip2Config:
         return Blip2Config(
             vision_config={
-                "image_size": self.image_size,
-                "patch_size": self.patch_size,
-                "hidden_size": self.vision_width,
-                "intermediate_size": 4 * self.vision_width,
-                "num_hidden_layers": self.vision_layers,
-                "num_attention_heads": self.attention_heads,
+                **self.tower_sizes,
                 "initializer_range": 0.02,
             },
             qformer_config={
@@ -78,12 +73,9 @@ class MiniBlip2Settings(MiniSettings):
             text_config={
                 "model_type": "opt",
                 "vocab_size": len(tokenizer),
-                "hidden_size": self.decoder_width,
+                **self.decoder_sizes,
                 "word_embed_proj_dim": self.decoder_width,
                 "ffn_dim": 4 * self.decoder_width,
-                "num_hidden_layers": self.decoder_layers,
-                "num_attention_heads": self.attention_heads,
-                "max_position_embeddings": self.max_positions,
                 "dropout": 0.0,
                 "init_std": 0.06,
                 "bos_token_id": tokenizer.bos_token_id,

@@ -80,25 +80,17 @@ class MiniGemma3Settings(MiniSettings):
         return Gemma3Config(
             vision_config={
                 "model_type": "siglip_vision_model",
-                "image_size": self.image_size,
-                "patch_size": self.patch_size,
-                "hidden_size": self.vision_width,
-                "intermediate_size": 4 * self.vision_width,
-                "num_hidden_layers": self.vision_layers,
-                "num_attention_heads": self.attention_heads,
+                **self.tower_sizes,
                 "vision_use_head": False,
             },
             text_config={
                 "vocab_size": len(ids),
-                "hidden_size": self.decoder_width,
+                **self.decoder_sizes,
                 # Three matrices and not two: as many numbers as 4 times the width has elsewhere.
                 "intermediate_size": 8 * self.decoder_width // 3,
-                "num_hidden_layers": self.decoder_layers,
-                "num_attention_heads": self.attention_heads,
                 "num_key_value_heads": self.key_value_heads,
                 "head_dim": head_width,
                 "query_pre_attn_scalar": head_width,
-                "max_position_embeddings": self.max_positions,
                 "sliding_window": self.sliding_window,
                 "layer_types": [
                     "full_attention" if layer % every == 0 else "sliding_attention"

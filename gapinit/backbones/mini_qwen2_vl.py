@@ -80,13 +80,10 @@ class MiniQwen2VLSettings(MiniSettings):
             },
             text_config={
                 "vocab_size": len(tokenizer),
-                "hidden_size": self.decoder_width,
+                **self.decoder_sizes,
                 # Three matrices, so that the layer is as large as one of four widths with two.
                 "intermediate_size": 8 * self.decoder_width // 3,
-                "num_hidden_layers": self.decoder_layers,
-                "num_attention_heads": self.attention_heads,
                 "num_key_value_heads": self.key_value_heads,
-                "max_position_embeddings": self.max_positions,
                 "initializer_range": 0.06,
                 # A quarter of a head's pairs turns with time, the rest with row or column.
                 "rope_parameters": {

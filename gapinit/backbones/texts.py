@@ -74,34 +74,25 @@ class Texts:
         EOS. Segments are tokenised alone, so that a prompt has the same tokens in training and in
         decoding.
         """
-        first = iter(self._behind_image([text[0][0] for text in texts]))
-        later = iter(
-            self.token_ids(
-                [
-                    f" {piece}" if self._spaced(text, index) else piece
-                    for text in texts
-                    for index, (piece, _) in enumerate(text)
-                    if index
-                ]
-            )
-        )
-        room = max_tokens + self.template
-        return [
-            self._labelled(
-                [
-                    (next(later if index else first), learned)
-                    for index, (_, learned) in enumerate(text)
-                ],
-                room,
-            )
-            for text in texts
-        ]
+        pieces = [self._spaced(text) for text in texts]
+        first = self._behind_image([own[0] for own in pieces])
+        later = iter(self.token_ids([piece for own in pieces for piece in own[1:]]))
+        encoded = []
+        for text, ids in zip(texts, first, strict=True):
+            tokens = [ids, *(next(later) for _ in text[1:])]
+            segments = [(own, learned) for own, (_, learned) in zip(tokens, text, strict=True)]
+            encoded.append(self._labelled(segments, max_tokens + self.template))
+        return encoded
 
-    def _spaced(self, text: Sequence[Segment], index: int) -> bool:
-        """Say whether a space stands in front of a segment."""
-        if not self._prompts.spaced or not text[index][0]:
-            return False
-        return any(before for before, _ in text[:index])
+    def _spaced(self, text: Sequence[Segment]) -> list[str]:
+        """Return the pieces of a text, with the template's spaces in front of them."""
+        pieces = [piece for piece, _ in text]
+        if not self._prompts.spaced:
+            return pieces
+        return [
+            f" {piece}" if piece and any(pieces[:index]) else piece
+            for index, piece in enumerate(pieces)
+        ]
 
     def _labelled(
         self, segments: Sequence[tuple[list[int], bool]], room: int
