@@ -12,7 +12,7 @@ import yaml
 from gapinit.config.experiments import load_experiment
 from gapinit.errors import GapinitError
 from gapinit.tables.formats import latex_escape
-from gapinit.tables.records import read_runs, read_table, write_csv
+from gapinit.tables.records import Measurement, read_runs, read_table, write_csv, write_records
 from gapinit.tables.table import tidy_runs
 
 from .score_world import CONTENT, MEANS, World, make_world, read
@@ -200,10 +200,15 @@ def test_a_wrong_entry_of_a_table_is_named(
     assert f"{path}: line 3, column '{column}': expected {expected}, found" in str(error.value)
 
 
-def test_tables_are_read_as_they_were_written(world: World, lines: Lines, runs: Path) -> None:
+def test_tables_are_read_as_they_were_written(
+    world: World, lines: Lines, runs: Path, tmp_path: Path
+) -> None:
     gap = next(line for line in read_table(world.output) if line.row == "gap")
     assert gap.measured == pytest.approx(130) and gap.published == 140.59
     assert gap.runs == tuple(run.path for run in world.rows["gap"])
+    still = Measurement(**gap.model_dump() | {"std": 0.0, "p_value": None})
+    write_records(tmp_path / "still.csv", Measurement, [still])
+    assert read_table(tmp_path / "still.csv") == [still]
     assert {line.run for line in read_runs(runs)} == {r for rs in world.rows.values() for r in rs}
 
 
