@@ -70,17 +70,14 @@ class Tree:
     def arguments(self) -> dict[str, Any]:
         """Return every argument of `make_report` but the output."""
         return {
-            "title": "Gap-Init on the small world",
             "config": self.config,
             "tables": [self.root / "6_tables/table2.csv"],
             "claims": self.root / "claims.csv",
             "runs_table": self.root / "6_tables/runs.csv",
-            "figures": [self.root / "7_figures/figure1a", self.root / "7_figures/figure2.svg"],
+            "figures": [self.root / f"7_figures/{name}.svg" for name in ("figure1a", "figure2")],
             "evaluations": self.root / "5_evaluate",
             "runs": self.root / "4_train",
             "manifest": self.root / "1_data/scenes/manifest.json",
-            "predictions_dataset": "scenes",
-            "commit": "0123abc",
             "published": REPOSITORY / "config/published",
             "experiments": [REPOSITORY / "config/experiments/table2.yaml"],
             "rule_graph": REPOSITORY / "docs/rulegraph.svg",

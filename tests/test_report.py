@@ -302,7 +302,7 @@ def _unknown_image(tree: Tree) -> None:
     ("damage", "message"),
     [
         (_without_figure, r"figure2.svg: no such figure. Draw figure 'figure2' first"),
-        (_without_image, r"\.jpg: not a readable image"),
+        (_without_image, r"\.jpg: damaged or unreadable image"),
         (
             _other_verdict,
             r"claims.csv: line 3, column 'verdict': expected 'holds', 'does not hold'",

@@ -118,12 +118,9 @@ def report(
 ) -> None:
     """Write the report, one self-contained HTML page."""
     from gapinit.report.page import make_report
-    from gapinit.report.sources import source_commit
 
-    config = _config(configuration)
     make_report(
-        title=f"gapinit: {config.name}",
-        config=config,
+        config=_config(configuration),
         tables=table,
         claims=claims,
         runs_table=runs_table,
@@ -131,9 +128,7 @@ def report(
         evaluations=evaluations,
         runs=runs,
         manifest=manifest,
-        predictions_dataset=config.datasets.in_domain,
         output=output,
-        commit=source_commit(),
         experiments=experiment,
         layers=layers,
         published=published,

@@ -1,23 +1,22 @@
 """The report: one self-contained HTML page with every table, figure, claim, run and prediction.
 
-The page makes no request of any kind: style, script, figures and images are in it, and its
-Content-Security-Policy forbids everything else. Text from data (labels, captions, notes) is
-escaped by the template engine; figures are embedded as images, where no script can run.
+The page makes no request: it embeds style, script, figures and images, and its
+Content-Security-Policy forbids everything else. The template engine escapes text from data
+(labels, captions, notes); figures are embedded as images, in which no script can run.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gapinit.artifacts.artifacts import atomic_file, digest
+from gapinit.artifacts.artifacts import atomic_file, digest, read_json
 from gapinit.artifacts.digests import require_unaltered
 from gapinit.config.configuration import Config
-from gapinit.config.experiments import Experiment, load_experiment
+from gapinit.config.experiments import load_experiment
 from gapinit.config.runs import Run
 from gapinit.config.yaml_files import read_yaml
 from gapinit.data.manifest import read_manifest
@@ -25,7 +24,7 @@ from gapinit.errors import GapinitError
 from gapinit.report.prediction_browser import browse_predictions, data_uri
 from gapinit.report.run_lines import arrange_runs
 from gapinit.report.sections import (
-    Table,
+    VERDICTS,
     answer_text,
     arrange_claims,
     arrange_questions,
@@ -35,9 +34,8 @@ from gapinit.report.sections import (
     metric_name,
     number_text,
     p_text,
-    read_layers,
 )
-from gapinit.report.sources import digests, machine, read_papers
+from gapinit.report.sources import digests, machine, read_papers, source_commit
 from gapinit.tables.records import read_claims, read_runs, read_table
 from gapinit.tables.scores import ScoreFolder
 
@@ -47,19 +45,8 @@ LARGEST_SVG = 600_000
 """Bytes above which a figure's PNG is embedded instead, so that the page stays light."""
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One figure as it stands in the page."""
-
-    id: str
-    title: str
-    caption: str
-    uri: str
-
-
 def make_report(
     *,
-    title: str,
     config: Config,
     tables: Sequence[Path],
     experiments: Sequence[Path],
@@ -69,9 +56,7 @@ def make_report(
     evaluations: Path,
     runs: Path,
     manifest: Path,
-    predictions_dataset: str,
     output: Path,
-    commit: str | None,
     layers: Path,
     published: Path,
     rule_graph: Path,
@@ -79,75 +64,65 @@ def make_report(
 ) -> None:
     """Write the report of one configuration as a single HTML file.
 
-    `tables` are the CSV files of stage 6, the headline one being `table2` or else the first;
-    `experiments` (YAML files) give them their titles and notes; `figures` are stems or SVG files;
-    `manifest` is that of `predictions_dataset`, whose test images the browser of predictions
-    shows. `layers` (JSON of the gap stage) holds the scores of all layers, `published` (folder of
-    the papers' numbers) what the papers print for one configuration in several places,
-    `rule_graph` (SVG) the workflow. With `link_files`, runs lead to their logs and adapters where
-    these lie beside the page.
-    The same inputs give the same bytes. Raises GapinitError that names a missing or wrong file.
+    `tables` are the CSV files of stage 6, `experiments` the YAML file of each, which bears its
+    name. The headline is `table2`, or else the first. `figures` and `rule_graph` are SVG files;
+    `manifest` describes the in-domain dataset, whose test images the prediction browser shows.
+    `layers` (JSON of the gap stage) holds the scores of all layers, `published` (a folder) what
+    the papers print. With `link_files`, a run links to its log and adapter beside the page.
+    Equal inputs give equal bytes. Raises GapinitError that names a missing or wrong file.
     """
-    pictures = [_figure(path) for path in figures]
     loaded = {path.stem: load_experiment(path) for path in experiments}
-    arranged = _tables(tables, loaded)
+    arranged = [arrange_table(read_table(path), loaded[path.stem]) for path in tables]
     headline = next((table for table in arranged if table.id == HEADLINE_TABLE), arranged[0])
     shown = headline.metrics[0]
-    verdicts = read_claims(claims)
-    results = arrange_claims(verdicts, arranged)
-    in_order = sorted(results, key=lambda claim: verdicts.index(claim.result))
+    results = arrange_claims(read_claims(claims), arranged)
+    beside = Path(output).parent
     lines, versions = arrange_runs(
-        read_runs(runs_table),
-        runs,
-        shown.metric,
-        config.backbone,
-        Path(output).parent if link_files else None,
+        read_runs(runs_table), runs, shown.metric, config.backbone, beside if link_files else None
     )
     backbones = dict.fromkeys(line.run.backbone for line in lines)
-    browser = browse_predictions(
-        # Only captions are browsed: a table of questions or of trainings has none.
-        shown.rows if shown.metric == "CIDEr" else (),
-        scores=ScoreFolder(evaluations, runs),
-        dataset=predictions_dataset,
-        manifest=manifest,
-    )
+    data = read_manifest(manifest)
     content = {
-        "title": title,
         "config": config,
-        "commit": commit,
+        "commit": source_commit(),
         "config_digest": digest(config.model_dump(mode="json")),
-        "scale": _scale(config, manifest, predictions_dataset),
+        "images": {split: len(data.captions(split)) for split in data.splits},
         "other_backbones": [name for name in backbones if name != config.backbone],
         "headline": headline,
-        "claims": results,
+        "claims": sorted(results, key=lambda claim: VERDICTS.index(claim.result.verdict)),
         "verdicts": count_verdicts(results),
-        # What the first claim of the headline table says stands above everything else.
-        "lead": next((it for it in in_order if it.result.table == headline.id), None),
-        "questions": arrange_questions(in_order),
+        # The verdict on the first claim of the headline table opens the page.
+        "lead": next((it for it in results if it.result.table == headline.id), None),
+        "questions": arrange_questions(results),
         "papers": read_papers(published, [experiment.paper for experiment in loaded.values()]),
-        "rule_graph": _figure(rule_graph),
+        "rule_graph": embed_figure(rule_graph),
         "machine": machine(),
-        "digests": digests([*tables, claims, runs_table, manifest], Path(output).parent),
+        "digests": digests([*tables, claims, runs_table, manifest], beside),
         "tables": arranged,
         "table_places": {table.id: table.place for table in arranged},
-        "figures": pictures,
+        "figures": [embed_figure(path) for path in figures],
         "runs": lines,
         "run_paths": {line.run.path for line in lines},
         "run_datasets": list(dict.fromkeys(key for line in lines for key in line.scores)),
-        "run_metric": metric_name(shown.metric),
-        "layers": read_layers(layers),
-        "browser": browser,
+        "layers": read_json(layers),
+        "browser": browse_predictions(
+            # The browser shows captions; a table of questions or of trainings has none.
+            shown.rows if shown.metric == "CIDEr" else (),
+            scores=ScoreFolder(evaluations, runs),
+            dataset=config.datasets.in_domain,
+            manifest=manifest,
+        ),
         "versions": versions,
         "citation": (TEMPLATES / "citation.bib").read_text(encoding="utf-8").strip(),
     }
     page = render(content)
     with atomic_file(output) as temporary:
-        # A record of others may hold half of a character pair, which no file can: an escape stays.
+        # JSON may hold half of a surrogate pair, which UTF-8 cannot encode: it stays an escape.
         temporary.write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def render(content: dict[str, Any]) -> str:
-    """Fill the page template; style and script enter with their hashes in the page's policy."""
+    """Fill the page template; the page's policy names the hashes of its style and script."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -163,10 +138,9 @@ def render(content: dict[str, Any]) -> str:
         "interval": interval_text,
         "p_value": p_text,
         "metric": metric_name,
-        "run_id": run_id,
+        "run_id": "run/{}".format,
         "answer": answer_text,
         "seed": _seed,
-        "method": lambda path: Run.parse(path).method,
     }
     style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
@@ -179,65 +153,20 @@ def render(content: dict[str, Any]) -> str:
     )
 
 
-def run_id(path: str) -> str:
-    """Return the anchor of a run in the page."""
-    return f"run/{path}"
-
-
-def _tables(paths: Sequence[Path], experiments: Mapping[str, Experiment]) -> list[Table]:
-    arranged = []
-    for path in paths:
-        measurements = read_table(path)
-        name = measurements[0].table
-        if name not in experiments:
-            raise GapinitError(
-                f"{path}: expected a table of the experiments {', '.join(experiments)}, found "
-                f"'{name}'. Name its experiment, too."
-            )
-        arranged.append(arrange_table(measurements, experiments[name]))
-    return arranged
-
-
-def _figure(path: Path) -> Figure:
-    """Embed one figure, given by its stem or by its SVG file."""
-    path = Path(path)
-    svg = path if path.suffix == ".svg" else path.with_name(f"{path.name}.svg")
+def embed_figure(svg: Path) -> dict[str, str]:
+    """Return a figure's id, title, caption and data URI; a large SVG gives way to its PNG."""
     if not svg.is_file():
         raise GapinitError(f"{svg}: no such figure. Draw figure '{svg.stem}' first.")
     require_unaltered(svg)
     content, media_type = svg.read_bytes(), "image/svg+xml"
-    png = svg.with_suffix(".png")
-    if len(content) > LARGEST_SVG and png.is_file():
-        content, media_type = png.read_bytes(), "image/png"
-    texts = read_yaml(TEMPLATES / "figures.yaml").get(svg.stem, {})
-    return Figure(
-        id=svg.stem,
-        title=texts.get("title", svg.stem),
-        caption=texts.get("caption", ""),
-        uri=data_uri(content, media_type),
-    )
-
-
-def _scale(config: Config, manifest: Path, dataset: str) -> dict[str, Any]:
-    """Say at which scale the numbers were measured."""
-    data = read_manifest(manifest)
-    splits = {split: data.captions(split) for split in data.splits}
-    return {
-        "backbone": config.backbone,
-        "train": config.datasets.in_domain,
-        "ood": config.datasets.ood,
-        "dataset": dataset,
-        "images": {split: len(images) for split, images in splits.items() if images},
-        "captions": {
-            split: sum(len(image.captions) for image in images) for split, images in splits.items()
-        },
-        "seeds": config.seeds,
-        "epochs": config.training.epochs,
-    }
+    if len(content) > LARGEST_SVG:
+        content, media_type = svg.with_suffix(".png").read_bytes(), "image/png"
+    texts = read_yaml(TEMPLATES / "figures.yaml").get(svg.stem, {"title": svg.stem, "caption": ""})
+    return {"id": svg.stem, "uri": data_uri(content, media_type), **texts}
 
 
 def _seed(path: str) -> str:
-    """Return what tells a row's runs apart: the seed, or a word for the untrained backbone."""
+    """Return a run's seed as text; the untrained backbone has none."""
     seed = Run.parse(path).seed
     return "run" if seed is None else str(seed)
 

@@ -1,32 +1,29 @@
 """Choose the test images on which methods disagree, and shrink them to data URIs.
 
-The predictions browser shows what a point of CIDEr looks like: the image, what people said, and
-what each method said. It is a selection made to show differences, not a random sample, and the
-page says so.
+The prediction browser shows what a point of CIDEr looks like: the image, the references, and each
+method's caption. The selection shows differences; it is not a random sample, and the page says so.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gapinit.config.runs import Run
-from gapinit.data.images import FORMATS
-from gapinit.data.manifest import CaptionedImage, read_manifest, require_images
+from gapinit.data.images import load_image
+from gapinit.data.manifest import read_manifest, require_images
 from gapinit.errors import GapinitError
 from gapinit.tables.records import Measurement
-from gapinit.tables.scores import ScoreFolder, Scores
+from gapinit.tables.scores import ScoreFolder
 
 LONGEST_SIDE = 320
 """Longest side of a thumbnail, in pixels."""
 LOSSLESS_SIDE = 64
-"""Images up to this size are embedded as PNG: JPEG blocks would be most of what one sees."""
-Said = dict[Any, tuple[str, float]]
-"""What one run said of each image: its caption and that caption's CIDEr in percent."""
+"""Images up to this size are embedded as PNG: JPEG blocks would dominate them."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,6 @@ class Caption:
     """What one method said about one image."""
 
     label: str
-    run: str
     text: str
     cider: float
 
@@ -49,12 +45,9 @@ class Prediction:
     height: int
     references: tuple[str, ...]
     captions: tuple[Caption, ...]
+    scores: tuple[str, ...]
+    """The CIDEr of the captions in the order of `Browser.labels`, as text."""
     spread: float
-
-    def by_label(self, labels: Sequence[str]) -> list[str]:
-        """Return the CIDEr of the methods in a given order, as text for a page's attribute."""
-        scores = {caption.label: caption.cider for caption in self.captions}
-        return [f"{scores[label]:.2f}" for label in labels]
 
 
 @dataclass(frozen=True)
@@ -86,11 +79,15 @@ def browse_predictions(
     """
     # ASSUME: one run a row is shown, its first seed; the untrained backbone is shown but does not
     # count in the choice, since it differs from everything on nearly every image.
-    shown = {row.runs[0]: row.label for row in rows if row.runs}
+    shown = {Run.parse(row.runs[0]): row.label for row in rows}
     if not shown:
         return Browser((), False, (), 0)
-    said = {run: _said(scores.scores(Run.parse(run), dataset, "the report")) for run in shown}
-    trained = [run for run in shown if Run.parse(run).trained] or list(shown)
+    said: dict[Run, dict[Any, tuple[str, float]]] = {}
+    for run in shown:
+        found = scores.scores(run, dataset, "the report")
+        captions = zip(found.captions, found.per_sample["CIDEr"].tolist(), strict=True)
+        said[run] = dict(zip(found.sample_ids, captions, strict=True))
+    trained = [run for run in shown if run.trained] or list(shown)
     ciders = {image: [said[run][image][1] for run in trained] for image in sorted(said[trained[0]])}
     spread = {image: max(values) - min(values) for image, values in ciders.items()}
     by_disagreement = len(trained) > 1
@@ -104,20 +101,24 @@ def browse_predictions(
     for image in chosen:
         if image not in images:
             raise GapinitError(
-                f"{manifest}: split 'test' has no image {image}, which a score file speaks of. "
+                f"{manifest}: split 'test' has no image {image}, which a score file names. "
                 "Decode and score again with this dataset."
             )
     require_images(manifest, [images[image].path for image in chosen], data.root)
-    predictions = tuple(_prediction(images[image], shown, said, spread[image]) for image in chosen)
-    return Browser(predictions, by_disagreement, tuple(shown.values()), len(ciders))
-
-
-def _said(scores: Scores) -> Said:
-    """Return caption and CIDEr by image."""
-    if "CIDEr" not in scores.per_sample:
-        raise GapinitError(f"{scores.path}: metric 'CIDEr' is missing. Score the captions again.")
-    said = zip(scores.captions, scores.per_sample["CIDEr"].tolist(), strict=True)
-    return dict(zip(scores.sample_ids, said, strict=True))
+    predictions = []
+    for image in chosen:
+        spoken = [Caption(label, *said[run][image]) for run, label in shown.items()]
+        predictions.append(
+            Prediction(
+                image,
+                *thumbnail(images[image].path),
+                references=tuple(images[image].captions),
+                captions=tuple(sorted(spoken, key=lambda caption: -caption.cider)),
+                scores=tuple(f"{caption.cider:.2f}" for caption in spoken),
+                spread=spread[image],
+            )
+        )
+    return Browser(tuple(predictions), by_disagreement, tuple(shown.values()), len(ciders))
 
 
 def thumbnail(path: Path) -> tuple[str, int, int]:
@@ -125,15 +126,9 @@ def thumbnail(path: Path) -> tuple[str, int, int]:
 
     The pixels are encoded anew, so no metadata of a photograph (place, camera) is published.
     """
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
-    try:
-        with Image.open(path, formats=FORMATS) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGB")
-    except FileNotFoundError:
-        raise GapinitError(f"{path}: no such image") from None
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise GapinitError(f"{path}: not a readable image ({error})") from None
+    image = ImageOps.exif_transpose(load_image(path))
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     buffer = io.BytesIO()
     lossless = max(image.size) <= LOSSLESS_SIDE
@@ -147,25 +142,6 @@ def thumbnail(path: Path) -> tuple[str, int, int]:
 def data_uri(content: bytes, media_type: str) -> str:
     """Return bytes as a base64 data URI, which a page shows without any request."""
     return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def _prediction(
-    image: CaptionedImage,
-    shown: Mapping[str, str],
-    said: Mapping[str, Said],
-    spread: float,
-) -> Prediction:
-    captions = [Caption(label, run, *said[run][image.image_id]) for run, label in shown.items()]
-    uri, width, height = thumbnail(image.path)
-    return Prediction(
-        image_id=image.image_id,
-        uri=uri,
-        width=width,
-        height=height,
-        references=tuple(image.captions),
-        captions=tuple(sorted(captions, key=lambda caption: -caption.cider)),
-        spread=spread,
-    )
 
 
 def _spaced(ordered: Sequence[int], count: int) -> list[int]:

@@ -63,7 +63,25 @@ def make_reference(results: Path, output: Path, project: Path) -> None:
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, kept)
         shutil.copyfile(TEMPLATES / "citation.bib", folder / "citation.bib")
-        _report(config, results, project, tables, figures, folder / "report.html")
+        # The logs and adapters of the runs are not kept, so the page links to none of them.
+        make_report(
+            config=config,
+            tables=tables,
+            claims=results / "claims.csv",
+            runs_table=results / "6_tables" / "runs.csv",
+            figures=figures,
+            evaluations=results / "5_evaluate" / "runs",
+            runs=results / "4_train" / "runs",
+            manifest=results.parent / "1_data" / config.datasets.in_domain / "manifest.json",
+            output=folder / "report.html",
+            experiments=[
+                project / f"config/experiments/{name}.yaml" for name in config.experiments
+            ],
+            layers=results / "3_gap" / config.backbone / "layers.json",
+            published=project / "config/published",
+            rule_graph=project / "docs/rulegraph.svg",
+            link_files=False,
+        )
         files = sorted(path for path in folder.rglob("*") if path.is_file() and not is_record(path))
         size = sum(path.stat().st_size for path in files)
         if size > LARGEST:
@@ -123,34 +141,3 @@ def outdated(reference: Path, config: Config, project: Path) -> list[str]:
         if not path.is_file() or sha256(path) != recorded:
             reasons.append(f"{name}: missing or changed by hand")
     return reasons
-
-
-def _report(
-    config: Config,
-    results: Path,
-    project: Path,
-    tables: list[Path],
-    figures: list[Path],
-    output: Path,
-) -> None:
-    """Draw the report again, without links to files that are not kept."""
-    dataset, experiments = config.datasets.in_domain, project / "config/experiments"
-    make_report(
-        title=f"gapinit: {config.name}",
-        config=config,
-        tables=tables,
-        claims=results / "claims.csv",
-        runs_table=results / "6_tables" / "runs.csv",
-        figures=figures,
-        evaluations=results / "5_evaluate" / "runs",
-        runs=results / "4_train" / "runs",
-        manifest=results.parent / "1_data" / dataset / "manifest.json",
-        predictions_dataset=dataset,
-        output=output,
-        commit=source_commit(),
-        experiments=[experiments / f"{name}.yaml" for name in config.experiments],
-        layers=results / "3_gap" / config.backbone / "layers.json",
-        published=project / "config/published",
-        rule_graph=project / "docs/rulegraph.svg",
-        link_files=False,
-    )

@@ -1,4 +1,4 @@
-"""What the report says of a single run: factors, command, log, curve, adapter, scores."""
+"""What the report shows of a single run: factors, command, log, curve, adapter, scores."""
 
 from __future__ import annotations
 
@@ -12,17 +12,12 @@ from urllib.parse import quote
 from gapinit.artifacts.artifacts import package_versions
 from gapinit.config.methods import METHODS
 from gapinit.config.runs import Run
-from gapinit.tables.measures import (
-    ProcessRecord,
-    RunRecord,
-    read_process,
-    read_run_record,
-)
+from gapinit.tables.measures import ProcessRecord, RunRecord, read_process, read_run_record
 from gapinit.tables.records import RunResult
 from gapinit.train.step_log import read_steps
 
 CURVE_POINTS = 60
-"""A curve is drawn through the means of so many stretches of a run."""
+"""A curve connects the means of this many segments of a run."""
 
 
 @dataclass(frozen=True)
@@ -36,35 +31,27 @@ class Curve:
     last: float
 
 
-@dataclass(frozen=True)
-class Place:
-    """A file or folder as text, and a relative link to it where it lies beside the report."""
-
-    text: str
-    link: str | None
+Place = tuple[str, str | None]
+"""The path of a file or folder, and a relative link to it if the page may link to files."""
 
 
 @dataclass(frozen=True)
 class RunLine:
-    """One run with its scores on every dataset it was evaluated on."""
+    """One run with its scores on every dataset on which it was evaluated."""
 
     run: Run
     label: str
     calibration: str
     tables: tuple[str, ...]
     scores: Mapping[str, float]
-    every_score: tuple[RunResult, ...]
-    result: RunResult
-    """One of them, for what all say of the run itself."""
+    """By dataset: the metric that the page shows, or the accuracy on questions."""
+    results: Sequence[RunResult]
     record: RunRecord
     process: ProcessRecord
-    factors: Mapping[str, str]
     command: str
     loss: Curve | None
     log: Place | None
     adapter: Place | None
-    inputs: Mapping[str, str]
-    """Digests of what the run was made from, as it recorded them."""
 
 
 def arrange_runs(
@@ -76,24 +63,21 @@ def arrange_runs(
 ) -> tuple[list[RunLine], dict[str, str]]:
     """Return one line a run, and the package versions that the runs recorded.
 
-    Runs of other backbones than `backbone` are labelled with theirs. Reads
-    `<folder>/<run.path>/run.json` and `steps.csv` of every trained run; a missing one is an error.
-    `beside` is the folder of a page that may link to files; None: it links to nothing.
+    The label of a run names its backbone if that is not `backbone`. Reads `run.json` and
+    `steps.csv` in `<folder>/<run.path>` of every trained run; a missing one is an error.
+    `beside` is the folder of a page that may link to files; None: the page links to none.
     """
     grouped: dict[Run, list[RunResult]] = {}
     for result in results:
         grouped.setdefault(result.run, []).append(result)
-    lines: list[RunLine] = []
+    lines = [
+        _run_line(run, group, metric, folder, backbone, beside) for run, group in grouped.items()
+    ]
     versions: dict[str, dict[str, None]] = {}
-    for run, group in grouped.items():
-        record = read_run_record(folder, run, "the report (its line is in runs.csv)")
-        for package, version in record.versions.items():
+    for line in lines:
+        for package, version in line.record.versions.items():
             versions.setdefault(package, {})[version] = None
-        label = METHODS[run.method].label
-        if run.backbone != backbone:
-            label += f" on {run.backbone}"
-        lines.append(_run_line(label, run, group, record, metric, folder, beside))
-    # Several versions of one package among the runs are worth seeing, so all of them are named.
+    # Runs may have been trained with several versions of a package: the page names all of them.
     recorded = {package: ", ".join(found) for package, found in sorted(versions.items())}
     return lines, recorded or package_versions()
 
@@ -114,12 +98,11 @@ def read_curve(path: Path) -> Curve:
 
 
 def _run_line(
-    label: str,
     run: Run,
-    group: Sequence[RunResult],
-    record: RunRecord,
+    results: Sequence[RunResult],
     metric: str,
     folder: Path,
+    backbone: str,
     beside: Path | None,
 ) -> RunLine:
     calibration = ""
@@ -130,38 +113,25 @@ def _run_line(
     process = read_process(folder, run)
     command = process.command
     log = command[command.index("--log-file") + 1] if "--log-file" in command[:-1] else None
+    on = f" on {run.backbone}" if run.backbone != backbone else ""
     return RunLine(
         run=run,
-        label=label,
+        label=METHODS[run.method].label + on,
         calibration=calibration,
-        tables=tuple(dict.fromkeys(table for result in group for table in result.tables)),
-        # Questions have their accuracy in the place of a caption metric.
-        scores={
-            result.evaluated: result.value
-            for result in group
-            if result.metric in (metric, "accuracy")
-        },
-        every_score=tuple(group),
-        result=group[0],
-        record=record,
+        tables=tuple(dict.fromkeys(table for result in results for table in result.tables)),
+        scores={it.evaluated: it.value for it in results if it.metric in (metric, "accuracy")},
+        results=results,
+        record=read_run_record(folder, run, "the report (its line is in runs.csv)"),
         process=process,
-        factors={
-            name.replace("_", " "): f"{value:g}" if isinstance(value, float) else str(value)
-            for name, value in run.factors.items()
-            if value is not None
-        },
         command=shlex.join(["gapinit", *command]) if command else "",
         loss=read_curve(folder / run.path / "steps.csv") if run.trained else None,
         log=_place(Path(log), beside) if log else None,
         adapter=_place(folder / run.path / "adapter", beside) if run.trained else None,
-        inputs={name: value for name, value in record.inputs.items() if isinstance(value, str)},
     )
 
 
 def _place(path: Path, beside: Path | None) -> Place:
-    """Name a path, and link to it if the page may and it is there."""
-    link = None
-    if beside is not None and path.exists():
-        relative = Path(os.path.relpath(path, beside)).as_posix()
-        link = quote(relative) + ("/" if path.is_dir() else "")
-    return Place(path.as_posix(), link)
+    if beside is None or not path.exists():
+        return path.as_posix(), None
+    link = quote(Path(os.path.relpath(path, beside)).as_posix())
+    return path.as_posix(), link + ("/" if path.is_dir() else "")

@@ -1,7 +1,6 @@
-"""Arrange results as the report shows them: what stands in which section, in which order.
+"""Arrange results for the report: which section shows what, in which order.
 
-Nothing here computes a statistic: every number is one of the CSV files', and the template only
-prints it.
+Nothing here computes a statistic: the template prints the numbers of the CSV files.
 """
 
 from __future__ import annotations
@@ -9,15 +8,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import get_args
 
-from pydantic import BaseModel, Field
-
-from gapinit.artifacts.artifacts import read_json
 from gapinit.config.experiments import METRICS, Experiment
-from gapinit.config.yaml_files import check_settings
-from gapinit.errors import GapinitError
 from gapinit.tables.formats import NAMES
 from gapinit.tables.records import ClaimResult, Measurement, Verdict, few_seeds
 from gapinit.tables.statistics import Interval
@@ -28,13 +21,13 @@ VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 @dataclass(frozen=True)
 class Axis:
-    """A horizontal axis shared by the strips of a table: values onto 0 ... 100."""
+    """A horizontal axis that the strips of a table share: it maps values to 0 ... 100."""
 
     low: float
     high: float
 
     def at(self, value: float) -> float:
-        """Return the place of a value on the axis, in percent of its length."""
+        """Return the position of a value on the axis, in percent of its length."""
         return round(100 * (value - self.low) / (self.high - self.low), 2)
 
 
@@ -43,17 +36,14 @@ class MetricTable:
     """The rows of one table for one metric."""
 
     metric: str
-    name: str
     rows: tuple[Measurement, ...]
     axis: Axis
     interval_over: str
-    notes: tuple[tuple[str, str], ...]
-    """Row label and what is to be known about its published number."""
     has_published: bool
     in_percent: bool
-    """Scores are; what is measured in training has units of its own."""
+    """Scores are in percent; what is measured in training has units of its own."""
     references: tuple[str, ...]
-    """Ids of the rows that the others are compared with."""
+    """Ids of the rows with which the others are compared."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +56,7 @@ class Table:
     note: str
     metrics: tuple[MetricTable, ...]
     few_seeds: str
-    """What so few seeds cannot show, in words."""
+    """What so few seeds cannot show, as a sentence."""
 
 
 @dataclass(frozen=True)
@@ -77,20 +67,6 @@ class Claim:
     place: str
     better: str
     worse: str
-
-
-class LayerChoice(BaseModel):
-    """The layers that each strategy adapts, and the scores that GG-Safe chose by."""
-
-    naive: tuple[int, ...]
-    gg_safe: tuple[int, ...] = Field(alias="gg-safe")
-    score: tuple[float, ...]
-    exclude_bottom: int
-
-    @property
-    def strategies(self) -> dict[str, tuple[int, ...]]:
-        """The strategies that choose, by name."""
-        return {"naive": self.naive, "gg-safe": self.gg_safe}
 
 
 def arrange_table(measurements: Sequence[Measurement], experiment: Experiment) -> Table:
@@ -111,30 +87,23 @@ def arrange_table(measurements: Sequence[Measurement], experiment: Experiment) -
 
 
 def arrange_claims(results: Sequence[ClaimResult], tables: Sequence[Table]) -> list[Claim]:
-    """Put the claims in order of verdict and name their rows by label."""
+    """Give each claim the place of its table and the labels of its rows."""
+    places = {table.id: table.place for table in tables}
     labels = {
         (table.id, row.row): row.label
         for table in tables
         for metric in table.metrics
         for row in metric.rows
     }
-    places = {table.id: table.place for table in tables}
-    for result in results:
-        if result.table not in places:
-            raise GapinitError(
-                f"claims: a claim speaks of '{result.table}', expected one of the tables given: "
-                f"{', '.join(places)}"
-            )
-    claims = [
+    return [
         Claim(
             result=result,
             place=places[result.table],
-            better=labels.get((result.table, result.better), result.better),
-            worse=labels.get((result.table, result.worse), result.worse),
+            better=labels[result.table, result.better],
+            worse=labels[result.table, result.worse],
         )
         for result in results
     ]
-    return sorted(claims, key=lambda claim: VERDICTS.index(claim.result.verdict))
 
 
 def arrange_questions(claims: Sequence[Claim]) -> dict[str, list[Claim]]:
@@ -168,11 +137,6 @@ def count_verdicts(claims: Sequence[Claim]) -> dict[str, int]:
     return {verdict: counts[verdict] for verdict in VERDICTS}
 
 
-def read_layers(path: Path) -> LayerChoice:
-    """Return the layer choice as stage 3 wrote it."""
-    return check_settings(read_json(path), LayerChoice, str(path))
-
-
 def metric_name(metric: str) -> str:
     """Return a metric's usual spelling in print."""
     return NAMES.get(metric, metric)
@@ -180,27 +144,20 @@ def metric_name(metric: str) -> str:
 
 def _metric_table(metric: str, rows: Sequence[Measurement]) -> MetricTable:
     over = dict.fromkeys(row.interval_over for row in rows if row.interval_over)
+    without = tuple(row.row for row in rows if row.vs_reference is None)
     return MetricTable(
         metric=metric,
-        name=metric_name(metric),
         rows=tuple(rows),
         axis=_axis(rows),
         interval_over="; ".join(over),
-        notes=tuple((row.label, row.note) for row in rows if row.note),
         has_published=any(row.published is not None for row in rows),
         in_percent=not METRICS[metric].of_training,
-        references=_references(rows),
+        references=without if len(without) < len(rows) else (),
     )
 
 
-def _references(rows: Sequence[Measurement]) -> tuple[str, ...]:
-    """Return the rows without a comparison, if the others have one."""
-    without = tuple(row.row for row in rows if row.vs_reference is None)
-    return without if len(without) < len(rows) else ()
-
-
 def _axis(rows: Sequence[Measurement]) -> Axis:
-    """Span every number drawn, with a margin, so that no mark is cut."""
+    """Return an axis that spans every number drawn, with a margin so that no mark is cut."""
     values = [row.measured for row in rows]
     values += [row.published for row in rows if row.published is not None]
     for row in rows:
