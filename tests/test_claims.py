@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,34 +12,24 @@ from gapinit.tables.statistics import std_ratio_interval
 from .score_world import MEANS, OFFSETS, World, claim, make_world
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> World:
+def filled(folder: Path, claims: list[dict[str, Any]]) -> World:
     """Return a world in which everything was scored."""
-    made = make_world(tmp_path)
+    made = make_world(folder, claims=claims)
     made.fill(MEANS)
     return made
 
 
 def test_claims_have_three_verdicts(tmp_path: Path) -> None:
-    claims = [
-        claim("gap", "lora"),
-        claim("lora", "gap"),
-        claim("gap", "random-b"),
-        claim("gap", "lora", metric="Bleu_4"),
-        claim("random-b", "gap", margin=5),
-        claim("lora", "gap", margin=5),
+    expected = [
+        (claim("gap", "lora"), "holds"),
+        (claim("lora", "gap"), "does not hold"),
+        (claim("gap", "random-b"), "undecided"),
+        (claim("gap", "lora", metric="Bleu_4"), "holds"),
+        (claim("random-b", "gap", margin=5), "holds"),
+        (claim("lora", "gap", margin=5), "does not hold"),
     ]
-    world = make_world(tmp_path, claims=claims)
-    world.fill(MEANS)
-    lines = world.claims()
-    assert [line["verdict"] for line in lines] == [
-        "holds",
-        "does not hold",
-        "undecided",
-        "holds",
-        "holds",
-        "does not hold",
-    ]
+    lines = filled(tmp_path, [stated for stated, _ in expected]).claims()
+    assert [line["verdict"] for line in lines] == [verdict for _, verdict in expected]
     assert float(lines[0]["difference"]) == pytest.approx(10)
     assert float(lines[0]["low"]) < 10 < float(lines[0]["high"])
     assert lines[0]["n"] == "3 seeds, 60 images"
@@ -47,14 +38,9 @@ def test_claims_have_three_verdicts(tmp_path: Path) -> None:
 
 
 def test_a_claim_about_stability_is_tested_on_the_ratio(tmp_path: Path) -> None:
-    claims = [
-        claim("gap", "lora", statistic="std"),
-        claim("lora", "gap", statistic="std"),
-        claim("random-b", "lora", statistic="std"),
-        claim("zero-shot", "lora", statistic="std"),
-    ]
-    world = make_world(tmp_path, claims=claims)
-    world.fill(MEANS)
+    pairs = [("gap", "lora"), ("lora", "gap"), ("random-b", "lora"), ("zero-shot", "lora")]
+    claims = [claim(*pair, statistic="std") for pair in pairs]
+    world = filled(tmp_path, claims)
     spread = {"gap": 0.01, "lora": 5.0, "random-b": 4.0}
     for row, size in spread.items():
         for run in world.rows[row]:
@@ -75,8 +61,7 @@ def test_a_claim_about_stability_is_tested_on_the_ratio(tmp_path: Path) -> None:
 
 def test_a_verdict_stands_with_its_expression_and_both_numbers(tmp_path: Path) -> None:
     stated = claim("gap", "lora-gaussian, r=1", margin=2) | {"question": "Is it the gap?"}
-    world = make_world(tmp_path, claims=[stated])
-    world.fill(MEANS)
+    world = filled(tmp_path, [stated])
     (line,) = world.claims()
     assert line["claim"] == "CIDEr(gap) >= CIDEr(lora-gaussian, r=1) - 2"
     assert (line["better"], line["worse"], line["question"]) == ("gap", "lora", "Is it the gap?")
@@ -88,5 +73,5 @@ def test_a_verdict_stands_with_its_expression_and_both_numbers(tmp_path: Path) -
     assert {row.count("|") for row in text.splitlines()} == {8}
 
 
-def test_no_claims_is_a_legal_answer(world: World) -> None:
-    assert world.claims() == []
+def test_no_claims_is_a_legal_answer(tmp_path: Path) -> None:
+    assert filled(tmp_path, []).claims() == []

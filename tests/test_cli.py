@@ -100,10 +100,10 @@ def test_a_mistake_is_one_message(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_without_tables_has_no_summary(
+def test_a_folder_without_results_has_no_summary(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["gapinit", "summary", "nowhere"])
     with pytest.raises(SystemExit):
         main()
-    assert capsys.readouterr().err.startswith("error: nowhere/6_tables: no table here")
+    assert capsys.readouterr().err.startswith("error: nowhere/configuration.json: no such file")

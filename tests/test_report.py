@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote
 
 import pytest
+from docutils.core import publish_parts
+from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
-from gapinit.artifacts.artifacts import read_json, sha256, write_json
+from gapinit.artifacts.artifacts import read_json, sha256
 from gapinit.errors import GapinitError
 from gapinit.report.page import make_report
 from gapinit.report.prediction_browser import browse_predictions, thumbnail
@@ -25,6 +30,7 @@ from gapinit.tables.records import read_runs, read_table
 from gapinit.tables.scores import ScoreFolder
 from gapinit.train.step_log import STEP_COLUMNS
 
+from .conftest import Once
 from .plain_json import forget_digests
 from .report_tree import HOSTILE, LABELS, Tree, build, write_csv
 
@@ -72,15 +78,25 @@ def html(tree: Tree) -> str:
     return (tree.root / "report.html").read_text(encoding="utf-8")
 
 
-def test_page_is_well_formed(html: str) -> None:
-    page = Page(html)
+@pytest.fixture(scope="session")
+def page(html: str) -> Page:
+    """Return that report as a browser would read it."""
+    return Page(html)
+
+
+@pytest.fixture(scope="session")
+def visible(page: Page) -> str:
+    """Return its visible text."""
+    return page.visible
+
+
+def test_page_is_well_formed(page: Page) -> None:
     assert page.open == []
     ids = page.values("id")
     assert len(ids) == len(set(ids))
 
 
-def test_links_resolve_and_nothing_leads_out(html: str, tree: Tree) -> None:
-    page = Page(html)
+def test_links_resolve_and_nothing_leads_out(html: str, page: Page, tree: Tree) -> None:
     ids = set(page.values("id"))
     links = page.values("href")
     assert len(links) > 20
@@ -97,12 +113,10 @@ def test_links_resolve_and_nothing_leads_out(html: str, tree: Tree) -> None:
     }
 
 
-def test_policy_allows_this_style_and_script_and_nothing_else(html: str) -> None:
-    import hashlib
-
+def test_policy_allows_this_style_and_script_and_nothing_else(html: str, page: Page) -> None:
     policy = next(
         attrs["content"] or ""
-        for tag, attrs in Page(html).elements
+        for tag, attrs in page.elements
         if attrs.get("http-equiv") == "Content-Security-Policy"
     )
     assert policy.startswith("default-src 'none';")
@@ -111,12 +125,11 @@ def test_policy_allows_this_style_and_script_and_nothing_else(html: str) -> None
         digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
         assert f"{directive} 'sha256-{digest}';" in policy
     # The policy would silence these, so they must not be relied on either.
-    assert Page(html).values("style") == []
-    assert not [name for _, attrs in Page(html).elements for name in attrs if name[:2] == "on"]
+    assert page.values("style") == []
+    assert not [name for _, attrs in page.elements for name in attrs if name[:2] == "on"]
 
 
-def test_hostile_text_is_inert_and_shown_as_it_is(html: str, tree: Tree) -> None:
-    page = Page(html)
+def test_hostile_text_is_inert_and_shown_as_it_is(html: str, page: Page) -> None:
     assert sum(tag == "script" for tag, _ in page.elements) == 1
     assert "alert(1)" not in re.findall(r"<script>(.*?)</script>", html, re.DOTALL)[0]
     assert f"<i>R&D</i> {HOSTILE}" in page.visible
@@ -124,8 +137,7 @@ def test_hostile_text_is_inert_and_shown_as_it_is(html: str, tree: Tree) -> None
     assert "a note with <b> & 'quotes'" in page.visible
 
 
-def test_every_number_of_the_tables_appears(html: str, tree: Tree) -> None:
-    visible = Page(html).visible
+def test_every_number_of_the_tables_appears(visible: str, tree: Tree) -> None:
     for row in read_table(tree.root / "6_tables/table2.csv"):
         for value in (row.published, row.measured, row.std):
             assert number_text(value) in visible
@@ -137,31 +149,25 @@ def test_every_number_of_the_tables_appears(html: str, tree: Tree) -> None:
         assert number_text(run.first_grad_norm, 3) in visible
 
 
-def test_every_cell_leads_to_its_runs(html: str, tree: Tree) -> None:
-    links = Page(html).values("href")
+def test_every_cell_leads_to_its_runs(page: Page, tree: Tree) -> None:
+    links = page.values("href")
     for row in read_table(tree.root / "6_tables/table2.csv"):
         assert row.runs
         assert all(f"#run/{path}" in links for path in row.runs)
 
 
 def test_each_run_is_told_with_factors_command_log_curve_and_adapter(
-    html: str, tree: Tree, tmp_path: Path
+    page: Page, visible: str, tree: Tree
 ) -> None:
-    visible = Page(html).visible
     for row in ("gap-init", "lora-rank8"):
         for run in tree.runs_of(row):
             log = tree.root / "logs/4_train" / f"{run.path}.log"
             command = ["gapinit", "--log-file", str(log), "train", "--run", run.path]
             assert shlex.join(command) in visible
     assert "150 steps, 4.000 at the first, 0.027 at the last" in visible
-    curves = [attrs for tag, attrs in Page(html).elements if tag == "polyline"]
+    curves = [attrs for tag, attrs in page.elements if tag == "polyline"]
     assert len(curves) == 5 * 3
     assert all(len(str(attrs["points"]).split()) == 60 for attrs in curves)
-    output = tmp_path / "alone.html"
-    make_report(**tree.arguments, output=output, link_files=False)
-    alone = Page(output.read_text(encoding="utf-8"))
-    assert all(link.startswith("#") for link in alone.values("href"))
-    assert "4_train/mini-blip2" in alone.visible
 
 
 def _log(folder: Path, losses: list[float]) -> Path:
@@ -182,28 +188,24 @@ def test_a_curve_is_the_mean_of_stretches(tmp_path: Path) -> None:
     assert heights == sorted(heights) and heights[0] < heights[-1]
 
 
-def test_sources_are_digests_of_the_very_files(html: str, tree: Tree) -> None:
-    visible = Page(html).visible
+def test_sources_are_digests_of_the_very_files(visible: str, tree: Tree) -> None:
     for name in ("6_tables/table2.csv", "claims.csv", "6_tables/runs.csv"):
         assert f"{name} {sha256(tree.root / name)}" in visible
     assert "135.37 ± 7.10 (Table 7)" in visible and "98.08 (Table 2)" in visible
     assert "stage versions data" in visible
 
 
-def test_questions_are_answered_by_their_claims(html: str) -> None:
-    visible = Page(html).visible
+def test_questions_are_answered_by_their_claims(visible: str) -> None:
     assert "Is it the gap? Yes, as far as decided: 1 of 1 comparisons hold." in visible
     assert "CIDEr(gap-init) > CIDEr(pissa)" in visible and "171.50 against 183.85" in visible
 
 
-def test_layer_scores_and_notes_are_shown(html: str) -> None:
-    visible = Page(html).visible
+def test_layer_scores_and_notes_are_shown(visible: str) -> None:
     assert "The paper contradicts itself on standard LoRA at rank 1" in visible
     assert "0 3.500 – adapted 1 1.250 adapted – 2 2.000 adapted adapted" in visible
 
 
-def test_scale_and_verdicts_are_said_in_words(html: str) -> None:
-    visible = Page(html).visible
+def test_scale_and_verdicts_are_said_in_words(visible: str) -> None:
     assert "mini-blip2" in visible and "7 training images, 40 test images" in visible
     assert "1 holds" in visible and "1 does not hold" in visible and "0 undecided" in visible
     claims = visible.index("Holds here"), visible.index("Does not hold")
@@ -211,14 +213,19 @@ def test_scale_and_verdicts_are_said_in_words(html: str) -> None:
     assert "−12.35" in visible and "(−20.50 … −3.25)" in visible
 
 
-def test_half_a_character_in_a_record_stays_an_escape(tmp_path: Path) -> None:
-    tree = build(tmp_path / "results", rows=("pissa", "gap-init"), images=6)
+def test_half_a_character_in_a_record_stays_an_escape(small: Path, tmp_path: Path) -> None:
+    tree = Tree(shutil.copytree(small, tmp_path / "tree"))
     path = tree.root / "4_train" / tree.runs_of("gap-init")[0].path / "run.json"
     forget_digests(path)
     record = json.loads(path.read_text()) | {"inputs": {"trunk": "\ud83d"}}
     path.write_text(json.dumps(record))
-    make_report(**tree.arguments, output=tmp_path / "report.html")
-    assert r"\ud83d" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    make_report(**tree.arguments, output=tmp_path / "report.html", link_files=False)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert r"\ud83d" in text
+    # Nothing leads to a file where the page may not link to files, but its path is shown.
+    alone = Page(text)
+    assert all(link.startswith("#") for link in alone.values("href"))
+    assert "4_train/mini-blip2" in alone.visible
 
 
 def test_images_on_which_methods_differ_most_are_chosen(tree: Tree) -> None:
@@ -257,68 +264,52 @@ def test_single_run_without_claims_as_with_a_folder_of_photographs(tmp_path: Pat
     assert output.stat().st_size < 6_000_000
 
 
-def _without_scores(tree: Tree) -> None:
-    path = tree.root / "5_evaluate" / tree.runs_of("gap-init")[0].path / "scenes.scores.json"
-    path.unlink()
+@pytest.fixture(scope="session")
+def small(once: Once) -> Path:
+    """Return the root of a results tree of four rows and four images."""
+    rows = ("lora-rank1", "pissa", "lora-rank8", "gap-init")
+    return once("a small tree", lambda folder: build(folder, rows=rows, images=4))
 
 
-def _without_figure(tree: Tree) -> None:
-    (tree.root / "7_figures/figure2.svg").unlink()
+DAMAGES: dict[str, tuple[str, Callable[[str], str] | None, str]] = {
+    "no figure": ("7_figures/figure2.svg", None, r"figure2.svg: no such figure. Draw figure"),
+    "no image": ("**/images/*", lambda text: "x", r"\.jpg: damaged or unreadable image"),
+    "another verdict": (
+        "claims.csv",
+        lambda text: text.replace("does not hold", "perhaps"),
+        r"claims.csv: line 3, column 'verdict': expected 'holds', 'does not hold'",
+    ),
+    "no column": (
+        "6_tables/runs.csv",
+        lambda text: text.replace("final_loss", "loss", 1),
+        r"runs.csv: expected the columns .*; not found: final_loss",
+    ),
+    "no scores": ("**/gap-init/**/scenes.scores.json", None, r"scenes.scores.json: no such file"),
+    "empty table": (
+        "6_tables/table2.csv",
+        lambda text: text.splitlines()[0],
+        r"table2.csv: expected at least one row, found none",
+    ),
+    "no record": ("**/pissa/**/run.json", None, r"run.json: no such file"),
+    "unknown image": (
+        "**/scenes.scores.json",
+        lambda text: text.replace('"image_id": 1,', '"image_id": 999,'),
+        r"manifest.json: split 'test' has no image 999",
+    ),
+}
+"""Files, what happens to their text (None: they are deleted), and the message."""
 
 
-def _without_image(tree: Tree) -> None:
-    for path in (tree.root / "1_data/scenes/images").iterdir():
-        path.write_bytes(b"not an image")
-
-
-def _other_verdict(tree: Tree) -> None:
-    path = tree.root / "claims.csv"
-    path.write_text(path.read_text(encoding="utf-8").replace("does not hold", "perhaps"))
-
-
-def _without_column(tree: Tree) -> None:
-    path = tree.root / "6_tables/runs.csv"
-    path.write_text(path.read_text(encoding="utf-8").replace("final_loss", "loss", 1))
-
-
-def _empty_table(tree: Tree) -> None:
-    path = tree.root / "6_tables/table2.csv"
-    path.write_text(path.read_text(encoding="utf-8").splitlines()[0] + "\n")
-
-
-def _without_record(tree: Tree) -> None:
-    (tree.root / "4_train" / tree.runs_of("pissa")[0].path / "run.json").unlink()
-
-
-def _unknown_image(tree: Tree) -> None:
-    for run in (run for row in ("pissa", "gap-init") for run in tree.runs_of(row)):
-        path = tree.root / "5_evaluate" / run.path / "scenes.scores.json"
-        content = read_json(path)
-        content["per_sample"][0]["image_id"] = 999
-        write_json(path, content)
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (_without_figure, r"figure2.svg: no such figure. Draw figure 'figure2' first"),
-        (_without_image, r"\.jpg: damaged or unreadable image"),
-        (
-            _other_verdict,
-            r"claims.csv: line 3, column 'verdict': expected 'holds', 'does not hold'",
-        ),
-        (_without_column, r"runs.csv: expected the columns .*; not found: final_loss"),
-        (_without_scores, r"gap-init.*scenes.scores.json: no such file"),
-        (_empty_table, r"table2.csv: expected at least one row, found none"),
-        (_without_record, r"run.json: no such file"),
-        (_unknown_image, r"manifest.json: split 'test' has no image 999"),
-    ],
-)
-def test_damage_is_named(tmp_path: Path, damage: Callable[[Tree], None], message: str) -> None:
-    tree = build(tmp_path, rows=("lora-rank1", "pissa", "lora-rank8", "gap-init"), images=4)
-    if damage is _unknown_image:
-        tree = build(tmp_path / "two", rows=("pissa", "gap-init"), images=4)
-    damage(tree)
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damage_is_named(small: Path, tmp_path: Path, name: str) -> None:
+    pattern, change, message = DAMAGES[name]
+    tree = Tree(shutil.copytree(small, tmp_path / "tree"))
+    for path in list(tree.root.glob(pattern)):
+        forget_digests(path)
+        text = path.read_text(encoding="latin-1")
+        path.unlink()
+        if change:
+            path.write_text(change(text), encoding="latin-1")
     with pytest.raises(GapinitError, match=message):
         make_report(**tree.arguments, output=tmp_path / "report.html")
 
@@ -335,41 +326,29 @@ def test_thumbnail_is_upright_and_without_metadata(tmp_path: Path) -> None:
     assert not Image.open(io.BytesIO(content)).getexif()
 
 
-@pytest.mark.parametrize(
-    ("value", "text"), [(-0.001, "0.00"), (-1.005, "−1.00"), (140.594, "140.59"), (None, "")]
-)
-def test_numbers_are_printed_as_in_papers(value: float | None, text: str) -> None:
-    assert number_text(value) == text
-
-
-def test_small_p_values_are_no_zeros() -> None:
-    assert p_text(0.0) == "< 0.001" and p_text(0.0499) == "0.050" and p_text(None) == ""
+def test_numbers_are_printed_as_in_papers() -> None:
+    for value, text in ((-0.001, "0.00"), (-1.005, "−1.00"), (140.594, "140.59"), (None, "")):
+        assert number_text(value) == text
+    for value, text in ((0.0, "< 0.001"), (0.0499, "0.050"), (None, "")):
+        assert p_text(value) == text
 
 
 def test_snakemake_captions_render(repository: Path, tree: Tree) -> None:
     """Every caption is valid reStructuredText after Jinja, for every figure."""
-    from types import SimpleNamespace
-
-    from docutils.core import publish_parts
-    from jinja2 import Environment, StrictUndefined
-
     figures = ["figure1a", "figure1c", "figure2", "figure3", "figure4", "figure5", "curves"]
     files = sorted((repository / "workflow/report").glob("*.rst"))
     assert {"workflow", "table", "claims", "figure"} <= {path.stem for path in files}
     for path in files:
+        template = Environment(undefined=StrictUndefined).from_string(path.read_text("utf-8"))
         seen = set()
         for figure in figures:
             snakemake = SimpleNamespace(
                 wildcards=SimpleNamespace(figure=figure, table="table2"),
                 config=tree.config.model_dump(by_alias=True),
             )
-            text = path.read_text(encoding="utf-8")
-            text = (
-                Environment(undefined=StrictUndefined).from_string(text).render(snakemake=snakemake)
-            )
-            parts = publish_parts(
-                text, writer="html", settings_overrides={"halt_level": 2, "report_level": 2}
-            )
-            assert parts["body"].strip()
-            seen.add(parts["body"])
+            settings = {"halt_level": 2, "report_level": 2}
+            text = template.render(snakemake=snakemake)
+            body = publish_parts(text, writer="html", settings_overrides=settings)["body"]
+            assert body.strip()
+            seen.add(body)
         assert len(seen) == (len(figures) if path.stem == "figure" else 1)

@@ -35,47 +35,27 @@ def test_a_missing_score_names_the_file_the_row_and_what_makes_it(world: World) 
     assert not world.output.exists()
 
 
-def damage_images(content: dict[str, Any]) -> None:
-    content["per_sample"][0]["image_id"] = 999
+def image(content: dict[str, Any], id_: int) -> None:
+    content["per_sample"][0]["image_id"] = id_
 
 
-def damage_twice(content: dict[str, Any]) -> None:
-    content["per_sample"][0]["image_id"] = content["per_sample"][1]["image_id"]
+DAMAGES: dict[str, Callable[[dict[str, Any]], None]] = {
+    "expected the 60 images of": lambda content: image(content, 999),
+    "60 entries for 59 images": lambda content: image(
+        content, content["per_sample"][1]["image_id"]
+    ),
+    "but the mean over 'per_sample' is": lambda content: content["metrics"].update(CIDEr=99.0),
+    "metric 'Bleu_4' is missing, found: CIDEr": lambda content: content["metrics"].pop("Bleu_4"),
+    "key 'per_sample': input should be a valid list": lambda it: it.update(per_sample={"CIDEr": 1}),
+    "NaN is no JSON number": lambda content: content["metrics"].update(Bleu_4=float("nan")),
+}
 
 
-def damage_mean(content: dict[str, Any]) -> None:
-    content["metrics"]["CIDEr"] += 0.01
-
-
-def damage_metric(content: dict[str, Any]) -> None:
-    del content["metrics"]["Bleu_4"]
-
-
-def damage_shape(content: dict[str, Any]) -> None:
-    content["per_sample"] = {"CIDEr": 1}
-
-
-def damage_finite(content: dict[str, Any]) -> None:
-    content["metrics"]["Bleu_4"] = float("nan")
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (damage_images, "expected the 60 images of"),
-        (damage_twice, "60 entries for 59 images"),
-        (damage_mean, "but the mean over 'per_sample' is"),
-        (damage_metric, "metric 'Bleu_4' is missing, found: CIDEr"),
-        (damage_shape, "key 'per_sample': input should be a valid list"),
-        (damage_finite, "NaN is no JSON number"),
-    ],
-)
-def test_a_damaged_score_file_is_an_error_that_names_it(
-    world: World, damage: Callable[[dict[str, Any]], None], message: str
-) -> None:
+@pytest.mark.parametrize("message", DAMAGES)
+def test_a_damaged_score_file_is_an_error_that_names_it(world: World, message: str) -> None:
     path = world.evaluations / world.rows["gap"][1].path / "scenes.scores.json"
     content = json.loads(path.read_text())
-    damage(content)
+    DAMAGES[message](content)
     path.write_text(json.dumps(content))
     with pytest.raises(GapinitError) as error:
         world.table()
@@ -106,16 +86,10 @@ def test_a_record_of_wrong_types_is_refused(world: World, key: str, value: objec
 def test_pairs_are_found_by_seed_and_only_shared_seeds_count() -> None:
     def row(seeds: list[int | None], values: list[float]) -> RowScores:
         runs = tuple(Run("b", "d", "lora-kaiming", 1, "naive", 1, seed=seed) for seed in seeds)
-        scores = tuple(
-            Scores(
-                Path(),
-                {"CIDEr": value},
-                "images",
-                (1, 2),
-                {"CIDEr": np.array([value - 1, value + 1])},
-            )
-            for value in values
-        )
+        scores = [
+            Scores(Path(), {"CIDEr": v}, "images", (1, 2), {"CIDEr": np.array([v - 1, v + 1])})
+            for v in values
+        ]
         return RowScores(TableRow(f"row{seeds}", "", None, runs), tuple(scores))
 
     first, second = row([1, 2, 3], [10, 20, 30]), row([4, 3, 1], [400, 3, 1])

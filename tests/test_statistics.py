@@ -89,15 +89,9 @@ def test_over_seeds_and_images_the_variances_add_up() -> None:
     assert by_seed > 0.15 * by_image
 
 
-def test_the_interval_says_what_it_is_over() -> None:
-    values = np.random.default_rng(0).normal(size=(3, 20))
-    interval = bootstrap_interval(values)
-    assert interval is not None and interval.over == "seeds and images"
-    assert bootstrap_interval([[1.0]]) is None
-
-
 def test_seeds_that_differ_widen_the_interval() -> None:
     images = np.random.default_rng(0).normal(size=50)
+    assert bootstrap_interval([[1.0]]) is None
     same = bootstrap_interval(np.stack([images, images, images]))
     alone = bootstrap_interval(images[None, :])
     apart = bootstrap_interval(np.stack([images - 2, images, images + 2]))
@@ -136,12 +130,7 @@ def test_p_values_are_uniform_when_nothing_differs() -> None:
 def test_p_values_agree_with_scipys_permutation_test(num_pairs: int) -> None:
     differences = np.random.default_rng(num_pairs).normal(0.3, size=num_pairs)
     theirs = stats.permutation_test(
-        (differences,),
-        np.mean,
-        permutation_type="samples",
-        n_resamples=9999,
-        vectorized=True,
-        rng=3,
+        (differences,), np.mean, permutation_type="samples", vectorized=True, rng=3
     ).pvalue
     # Exact for the two small ones; two samples of sign flips for the large one.
     tolerance = 1e-12 if num_pairs < 12 else 0.02

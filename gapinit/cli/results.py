@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gapinit.cli.options import Manifest, Output, choice, one_line
+
+if TYPE_CHECKING:
+    from gapinit.config.configuration import Config
 
 app = typer.Typer()
 
@@ -210,9 +213,7 @@ def readme(
     write_readme(output, reference)
 
 
-def _config(path: Path) -> Any:
-    from gapinit.artifacts.artifacts import read_json
-    from gapinit.config.configuration import Config
-    from gapinit.config.yaml_files import check_settings
+def _config(path: Path) -> Config:
+    from gapinit.tables.records import read_configuration
 
-    return check_settings(read_json(path), Config, str(path))
+    return read_configuration(path)

@@ -17,7 +17,6 @@ from gapinit.tables.measures import read_record
 from gapinit.train.step_log import read_steps
 
 if TYPE_CHECKING:
-    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
 QUANTITIES = {
@@ -26,7 +25,7 @@ QUANTITIES = {
     "alignment": "mean |cos(B, gap)|",
 }
 LINES = ("-", "--", ":", "-.")
-# Gap-Init keeps its colour in every figure; the others share what is left.
+# Gap-Init has one colour in every figure; the other methods share the rest.
 COLOURS = tuple(colour for colour in style.PALETTE if colour != style.GAP_INIT)
 
 
@@ -49,11 +48,10 @@ def draw(
 ) -> None:
     """Draw training loss, gradient norm and |cos(B, gap)| over the steps, a line a method.
 
-    `runs` are the `run.json` of the runs, each beside its `steps.csv`; runs that differ in nothing
-    but the seed make one line, the mean over seeds, with a band of one standard deviation. Every
-    run is first smoothed by a centred running mean over a fiftieth of its steps. Each of
-    `quantities` has a panel; runs of several backbones have panels of their own, side by side or,
-    of several quantities, a row a backbone.
+    `runs` are the `run.json` of the runs, each beside its `steps.csv`. Runs that differ only in the
+    seed make one line, the mean over seeds, with a band of one standard deviation. Each run is
+    first smoothed by a centred running mean over a fiftieth of its steps. Each quantity of each
+    backbone has a panel: one quantity side by side, several in one row a backbone.
     Writes `<output>.pdf`, `.png`, `.svg` and `.csv`. `GapinitError` names a missing or damaged
     log, and runs of one method with different numbers of steps.
 
@@ -82,36 +80,29 @@ def draw(
         )
         for axes, place in zip(panels, places, strict=True):
             drawn = [curve for curve in curves if (curve.backbone, curve.quantity) == place]
-            _draw_quantity(axes, drawn, styles)
-            _name_axes(axes, place[1])
+            _draw_quantity(axes, place[1], drawn, styles)
             if len(backbones) > 1:
                 axes.set_title(place[0])
-        handles, names = zip(*_legend(panels), strict=True)
-        figure.legend(handles, names, loc="outside lower center", ncols=2)
+        # Every panel may draw a method; the legend names it once.
+        handles = {line.get_label(): line for axes in panels for line in axes.lines}
+        figure.legend(handles.values(), handles, loc="outside lower center", ncols=2)
         style.save(figure, output)
     style.write_numbers(output, _numbers(curves))
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """Return names that tell the runs apart: the method, and whatever factors differ."""
+    """Return a distinct name for each run: the method, and the factors that differ."""
     varying = [
         name
         for name in ("rank", "layers", "epochs", "calibration", "calibration_size", "noise")
         if len({getattr(run, name) for run in runs if getattr(run, name) is not None}) > 1
     ]
-    return [
-        ", ".join(
-            [
-                METHODS[run.method].label,
-                *(
-                    f"{name.replace('_', ' ')} {getattr(run, name)}"
-                    for name in varying
-                    if getattr(run, name) is not None
-                ),
-            ]
-        )
-        for run in runs
-    ]
+    names = []
+    for run in runs:
+        factors = {name: getattr(run, name) for name in varying}
+        parts = [f"{k.replace('_', ' ')} {v}" for k, v in factors.items() if v is not None]
+        names.append(", ".join([METHODS[run.method].label, *parts]))
+    return names
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
@@ -140,7 +131,7 @@ def _curves(label: str, run: Run, folders: Sequence[Path]) -> list[Curve]:
                 f"{folder / 'steps.csv'}: {len(log['step'])} steps, but {folders[0]} has "
                 f"{len(logs[0]['step'])}: runs of one method cannot be averaged. Train them again."
             )
-    # ASSUME: step losses of small batches are noise to the eye; the span is part of the caption.
+    # ASSUME: losses of small batches are noisy, so curves are smoothed; the caption says how.
     span = max(1, len(logs[0]["step"]) // 50)
     curves = []
     for quantity in QUANTITIES:
@@ -167,7 +158,9 @@ def _styles(curves: Sequence[Curve]) -> dict[str, tuple[str, str]]:
     return styles
 
 
-def _name_axes(axes: Axes, quantity: str) -> None:
+def _draw_quantity(
+    axes: Axes, quantity: str, curves: Sequence[Curve], styles: Mapping[str, tuple[str, str]]
+) -> None:
     axes.set_ylabel(QUANTITIES[quantity])
     axes.set_xlabel("step")
     # Gradient norms of methods differ by orders of magnitude; the other two do not.
@@ -175,20 +168,6 @@ def _name_axes(axes: Axes, quantity: str) -> None:
         axes.set_yscale("log")
     elif quantity == "alignment":
         axes.set_ylim(0, 1.02)
-
-
-def _legend(panels: Sequence[Axes]) -> list[tuple[Artist, str]]:
-    """Return every line of the panels once, with its name."""
-    found: dict[str, Artist] = {}
-    for axes in panels:
-        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
-            found.setdefault(name, handle)
-    return [(handle, name) for name, handle in found.items()]
-
-
-def _draw_quantity(
-    axes: Axes, curves: Sequence[Curve], styles: Mapping[str, tuple[str, str]]
-) -> None:
     for curve in curves:
         colour, line = styles[curve.label]
         axes.plot(
@@ -204,17 +183,16 @@ def _draw_quantity(
             )
 
 
-def _numbers(curves: Sequence[Curve]) -> dict[str, list[Any]]:
-    columns: dict[str, list[Any]] = {
-        name: [] for name in ("backbone", "label", "quantity", "step", "mean", "std", "n_seeds")
-    }
-    for curve in curves:
-        count = len(curve.step)
-        columns["backbone"] += [curve.backbone] * count
-        columns["label"] += [curve.label] * count
-        columns["quantity"] += [curve.quantity] * count
-        columns["step"] += [int(step) for step in curve.step]
-        columns["mean"] += list(curve.mean)
-        columns["std"] += list(curve.std) if curve.n_seeds > 1 else [None] * count
-        columns["n_seeds"] += [curve.n_seeds] * count
-    return columns
+def _numbers(curves: Sequence[Curve]) -> dict[str, Sequence[Any]]:
+    lines = [
+        (curve.backbone, curve.label, curve.quantity, int(step), mean, std, curve.n_seeds)
+        for curve in curves
+        for step, mean, std in zip(
+            curve.step,
+            curve.mean,
+            curve.std if curve.n_seeds > 1 else [None] * len(curve.step),
+            strict=True,
+        )
+    ]
+    names = ("backbone", "label", "quantity", "step", "mean", "std", "n_seeds")
+    return dict(zip(names, zip(*lines, strict=True), strict=True))

@@ -12,6 +12,7 @@ import numpy as np
 from gapinit.artifacts.shards import STATES_AXES, open_shards, shard_set
 from gapinit.errors import GapinitError
 from gapinit.figures import style
+from gapinit.figures.toy import random_unit_directions
 from gapinit.gap.gap_file import read_gap
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 PAIRS = 400
 """How many pairs are drawn: the first ones of the calibration set."""
 DIRECTIONS = 1000
-"""How many random directions stand behind the typical projection that is drawn."""
+"""How many random directions are drawn to choose the typical one."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Plane:
 
 
 def draw(states: Path | Sequence[Path], gap: Path, output: Path) -> None:
-    """Draw both modalities' states, the gap between them, and what a random direction sees of it.
+    """Draw both modalities' states, the gap between them, and a random direction's share of it.
 
     Horizontal is the unit gap u = g/||g|| that initialises B; vertical the first principal
     component of both modalities' states with the gap projected out. The random rank-1 direction
@@ -55,7 +56,16 @@ def draw(states: Path | Sequence[Path], gap: Path, output: Path) -> None:
     # ASSUME: the paper draws a sketch of no layer; the top one is always adapted (naive).
     directions = read_gap(gap).gap
     shown = len(directions) - 1
-    vision, text = _read_layer(states, gap, shown, directions.shape)
+    paths = shard_set(states, "states")
+    with open_shards(paths, "states", STATES_AXES) as file:
+        found = file["vision"].shape
+        if (found[0], found[2]) != directions.shape:
+            raise GapinitError(
+                f"{paths[0]}: holds {found[0]} layers of width {found[2]}, but {gap} has "
+                f"{len(directions)} layers of width {directions.shape[1]}: they are not of one "
+                "backbone"
+            )
+        vision, text = (file[name][shown, :PAIRS].astype(np.float64) for name in ("vision", "text"))
     plane = project(vision, text, directions[shown])
     with style.paper_style():
         figure, (left, right) = style.panels(2, width=style.TEXT_WIDTH, height=3.3)
@@ -72,8 +82,7 @@ def draw(states: Path | Sequence[Path], gap: Path, output: Path) -> None:
 def project(vision: np.ndarray, text: np.ndarray, gap: np.ndarray) -> Plane:
     """Project (N, d) states of both modalities onto the gap's plane.
 
-    The random direction shown is the one whose |<b, u>| is the median of many, so that neither a
-    lucky nor an unlucky draw makes the picture.
+    The random direction shown is the one whose |<b, u>| is the median of many draws.
     """
     norm = float(np.linalg.norm(gap))
     unit = gap / norm
@@ -83,10 +92,9 @@ def project(vision: np.ndarray, text: np.ndarray, gap: np.ndarray) -> Plane:
     across = both - np.outer(both @ unit, unit)
     across -= across.mean(axis=0)
     component = np.linalg.svd(across, full_matrices=False)[2][0]
-    # An SVD leaves the sign open; the larger half points up on every machine.
+    # An SVD leaves the sign open: the largest entry is made positive.
     component = component * np.sign(component[np.argmax(np.abs(component))])
-    directions = np.random.default_rng(0).standard_normal((DIRECTIONS, len(gap)))
-    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    directions = random_unit_directions(DIRECTIONS, len(gap), np.random.default_rng(0))
     cosines = np.abs(directions @ unit)
     typical = directions[np.argsort(cosines, kind="stable")[DIRECTIONS // 2]]
     return Plane(
@@ -98,23 +106,6 @@ def project(vision: np.ndarray, text: np.ndarray, gap: np.ndarray) -> Plane:
         typical_cosine=float(np.median(cosines)),
         width=len(gap),
     )
-
-
-def _read_layer(
-    states: Path | Sequence[Path], gap: Path, layer: int, shape: tuple[int, ...]
-) -> tuple[np.ndarray, np.ndarray]:
-    paths = shard_set(states, "states")
-    with open_shards(paths, "states", STATES_AXES) as file:
-        found = file["vision"].shape
-        if (found[0], found[2]) != shape:
-            raise GapinitError(
-                f"{paths[0]}: holds {found[0]} layers of width {found[2]}, but {gap} has "
-                f"{shape[0]} layers of width {shape[1]}: they are not of one backbone"
-            )
-        return (
-            np.asarray(file["vision"][layer, :PAIRS], dtype=np.float64),
-            np.asarray(file["text"][layer, :PAIRS], dtype=np.float64),
-        )
 
 
 def _draw_states(axes: Axes, plane: Plane, layer: int) -> None:
@@ -142,7 +133,7 @@ def _draw_states(axes: Axes, plane: Plane, layer: int) -> None:
 
 
 def _draw_random(axes: Axes, plane: Plane) -> None:
-    """Enlarge what is left of the random direction in this plane, and its share of the gap."""
+    """Enlarge the random direction in this plane, with its share of the gap."""
     along, across = plane.random
     half = 1.3 * max(along, across)
     axes.axhline(0, color=style.BLACK)
@@ -165,14 +156,8 @@ def _draw_random(axes: Axes, plane: Plane) -> None:
 
 
 def _arrow(axes: Axes, end: tuple[float, float], colour: str, head: float) -> None:
-    properties: dict[str, Any] = {
-        "arrowstyle": "-|>",
-        "shrinkA": 0,
-        "shrinkB": 0,
-        "color": colour,
-        "linewidth": 1.6,
-        "mutation_scale": head,
-    }
+    properties: dict[str, Any] = {"arrowstyle": "-|>", "shrinkA": 0, "shrinkB": 0}
+    properties |= {"color": colour, "linewidth": 1.6, "mutation_scale": head}
     axes.annotate("", end, (0, 0), arrowprops=properties)
 
 

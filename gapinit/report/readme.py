@@ -6,12 +6,16 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from gapinit.artifacts.artifacts import atomic_file, read_json
-from gapinit.config.configuration import Config
-from gapinit.config.yaml_files import check_settings
+from gapinit.artifacts.artifacts import atomic_file
 from gapinit.errors import GapinitError
 from gapinit.report.sections import interval_text, metric_name, number_text
-from gapinit.tables.records import Measurement, few_seeds, read_claims, read_table
+from gapinit.tables.records import (
+    Measurement,
+    few_seeds,
+    read_claims,
+    read_configuration,
+    read_table,
+)
 
 BEGIN = "<!-- headline: made by `make readme` from results/reference -->"
 END = "<!-- end of headline -->"
@@ -41,8 +45,7 @@ def updated(readme: Path, reference: Path) -> str:
 
 def headline(reference: Path, link: str) -> str:
     """Return the headline in Markdown: table, verdicts, figure and links below `link`."""
-    path = reference / "configuration.json"
-    config = check_settings(read_json(path), Config, str(path))
+    config = read_configuration(reference / "configuration.json")
     table, figure = config.experiments[0], next(iter(config.figures), None)
     rows = read_table(reference / "6_tables" / f"{table}.csv")
     metrics = list(dict.fromkeys(row.metric for row in rows))

@@ -16,11 +16,11 @@ from gapinit.artifacts.digests import is_record
 from gapinit.config.configuration import Config
 from gapinit.config.experiments import load_experiment
 from gapinit.config.versions import VERSIONS
-from gapinit.config.yaml_files import check_settings
 from gapinit.errors import GapinitError
 from gapinit.report.page import TEMPLATES, make_report
 from gapinit.report.sources import source_commit
 from gapinit.tables.published import published_files
+from gapinit.tables.records import read_configuration
 
 LARGEST = 8_000_000
 """Bytes that a reference result may take in the repository."""
@@ -41,9 +41,7 @@ def make_reference(results: Path, output: Path, project: Path) -> None:
         GapinitError: the run is not complete (each missing file is named), or too large to keep.
     """
     results, project = Path(results), Path(project)
-    config = check_settings(
-        read_json(results / "configuration.json"), Config, str(results / "configuration.json")
-    )
+    config = read_configuration(results / "configuration.json")
     tables = [results / "6_tables" / f"{name}.csv" for name in config.experiments]
     figures = [results / "7_figures" / f"{name}.svg" for name in config.figures]
     wanted = [path.with_suffix(suffix) for path in tables for suffix in TABLE_SUFFIXES]

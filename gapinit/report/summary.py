@@ -1,4 +1,4 @@
-"""What a finished workflow says on the terminal: the headline table and where the report is."""
+"""What a finished workflow prints: its first table, the verdicts, the path of the report."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gapinit.errors import GapinitError
-from gapinit.tables.records import read_claims, read_table
+from gapinit.tables.records import read_claims, read_configuration, read_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,14 +17,11 @@ def print_summary(results: Path) -> None:
     from rich.console import Console
 
     folder = Path(results)
-    tables = sorted((folder / "6_tables").glob("table*.csv"), key=_number)
-    if not tables:
-        raise GapinitError(f"{folder}/6_tables: no table here; run the workflow first")
+    first = read_configuration(folder / "configuration.json").experiments[0]
     # A terminal's width where there is one; a log's lines must not be cut at 80 characters.
     console = Console(width=None if Console().is_terminal else 120)
-    console.print(_table(tables[0]))
-    claims = folder / "claims.csv"
-    verdicts = Counter(claim.verdict for claim in read_claims(claims)) if claims.is_file() else {}
+    console.print(_table(folder / "6_tables" / f"{first}.csv"))
+    verdicts = Counter(claim.verdict for claim in read_claims(folder / "claims.csv"))
     if verdicts:
         counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
         console.print(f"Claims of the paper, on this small scale: {counts}")
@@ -51,8 +47,3 @@ def _table(path: Path) -> Table:
                 str(line.n_seeds),
             )
     return shown
-
-
-def _number(path: Path) -> tuple[int, str]:
-    digits = path.stem.removeprefix("table")
-    return (int(digits) if digits.isdigit() else 0, path.stem)

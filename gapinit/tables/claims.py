@@ -1,4 +1,4 @@
-"""Hold each claim of a paper against the measured numbers."""
+"""Compare each claim of a paper with the measured numbers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,7 @@ from gapinit.config.configuration import Config
 from gapinit.config.experiments import Claim, load_experiment, table_rows
 from gapinit.tables.records import ClaimResult, Verdict, write_records
 from gapinit.tables.scores import RowScores, ScoreFolder, paired_differences
-from gapinit.tables.statistics import (
-    Interval,
-    bootstrap_interval,
-    mean_and_std,
-    std_ratio_interval,
-)
+from gapinit.tables.statistics import bootstrap_interval, mean_and_std, std_ratio_interval
 
 
 def check_claims(
@@ -27,7 +22,7 @@ def check_claims(
     difference, on the same seeds and images, lies above -margin; it does not hold if the whole
     interval lies below; otherwise these runs do not decide it. Of `sd(...)` the column `difference`
     is the ratio of the standard deviations over seeds, better / worse, and the value to clear is 1.
-    Claims are not corrected for their number: each verdict stands for itself.
+    Verdicts are not corrected for the number of claims.
 
     Args:
         experiments: the experiment files, in the order of the output.
@@ -73,30 +68,27 @@ def claims_markdown(lines: Sequence[ClaimResult]) -> str:
 
 
 def verdict(low: float | None, high: float | None, threshold: float, above: bool) -> Verdict:
-    """Return what an interval says of a claim that a value lies above (or below) a threshold."""
+    """Judge by an interval the claim that a value lies above (or below) a threshold."""
     if low is None or high is None or low <= threshold <= high:
         return "undecided"
     return "holds" if (low > threshold) == above else "does not hold"
 
 
 def _result(table: str, claim: Claim, better: RowScores, worse: RowScores) -> ClaimResult:
-    """Return what a claim says, the two numbers, their difference or ratio, and the verdict."""
+    """Return a claim with the two numbers, their difference or ratio, and the verdict."""
     statement = claim.statement
     numbers = [row.corpus(statement.metric) for row in (better, worse)]
-    interval: Interval | None
     value: float | None
     if statement.statistic == "std":
-        ratio = std_ratio_interval(*numbers)
-        value, interval = ratio if ratio is not None else (None, None)
-        threshold, above = 1.0, False
+        value, interval = std_ratio_interval(*numbers) or (None, None)
+        threshold, above, pick = 1.0, False, 1
         seeds = min(len(better.scores), len(worse.scores))
     else:
         differences = paired_differences(better, worse, statement.metric)
         value = float(differences.mean())
         interval = bootstrap_interval(differences, samples=better.samples)
-        threshold, above = -statement.margin, True
+        threshold, above, pick = -statement.margin, True, 0
         seeds = differences.shape[0]
-    pick = 1 if statement.statistic == "std" else 0
     better_value, worse_value = (mean_and_std(row)[pick] for row in numbers)
     low, high = (interval.low, interval.high) if interval else (None, None)
     samples = f", {better.measured_on}" if better.measured_on else ""

@@ -1,4 +1,4 @@
-"""The same table for two readers: Markdown for the screen, LaTeX (booktabs) for a paper."""
+"""One table in two formats: Markdown for the screen, LaTeX (booktabs) for a paper."""
 
 from __future__ import annotations
 
@@ -29,35 +29,37 @@ NAMES = {
     "final_alignment": "final cosine of B and gap",
     "steps_to_loss": "steps to the target loss",
 }
-"""Metrics that are printed otherwise than score files name them."""
+"""Printed names of metrics, where they differ from the names in score files."""
 
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "$": r"\$",
-    "&": r"\&",
-    "#": r"\#",
-    "_": r"\_",
-    "%": r"\%",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    # After a line break, LaTeX reads a bracket as the height of the break.
-    "[": "{[}",
-    "]": "{]}",
-    "±": r"$\pm$",
-    "−": "$-$",
-    "×": r"$\times$",
-    "\N{EN DASH}": "--",
-}
+_LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "{": r"\{",
+        "}": r"\}",
+        "$": r"\$",
+        "&": r"\&",
+        "#": r"\#",
+        "_": r"\_",
+        "%": r"\%",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        # After a line break, LaTeX takes a bracket for the height of the break.
+        "[": "{[}",
+        "]": "{]}",
+        "±": r"$\pm$",
+        "−": "$-$",
+        "×": r"$\times$",
+        "\N{EN DASH}": "--",
+    }
+)
 
 
 @dataclass(frozen=True)
 class Caption:
-    """What stands with a table, so that its numbers are not misread."""
+    """The text around a table that says how its numbers were obtained."""
 
     title: str
     scale: str
@@ -75,10 +77,7 @@ def markdown_table(lines: Sequence[Measurement], metrics: Sequence[str], caption
     for metric in metrics:
         name = NAMES.get(metric, metric)
         header += [f"{name} published", f"{name} measured", f"{name} versus"]
-    rows = [
-        [_markdown_text(label), *(text for line in cells for text in _cells(line))]
-        for label, cells in _by_row(lines, metrics)
-    ]
+    rows = [[_markdown_text(text) for text in row] for row in _rows(lines, metrics)]
     notes = [_markdown_text(note) for note in _notes(lines)]
     return (
         f"**{caption.title}** {caption.scale}\n\n"
@@ -96,17 +95,13 @@ def latex_table(
 ) -> str:
     r"""Return a `table*` environment; it needs `\usepackage{booktabs}`.
 
-    Everything that is not made here is escaped. `lines` as for `markdown_table`.
+    All text from data is escaped. `lines` as for `markdown_table`.
     """
     columns = 1 + 3 * len(metrics)
     top = ["", *(rf"\multicolumn{{3}}{{c}}{{{latex_escape(NAMES.get(m, m))}}}" for m in metrics)]
     rules = " ".join(rf"\cmidrule(lr){{{2 + 3 * i}-{4 + 3 * i}}}" for i in range(len(metrics)))
     header = ["Method", *["published", "measured", "versus"] * len(metrics)]
-    rows = [
-        [label_, *(text for line in cells for text in _cells(line))]
-        for label_, cells in _by_row(lines, metrics)
-    ]
-    body = [" & ".join(latex_escape(text) for text in row) + r" \\" for row in rows]
+    body = [" & ".join(map(latex_escape, row)) + r" \\" for row in _rows(lines, metrics)]
     notes = " ".join(f"{note}." for note in _notes(lines))
     text = " ".join(part for part in (caption.reading, caption.note, notes) if part)
     return "\n".join(
@@ -135,29 +130,28 @@ def latex_table(
 
 
 def latex_escape(text: str) -> str:
-    """Return text with every character that LaTeX reads specially written out."""
-    return "".join(_LATEX.get(character, character) for character in text)
+    """Escape every character that has a special meaning in LaTeX."""
+    return text.translate(_LATEX)
 
 
-def _by_row(
-    lines: Sequence[Measurement], metrics: Sequence[str]
-) -> list[tuple[str, list[Measurement]]]:
-    """Group the lines by row, metrics in the order of the table."""
-    rows: dict[str, dict[str, Measurement]] = {}
-    for line in lines:
-        rows.setdefault(line.row, {})[line.metric] = line
+def _rows(lines: Sequence[Measurement], metrics: Sequence[str]) -> list[list[str]]:
+    """Return each row as text: its label, then three cells for each metric."""
+    cells = {(line.row, line.metric): line for line in lines}
+    labels = {line.row: line.label for line in lines}
     return [
-        (cells[metrics[0]].label, [cells[metric] for metric in metrics]) for cells in rows.values()
+        [label, *(text for metric in metrics for text in _cells(cells[row, metric]))]
+        for row, label in labels.items()
     ]
 
 
 def _cells(line: Measurement) -> list[str]:
-    """Return a line as text: published, measured, versus the reference row."""
+    """Return a line as text: published, measured, difference to the reference row."""
     versus = ""
     if line.vs_reference is not None:
-        versus = _signed(line.vs_reference) + _interval(line.vs_reference_interval)
-        if line.p_holm is not None:
-            versus += f", p {_p_value(line.p_holm)}"
+        versus = f"{line.vs_reference:+.2f}".replace("-", "−")
+        versus += _interval(line.vs_reference_interval)
+    if line.p_holm is not None:
+        versus += ", p < 0.001" if line.p_holm < 0.001 else f", p = {line.p_holm:.3f}"
     return [
         _number(line.published, line.published_std),
         _number(line.measured, line.std) + _interval(line.interval),
@@ -171,22 +165,14 @@ def _number(value: float | None, std: float | None) -> str:
     return f"{value:.2f}" if std is None else f"{value:.2f} ± {std:.2f}"
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
-
-
 def _interval(interval: Interval | None) -> str:
     if interval is None:
         return ""
     return f" [{interval.low:.1f}, {interval.high:.1f}]".replace("-", "−")
 
 
-def _p_value(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
-
-
 def _notes(lines: Sequence[Measurement]) -> list[str]:
-    """Return the notes of the lines, each with the row and metric that it is about."""
+    """Return the notes of the lines, each with its row and metric."""
     return [
         f"{line.label}, {NAMES.get(line.metric, line.metric)}: {line.note}"
         for line in lines

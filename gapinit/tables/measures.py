@@ -1,7 +1,7 @@
-"""What a run left of its training, and the numbers that tables take from it.
+"""The records of a training run, and the numbers that tables take from them.
 
-`run.json` says what was trained and what came out of it, `process.json` what the process took,
-`steps.csv` how loss, gradient and alignment went from step to step.
+`run.json` holds factors and results, `process.json` the cost of the process, `steps.csv` loss,
+gradient and alignment of every step.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class RunRecord(BaseModel):
     layers: tuple[int, ...] = ()
     versions: dict[str, str] = {}
     inputs: dict[str, Any] = {}
-    """Digests of what the run was made from."""
+    """Digests of the run's input files."""
 
 
 class ProcessRecord(BaseModel):
-    """What `process.json` says: numbers that differ each time the same run is trained."""
+    """`process.json`: numbers that differ each time the same run is trained."""
 
     seconds: float | None = None
     peak_memory_mb: float | None = None
@@ -66,7 +66,7 @@ def read_record(path: Path) -> RunRecord:
 
 
 def read_run_record(folder: Path, run: Run, wanted_by: str) -> RunRecord:
-    """Return a run's record, checked to be of this very run; an untrained one has no file."""
+    """Return a run's record; one with other factors is an error, an untrained run has no file."""
     if not run.trained:
         return RunRecord(factors=run.factors)
     path = Path(folder) / run.path / "run.json"
@@ -85,7 +85,7 @@ def read_run_record(folder: Path, run: Run, wanted_by: str) -> RunRecord:
 
 
 def read_process(folder: Path, run: Run) -> ProcessRecord:
-    """Return what training a run took; an untrained one has no file."""
+    """Return the cost of training a run; an untrained run has no file."""
     path = Path(folder) / run.path / "process.json"
     return check_settings(read_json(path) if run.trained else {}, ProcessRecord, str(path))
 
@@ -121,7 +121,7 @@ def _final(values: NDArray[np.float64]) -> float:
 def _oscillation(steps: Steps, _: Any) -> float:
     """Standard deviation of the loss around its running mean, in the second half of the run.
 
-    ASSUME: the study of LoRA dynamics speaks of oscillation and gives no formula.
+    ASSUME: the study of LoRA dynamics mentions oscillation and gives no formula.
     """
     loss = steps["loss"]
     half = len(loss) // 2
@@ -131,7 +131,7 @@ def _oscillation(steps: Steps, _: Any) -> float:
 def _steps_to_loss(steps: Steps, target: float) -> float:
     """First step at which the running mean of the loss is at the target or below.
 
-    A run that never gets there counts with all its steps.
+    A run that never reaches the target counts with all its steps.
     """
     reached = np.flatnonzero(running_mean(steps["loss"]) <= target)
     return float(reached[0] + 1 if len(reached) else len(steps["loss"]))
@@ -145,4 +145,3 @@ FROM_STEPS: dict[str, Callable[[Steps, Any], float]] = {
     "final_alignment": lambda steps, _: float(steps["alignment"][-1]),
     "steps_to_loss": _steps_to_loss,
 }
-FROM_RECORD = ("first_grad_norm", "gradient_share", "trainable_parameters")

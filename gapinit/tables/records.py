@@ -15,11 +15,13 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
 
-from gapinit.artifacts.artifacts import atomic_file
+from gapinit.artifacts.artifacts import atomic_file, read_json
 from gapinit.artifacts.digests import require_unaltered
+from gapinit.config.configuration import Config
 from gapinit.config.runs import Run
+from gapinit.config.yaml_files import check_settings
 from gapinit.errors import GapinitError
-from gapinit.tables.statistics import Interval, small_sample_notes
+from gapinit.tables.statistics import Interval, small_sample_note
 
 
 class Record(BaseModel):
@@ -155,10 +157,11 @@ def _interval(low: float | None, high: float | None) -> Interval | None:
 
 
 def few_seeds(measurements: Iterable[Measurement]) -> str:
-    """Say what the seeds of the trained rows cannot show; empty where there are many."""
-    return small_sample_notes(
+    """Say what the seeds of the trained rows cannot show; empty where there are many seeds."""
+    numbers = {
         line.n_seeds for line in measurements if any(Run.parse(path).trained for path in line.runs)
-    )
+    }
+    return " ".join(filter(None, map(small_sample_note, sorted(numbers))))
 
 
 def write_csv(path: Path, columns: Iterable[str], lines: Iterable[Iterable[Any]]) -> None:
@@ -238,10 +241,15 @@ def read_table(path: Path) -> list[Measurement]:
 
 
 def read_claims(path: Path) -> list[ClaimResult]:
-    """Read `claims.csv`; no claims at all is a legal answer."""
+    """Read `claims.csv`; experiments without claims give an empty list."""
     return read_records(path, ClaimResult)
 
 
 def read_runs(path: Path) -> list[RunResult]:
     """Read the tidy table of runs, `6_tables/runs.csv`."""
     return read_records(path, RunResult)
+
+
+def read_configuration(path: Path) -> Config:
+    """Read a checked configuration, JSON."""
+    return check_settings(read_json(path), Config, str(path))

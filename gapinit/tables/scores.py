@@ -1,4 +1,4 @@
-"""Read score files, each once, and line up what is compared.
+"""Read score files, each once, and pair scores by sample and seed.
 
 A row of a table becomes a matrix of scores, seeds x samples: images with captions, or questions.
 Files are checked as they are read: all score files of a dataset must hold the same samples, and
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from gapinit.artifacts.artifacts import read_json
 from gapinit.config.configuration import Config
@@ -41,22 +41,16 @@ class Sample(BaseModel):
     ROUGE_L: float | None = None
     accuracy: float | None = None
 
-    @model_validator(mode="after")
-    def _has_an_id(self) -> Sample:
-        if self.image_id is None and self.question_id is None:
-            raise ValueError("expected an 'image_id' or a 'question_id'")
-        return self
-
     @property
     def id(self) -> int | str | None:
-        """What tells a sample apart: POPE numbers its questions in each category anew."""
+        """The sample's identity: POPE numbers its questions from 1 in each category."""
         if self.question_id is None:
             return self.image_id
         return f"{self.category}/{self.question_id}" if self.category else self.question_id
 
 
 class ScoreFile(BaseModel):
-    """What a score file holds of what is read here."""
+    """The keys of a score file that tables read."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
@@ -71,7 +65,7 @@ class Scores:
     path: Path
     metrics: dict[str, float]
     samples: str
-    """What was scored: `images` or `questions`."""
+    """The kind of sample: `images` or `questions`."""
     sample_ids: tuple[int | str | None, ...]
     per_sample: dict[str, NDArray[np.float64]]
     """By metric of `MEANS_OVER_SAMPLES`, in the order of `sample_ids`."""
@@ -118,8 +112,8 @@ def read_scores(path: Path) -> Scores:
 class ScoreFolder:
     """The score files of one workflow, read at most once each.
 
-    A score file is `<folder>/<run.path>/<dataset>.scores.json`; what training itself measured
-    stands in `<runs>/<run.path>`.
+    A score file is `<folder>/<run.path>/<dataset>.scores.json`; `<runs>/<run.path>` holds what was
+    measured in training.
     """
 
     def __init__(self, folder: Path, runs: Path) -> None:
@@ -128,7 +122,7 @@ class ScoreFolder:
         self._first: dict[str, Scores] = {}
 
     def scores(self, run: Run, dataset: str, wanted_by: str) -> Scores:
-        """Return a run's scores; `wanted_by` says in error messages what asks for them."""
+        """Return a run's scores; error messages name `wanted_by` as the reader."""
         path = self.folder / run.path / f"{dataset}.scores.json"
         if path not in self._read:
             if not path.is_file():
@@ -136,7 +130,15 @@ class ScoreFolder:
                     f"{path}: no such file, wanted by {wanted_by}. The scoring rule of the "
                     f"evaluate stage (rules/5_evaluate.smk) makes it: snakemake --cores all {path}"
                 )
-            self._read[path] = self._checked(read_scores(path), dataset)
+            scores = read_scores(path)
+            first = self._first.setdefault(dataset, scores)
+            if scores.sample_ids != first.sample_ids:
+                raise GapinitError(
+                    f"{path}: expected the {len(first.sample_ids)} {first.samples} of "
+                    f"{first.path}, found {len(scores.sample_ids)} {scores.samples} that differ. "
+                    "Delete the older file and score again"
+                )
+            self._read[path] = scores
         return self._read[path]
 
     def cells(
@@ -163,17 +165,6 @@ class ScoreFolder:
         value = measure(METRICS[metric].score, folder, record, experiment.target_loss)
         return Scores(folder, {METRICS[metric].score: value}, "runs", (), {})
 
-    def _checked(self, scores: Scores, dataset: str) -> Scores:
-        """Refuse a file whose samples are not those of the files before it."""
-        first = self._first.setdefault(dataset, scores)
-        if scores.sample_ids != first.sample_ids:
-            raise GapinitError(
-                f"{scores.path}: expected the {len(first.sample_ids)} {first.samples} of "
-                f"{first.path}, found {len(scores.sample_ids)} {scores.samples} that differ. "
-                "Delete the older file and score again"
-            )
-        return scores
-
 
 @dataclass(frozen=True)
 class RowScores:
@@ -184,12 +175,12 @@ class RowScores:
 
     @property
     def samples(self) -> str:
-        """What every run was scored on: `images` or `questions`."""
+        """The kind of sample of every run: `images` or `questions`."""
         return self.scores[0].samples
 
     @property
     def measured_on(self) -> str:
-        """How many samples stand behind the numbers, in words; empty for training measures."""
+        """The number of samples as text; empty for what is measured in training."""
         num_samples = len(self.scores[0].sample_ids)
         return f"{num_samples} {self.samples}" if num_samples else ""
 

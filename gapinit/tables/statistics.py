@@ -3,12 +3,12 @@
 The data of a table cell is a matrix of scores, seeds x samples: every seed is scored on the same
 samples (images or questions). A metric that is no mean over samples (BLEU, METEOR, F1) has one
 column, the corpus score.
-numpy and scipy only; every result is a function of its arguments, resampling included.
+Every result depends on its arguments alone, resampling included.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -32,18 +32,18 @@ _BLOCK = 2**18
 
 @dataclass(frozen=True)
 class Interval:
-    """An interval at level `LEVEL`, and what it generalises over."""
+    """An interval at level `LEVEL`."""
 
     low: float
     high: float
     over: str = ""
-    """`images`, `questions`, `seeds`, or `seeds and` either."""
+    """What was resampled: `images`, `questions`, `seeds`, or `seeds and` one of them."""
 
 
 def mean_and_std(values: ArrayLike) -> tuple[float, float | None]:
     """Return mean and sample standard deviation (ddof = 1) of scores, one a seed.
 
-    The standard deviation of one seed is None, not zero: it is not known.
+    The standard deviation of one seed is unknown: None, not zero.
     """
     array = _finite(values)
     std = float(array.std(ddof=1)) if array.size > 1 else None
@@ -51,7 +51,7 @@ def mean_and_std(values: ArrayLike) -> tuple[float, float | None]:
 
 
 def small_sample_note(num_seeds: int) -> str:
-    """Say in words what a handful of seeds can and cannot show; empty from ten seeds on.
+    """Say what a handful of seeds cannot show; empty from ten seeds on.
 
     The true standard deviation lies between s sqrt((n-1) / q) of the two quantiles q of the
     chi-squared distribution with n - 1 degrees of freedom (scores normal over seeds), and of n
@@ -76,11 +76,6 @@ def small_sample_note(num_seeds: int) -> str:
     )
 
 
-def small_sample_notes(nums_seeds: Iterable[int]) -> str:
-    """Join the notes on every number of seeds of some rows, the smallest first."""
-    return " ".join(note for n in sorted(set(nums_seeds)) if (note := small_sample_note(n)))
-
-
 def bootstrap_interval(
     values: ArrayLike, *, samples: str = "images", resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval | None:
@@ -101,7 +96,8 @@ def bootstrap_interval(
         resamples: number of bootstrap draws.
         seed: of the draws; equal arguments give equal intervals.
     """
-    matrix = _matrix(values)
+    array = _finite(values)
+    matrix = array[:, None] if array.ndim == 1 else array
     num_seeds, num_samples = matrix.shape
     if num_seeds == num_samples == 1:
         return None
@@ -227,11 +223,6 @@ def std_ratio_interval(
     quantiles = special.fdtri(first.size - 1, second.size - 1, [(1 + LEVEL) / 2, (1 - LEVEL) / 2])
     low, high = ratio / np.sqrt(quantiles)
     return ratio, Interval(float(low), float(high), "seeds")
-
-
-def _matrix(values: ArrayLike) -> NDArray[Any]:
-    array = _finite(values)
-    return array[:, None] if array.ndim == 1 else array
 
 
 def _finite(values: ArrayLike) -> NDArray[Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,32 +20,16 @@ from gapinit.errors import GapinitError
 from gapinit.tables.formats import Caption, latex_table, markdown_table
 from gapinit.tables.measures import read_process, read_run_record
 from gapinit.tables.published import PublishedNumber, elsewhere, find, read_paper
-from gapinit.tables.records import (
-    Measurement,
-    RunResult,
-    few_seeds,
-    write_csv,
-    write_records,
-)
+from gapinit.tables.records import Measurement, RunResult, few_seeds, write_csv, write_records
 from gapinit.tables.scores import RowScores, ScoreFolder, paired_differences
-from gapinit.tables.statistics import (
-    bootstrap_interval,
-    holm,
-    mean_and_std,
-    permutation_p_value,
-)
+from gapinit.tables.statistics import bootstrap_interval, holm, mean_and_std, permutation_p_value
 
-RUN_MEASURES = (
-    "trainable_parameters",
-    "first_grad_norm",
-    "final_loss",
-    "noise_cosine",
-)
-"""What the tidy table takes from `run.json`."""
+RUN_MEASURES = ("trainable_parameters", "first_grad_norm", "final_loss", "noise_cosine")
+"""The columns of the tidy table that come from `run.json`."""
 COSTS = ("seconds", "peak_memory_mb", "threads")
-"""What `process.json` says: other numbers each time, so they have a table of their own."""
+"""The columns of `costs.csv`, from `process.json`: they differ each time a run is trained."""
 TRAINING = "training"
-"""In the tidy table, stands for a dataset where a run is scored on none."""
+"""The dataset that the tidy table names for a run that is scored on none."""
 
 
 def make_table(
@@ -118,7 +103,7 @@ def _backbones(rows: Sequence[TableRow]) -> str:
 def _scored_on(
     scored: Mapping[str, Sequence[RowScores]], experiment: Experiment, config: Config
 ) -> str:
-    """Say how many samples of which datasets stand behind a table."""
+    """Return how many samples of which datasets a table was scored on."""
     parts = dict.fromkeys(
         f"{rows[0].measured_on} of {config.datasets.of(experiment.part(metric))}"
         for metric, rows in scored.items()
@@ -132,10 +117,10 @@ def tidy_runs(
 ) -> None:
     """Write one line for each run, dataset that it was scored on, and metric, as CSV and Parquet.
 
-    Beside the factors of the run stand the tables that it belongs to (joined by semicolons) and
-    what its `run.json` measured: trainable parameters, gradient norm of the first step, final
-    loss, cosine of the noisy direction to the gap. These are empty for the untrained backbone.
-    `costs.csv` beside it says what training each run took: seconds, peak memory in MB, threads.
+    A line holds the factors of the run, its tables (joined by semicolons), and from its `run.json`
+    the trainable parameters, the gradient norm of the first step, the final loss, and the cosine
+    of the noisy direction to the gap, which are empty for the untrained backbone.
+    `costs.csv` beside it holds seconds, peak memory in MB and threads of each training.
     """
     wanted: dict[tuple[Run, str], list[str]] = {}
     for path in experiments:
@@ -173,13 +158,8 @@ def tidy_runs(
     write_csv(output, columns, (line.values() for line in lines))
     _write_parquet(Path(output).with_suffix(".parquet"), columns, lines)
     trained = [run for run in dict.fromkeys(run for run, _ in wanted) if run.trained]
-    costs = ((run.path, *_costs(runs, run)) for run in trained)
+    costs = ((run.path, *attrgetter(*COSTS)(read_process(runs, run))) for run in trained)
     write_csv(Path(output).with_name("costs.csv"), ("run", *COSTS), costs)
-
-
-def _costs(runs: Path, run: Run) -> list[Any]:
-    process = read_process(runs, run)
-    return [getattr(process, name) for name in COSTS]
 
 
 def _write_parquet(path: Path, columns: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> None:
@@ -278,7 +258,7 @@ def _comparison(row: RowScores, reference: RowScores, metric: str) -> dict[str, 
 
 
 def _reading(rows: Sequence[TableRow], lines: Sequence[Measurement]) -> str:
-    """Say how the cells of a table are to be read."""
+    """Return the text that explains the cells of a table."""
     over = sorted({line.interval_over for line in lines if line.interval_over})
     text = "Measured is mean ± standard deviation over seeds"
     if over:
@@ -292,21 +272,13 @@ def _reading(rows: Sequence[TableRow], lines: Sequence[Measurement]) -> str:
     named = " or ".join(references)
     if len(references) > 1:
         named = f"each row's own reference ({named})"
+    kinds = {"images": "images (CIDEr, ROUGE-L)", "questions": "questions (accuracy)"}
     tests = sorted({line.p_over for line in lines if line.p_over})
+    tested = " or ".join(kinds.get(test, test) for test in tests) or "nothing"
     return (
         f"{text}. Versus is the difference to {named} on the same seeds "
         f"and samples, with its interval; p is of a paired permutation test over "
-        f"{_tested_over(tests)}, corrected by Holm's method over the rows, for each metric on its "
+        f"{tested}, corrected by Holm's method over the rows, for each metric on its "
         "own. A test over images or questions takes the trained models as they are: unlike the "
         f"interval, it does not speak of other seeds.{few}"
     )
-
-
-def _tested_over(tests: Sequence[str]) -> str:
-    """Say over what a table's tests are, and for which metrics where there are two kinds."""
-    kinds = {
-        "images": "images (CIDEr, ROUGE-L)",
-        "questions": "questions (accuracy)",
-        "seeds": "seeds",
-    }
-    return " or ".join(kinds[test] for test in tests) or "nothing"
