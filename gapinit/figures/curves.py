@@ -84,7 +84,7 @@ def draw(
             if len(backbones) > 1:
                 axes.set_title(place[0])
         # Every panel may draw a method; the legend names it once.
-        handles = {line.get_label(): line for axes in panels for line in axes.lines}
+        handles = {str(line.get_label()): line for axes in panels for line in axes.lines}
         figure.legend(handles.values(), handles, loc="outside lower center", ncols=2)
         style.save(figure, output)
     style.write_numbers(output, _numbers(curves))
