@@ -65,7 +65,7 @@ BACKBONE: dict[str, Any] = {
 }
 PHASE = {"steps": 3, "batch_size": 4, "learning_rate": 1e-3, "warmup_steps": 1}
 BACKBONE |= {
-    name: PHASE
+    field.alias or name: PHASE
     for name, field in MiniBlip2Settings.model_fields.items()
     if field.annotation is Phase
 }

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gapinit.backbones.architecture import find_architecture, read_architecture
+from gapinit.backbones.architecture import Architecture, find_architecture
 from gapinit.backbones.facts import Facts, architecture_facts, backbone_facts, layer_groups
+from gapinit.config.yaml_files import read_settings
 from gapinit.errors import GapinitError
 
 from .architecture_cases import write_tiny
@@ -120,7 +121,7 @@ def test_a_wrong_file_is_named(tmp_path, change, message):
     path = write_tiny("qwen2_vl", tmp_path)
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | change))
     with pytest.raises(GapinitError, match=message) as error:
-        read_architecture(path)
+        read_settings(path, Architecture)
     assert str(path) in str(error.value)
 
 
@@ -130,4 +131,4 @@ def test_what_transformers_refuses_is_named(tmp_path):
     content["image_processor"]["class"] = "NoSuchProcessor"
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(GapinitError, match="no class 'NoSuchProcessor'"):
-        architecture_facts(read_architecture(path), str(path))
+        architecture_facts(read_settings(path, Architecture), str(path))

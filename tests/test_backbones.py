@@ -20,7 +20,7 @@ from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2Proces
 from gapinit.backbones import PRETRAINED, load_backbone, make_backbone
 from gapinit.backbones import fingerprint as fingerprints
 from gapinit.backbones.blip2 import Blip2Backbone
-from gapinit.backbones.fingerprint import fingerprint
+from gapinit.backbones.fingerprint import backbone_digest
 from gapinit.backbones.generation import generate
 from gapinit.backbones.hub import HubSettings
 from gapinit.backbones.inputs import Images
@@ -122,27 +122,29 @@ def test_fingerprint_sees_every_weight(copy: Path, monkeypatch: pytest.MonkeyPat
     weights = load_file(file)
     monkeypatch.setattr(fingerprints, "READ_WHOLE", 1000)
     monkeypatch.setattr(fingerprints, "TENSOR_WINDOW", 16)
-    seen = {fingerprint(copy)}
-    assert seen == {fingerprint(copy)}
+    seen = {backbone_digest(copy)}
+    assert seen == {backbone_digest(copy)}
     for name, weight in weights.items():
         for place in {0, weight.numel() - 1}:
             changed = weight.clone()
             changed.view(-1)[place] += 1e-3
             save_file(weights | {name: changed}, file, metadata={"format": "pt"})
-            seen.add(fingerprint(copy))
+            seen.add(backbone_digest(copy))
     sizes = sum(1 if weight.numel() == 1 else 2 for weight in weights.values())
     assert len(seen) == 1 + sizes
 
 
 def test_fingerprint_of_config_and_folder(copy: Path, world: SmallWorld) -> None:
-    assert fingerprint(copy) == fingerprint(world.backbone), "the folder's place does not count"
+    assert backbone_digest(copy) == backbone_digest(world.backbone), (
+        "the folder's place does not count"
+    )
     config = json.loads((copy / "config.json").read_text())
     config["text_config"]["activation_function"] = "gelu"
     (copy / "config.json").write_text(json.dumps(config))
-    assert fingerprint(copy) != fingerprint(world.backbone)
+    assert backbone_digest(copy) != backbone_digest(world.backbone)
     (copy / "model.safetensors").unlink()
     with pytest.raises(GapinitError, match="no backbone here"):
-        fingerprint(copy)
+        backbone_digest(copy)
 
 
 def test_fingerprint_of_a_large_file_that_is_no_safetensors(
@@ -151,7 +153,7 @@ def test_fingerprint_of_a_large_file_that_is_no_safetensors(
     monkeypatch.setattr(fingerprints, "READ_WHOLE", 1000)
     (copy / "model.safetensors").write_bytes(b"\xff" * 5000)
     with pytest.raises(GapinitError, match="model.safetensors: not a safetensors file"):
-        fingerprint(copy)
+        backbone_digest(copy)
 
 
 def change_config(folder: Path, **changes: Any) -> None:
@@ -254,7 +256,7 @@ def test_pretraining_is_deterministic(
         torch.manual_seed(99)  # whatever ran before
     for file in sorted(path.name for path in (tmp_path / "one").iterdir()):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
-    assert fingerprint(tmp_path / "one") != fingerprint(tmp_path / "three")
+    assert backbone_digest(tmp_path / "one") != backbone_digest(tmp_path / "three")
     backbone = load_backbone(tmp_path / "one")
     assert all(torch.isfinite(weight).all() for weight in backbone.model.parameters())
     assert not any(weight.requires_grad for weight in backbone.model.parameters())
@@ -311,7 +313,7 @@ def test_a_backbones_dtype_and_prompts_go_with_its_folder(
     [prompt] = mine.encode_prompts(["a photo of"], 4)
     assert ids[: len(prompt)] == prompt
     assert labels[: len(prompt) - 1] == [-100] * (len(prompt) - 1)
-    assert fingerprint(tmp_path / "mine") != fingerprint(world.backbone), "other states"
+    assert backbone_digest(tmp_path / "mine") != backbone_digest(world.backbone), "other states"
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content | {"dtype": "int3"}))
     with pytest.raises(GapinitError, match="key 'dtype'.*found 'int3'"):
         make_backbone(tmp_path / "mine.yaml", None, tmp_path / "again", threads=1)

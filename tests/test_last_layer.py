@@ -55,7 +55,7 @@ def test_states_at_some_positions_are_those_of_all(world: World, attention: str)
     )
     with torch.no_grad():
         everything = backbone.decode(inputs)
-        some = decode_at(backbone, inputs, where, padded=True)
+        some = decode_at(backbone, inputs, where)
         again = backbone.decode(inputs)
     hook.remove()
     torch.testing.assert_close(some, everything[where], rtol=1e-4, atol=1e-5)
@@ -87,7 +87,7 @@ def test_a_family_that_does_not_say_how_computes_all(
     inputs = inputs_of(backbone)
     where = places(inputs)
     with torch.no_grad():
-        narrowed = decode_at(backbone, inputs, where, padded=True)
+        narrowed = decode_at(backbone, inputs, where)
         monkeypatch.setattr(backbone, "last_layer", None)
         torch.testing.assert_close(
             decode_at(backbone, inputs, where), narrowed, rtol=1e-4, atol=1e-5

@@ -2,11 +2,10 @@
 
 Nothing is downloaded: the file holds the content of the published `config.json` and
 `preprocessor_config.json`. A model is built on any device, `meta` included, with random weights,
-the real image processor, and a stand-in for the published tokenizer. The stand-in is byte-level,
-trained on a few words, and knows the family's special tokens by their names. Its ids are not the
-published ones, so they replace the configuration's special ids; the vocabulary keeps its size, so
-every matrix keeps its shape. A text has more tokens in the stand-in than in the published
-tokenizer: token counts of real text come from `template_tokens` here and from `config/sizes.yaml`.
+the real image processor, and a byte-level stand-in for the published tokenizer, which is trained on
+a few words and has the family's special tokens. Their ids replace those of the configuration; the
+vocabulary size stays the same, and so every matrix's shape. A text has more tokens in the stand-in
+than in the published tokenizer: `template_tokens` and `config/sizes.yaml` hold the real counts.
 """
 
 from __future__ import annotations
@@ -46,23 +45,23 @@ class ImageProcessor(Settings):
 
 
 class TemplateTokens(Settings):
-    """How many tokens the published tokenizer makes of a caption's template."""
+    """How many tokens a caption's template has in the published tokenizer."""
 
     head: int = Field(default=0, ge=0)
     prompt: int = Field(default=1, ge=0)
 
 
 class Architecture(Settings):
-    """All of a published model but the values of its weights."""
+    """A published model without its weights."""
 
     config: dict[str, Any]
-    """Its Hugging Face configuration, as far as it differs from the class's defaults."""
+    """The keys of its Hugging Face configuration that differ from the class's defaults."""
     image_processor: ImageProcessor
     dtype: Dtype = "float32"
     """The dtype of the stored weights."""
     licence: str = ""
     gated: bool = False
-    """Whether the hub asks for an account that has accepted the licence."""
+    """Whether the hub requires an account that has accepted the licence."""
     template_tokens: TemplateTokens = TemplateTokens()
 
     @field_validator("config")
@@ -77,26 +76,16 @@ class Architecture(Settings):
         return config
 
 
-def read_architecture(path: Path) -> Architecture:
-    """Read and check one architecture file."""
-    return read_settings(path, Architecture)
-
-
 def find_architecture(name: str, folder: Path) -> Architecture:
-    """Read the architecture of a backbone; `folder` is `config/`. An error lists those known."""
+    """Read the architecture of a backbone; `folder` is `config/`."""
     path = folder / "architectures" / f"{name}.yaml"
-    if path.is_file():
-        return read_architecture(path)
-    known = sorted(file.stem for file in (folder / "architectures").glob("*.yaml"))
-    if not known:
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml"))) or "none"
         raise GapinitError(
-            f"{folder}: no architectures here, expected {folder}/architectures/*.yaml. Give the "
-            "checkout's config folder with --config-folder."
+            f"backbone '{name}': no architecture in {path.parent}/, expected one of: {known}. Pass "
+            "the checkout's config folder by --config-folder."
         )
-    raise GapinitError(
-        f"backbone '{name}': no architecture in {folder}/architectures/, expected one of: "
-        f"{', '.join(known)}"
-    )
+    return read_settings(path, Architecture)
 
 
 def build_architecture(
@@ -105,9 +94,9 @@ def build_architecture(
     device: torch.device | str = "meta",
     dtype: Dtype | None = None,
 ) -> Backbone:
-    """Return the family's backbone with random weights, frozen, on a device and in a dtype.
+    """Return the family's backbone with frozen random weights on a device and in a dtype.
 
-    Raises GapinitError, with `origin`, for a configuration that transformers refuses.
+    Raises GapinitError, naming `origin`, for a configuration that transformers refuses.
     """
     import torch
     import transformers
@@ -133,8 +122,8 @@ def build_architecture(
         processor = Processor(tokenizer, reader(**architecture.image_processor.arguments))
     except (TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise GapinitError(f"{origin}: no model can be made of this ({reason})") from None
-    # The model's own `generate` takes its end of text from here.
+        raise GapinitError(f"{origin}: transformers refuses these keys ({reason})") from None
+    # `generate` of the model reads the ids from here.
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.eval().requires_grad_(False)
@@ -144,15 +133,15 @@ def build_architecture(
 
 @dataclass(frozen=True)
 class _SpecialTokens:
-    """The special tokens of a family, and which keys of its configuration name them."""
+    """The special tokens of a family."""
 
     eos: str
     pad: str
     bos: str | None = None
-    """Stands in front of every text."""
+    """Added in front of every text."""
     others: tuple[str, ...] = ()
     outer: Mapping[str, str] = field(default_factory=dict)
-    """Keys of the configuration's top level, each with its token."""
+    """Keys of the configuration's top level that hold the id of a token."""
 
 
 _QWEN = _SpecialTokens(
@@ -193,7 +182,7 @@ _SPECIAL_TOKENS = {
 
 
 def _stand_in_tokenizer(model_type: str) -> Any:
-    """Return a byte-level tokenizer with the special tokens of a family."""
+    """Return a byte-level tokenizer with the family's special tokens."""
     from gapinit.backbones.byte_level import byte_level_tokenizer
 
     tokens = _SPECIAL_TOKENS.get(model_type)
@@ -215,14 +204,14 @@ def _stand_in_tokenizer(model_type: str) -> Any:
 
 
 def _with_special_ids(config: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
-    """Return a configuration with the special ids of the stand-in."""
+    """Return the configuration with the special ids of the stand-in."""
     tokens = _SPECIAL_TOKENS[config["model_type"]]
     known = tokenizer.get_vocab()
     text = {**config.get("text_config", {})}
     if text.get("vocab_size", len(known)) < len(known):
         raise GapinitError(
-            f"text_config.vocab_size: {text['vocab_size']} tokens, but the stand-in tokenizer has "
-            f"{len(known)}: give at least as many"
+            f"text_config.vocab_size: expected at least {len(known)}, the tokens of the stand-in "
+            f"tokenizer, found {text['vocab_size']}"
         )
     text |= {"eos_token_id": known[tokens.eos], "pad_token_id": known[tokens.pad]}
     if tokens.bos is not None:

@@ -1,8 +1,8 @@
-"""The questions that gapinit asks a model, and what all families of backbones answer alike.
+"""The base class of all model families.
 
-A family is a subclass in a module of its own. It names the Hugging Face classes, the adapted
-modules, and what positions depend on. Nothing outside `gapinit.backbones` knows a module's name.
-`docs/backbones.md` adds a family step by step.
+A family is a subclass in its own module. It names the Hugging Face class and the adapted modules,
+and supplies the positions and masks that its decoder needs. `docs/backbones.md` says how to add a
+family.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from gapinit.backbones.inputs import Images, Inputs, gather, packed, padded_places
+from gapinit.backbones.inputs import Images, Inputs, added_mask, packed, padded_rows
 from gapinit.backbones.last_layer import Narrowing
 from gapinit.backbones.loading import load_processor
 from gapinit.backbones.prompts import Prompts, Segment
@@ -29,38 +29,38 @@ LLAMA_MODULES = r"(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_p
 
 
 class Backbone(ABC):
-    """A vision-language model and its processor, seen through the questions that gapinit asks."""
+    """A vision-language model and its processor."""
 
     model_class: ClassVar[Any]
-    """The Hugging Face class, as `AutoModelForImageTextToText` would choose it."""
+    """The Hugging Face class that `AutoModelForImageTextToText` would choose."""
     default_prompts: ClassVar[Prompts]
     """The template of the published weights; a backbone's file may replace parts of it."""
     target_pattern: ClassVar[str]
-    """Regular expression of the adapted modules' full names, with `{layers}` in it.
+    """Regular expression of the adapted modules' full names, with the placeholder `{layers}`.
 
-    It is anchored to the language model: modules of the same name in a vision tower never match.
+    It must not match any module of the vision tower.
     """
     vision_pattern: ClassVar[str]
-    """The same for the vision tower, of all its layers."""
+    """Regular expression of the vision tower's adapted modules, in all its layers."""
     cross_attends: ClassVar[bool] = False
-    """Whether the decoder reads images by cross-attention and not in the text's own stream."""
+    """Whether the decoder reads images by cross-attention instead of as tokens in the sequence."""
     grid_width: ClassVar[int] = 0
-    """How many numbers per image positions or masks depend on."""
+    """The number of columns of `Images.grid`."""
     in_template: ClassVar[bool] = True
-    """Whether an image token stands in the template, with text around it."""
+    """Whether the template contains an image token with text around it."""
     last_layer: ClassVar[Narrowing | None] = None
-    """Runs the last layer at some positions only (`last_layer.py`); None: at all of them."""
+    """Runs the last layer at some positions only (`last_layer.py`); None: at all positions."""
     packs_texts: ClassVar[bool] = False
-    """Whether several texts may stand behind one prefix in a sequence (`embed_packed`).
+    """Whether several texts can share one prefix in a sequence (`embed_packed`).
 
-    The decoder then takes a 4-D mask and positions that start again, and `decoder_arguments`
-    uses `Inputs.positions`, `Inputs.segment` and `Inputs.sees`.
+    The decoder must accept a 4-D mask and repeated positions; `decoder_arguments` must use
+    `Inputs.positions`, `Inputs.segment` and `Inputs.sees`.
     """
 
     def __init__(self, model: Any, processor: Any, prompts: Prompts | None = None) -> None:
-        """`processor`: None for questions about the model alone; no text is read then."""
+        """Wrap a model; `processor`: None where neither text nor images are read."""
         self.check_config(model.config.to_dict(), "this model")
-        # Any: the type stubs know submodules and nested configurations as unions only.
+        # Any: the type stubs declare submodules and nested configurations as unions.
         self.model: Any = model
         self.processor: Any = processor
         self.prompts = prompts or self.default_prompts
@@ -75,25 +75,25 @@ class Backbone(ABC):
             image_token_id=self.image_token_id if self.in_template else None,
         )
 
-    # What each family has to answer ---------------------------------------------------------------
+    # What each family defines ---------------------------------------------------------------------
 
     @abstractmethod
     def image_tokens(self, width: int, height: int) -> int:
-        """Return how many tokens an image of this size has, without looking at it."""
+        """Return how many tokens an image of this size has."""
 
     @abstractmethod
     def image_features(self, pixels: Mapping[str, Tensor]) -> Images:
-        """Return the image tokens, in the language model's space, for the output of `pixels`."""
+        """Return the image tokens in the language model's space, from the output of `pixels`."""
 
     @abstractmethod
     def drop_vision(self) -> None:
-        """Free the vision tower: training on cached states never calls it."""
+        """Free the vision tower, which training on cached states never calls."""
 
-    # What the model and its configuration answer --------------------------------------------------
+    # Parts of the model and its configuration -----------------------------------------------------
 
     @property
     def decoder(self) -> Any:
-        """Return the language model's stack of decoder layers, embeddings included."""
+        """Return the language model's decoder, with embeddings and layers."""
         return self.model.get_decoder()
 
     @property
@@ -104,7 +104,7 @@ class Backbone(ABC):
 
     @property
     def image_token_id(self) -> int:
-        """Return the token that holds an image's place in `input_ids`."""
+        """Return the placeholder of an image in `input_ids`."""
         return int(self.model.config.image_token_id)
 
     @property
@@ -124,27 +124,27 @@ class Backbone(ABC):
         return self.model
 
     def decoder_arguments(self, inputs: Inputs) -> dict[str, Any]:
-        """Return what the decoder needs beside states: positions or masks of its own kind."""
+        """Return the positions and masks that the decoder's `forward` needs."""
         return {}
 
     def generation_arguments(self, inputs: Inputs, input_ids: Tensor) -> dict[str, Tensor]:
-        """Return what `generate` needs beside embeddings and mask, padded on the left."""
+        """Return what `generate` needs beside embeddings and mask; `input_ids` are left-padded."""
         return {}
 
     @classmethod  # noqa: B027
     def check_config(cls, config: Mapping[str, Any], origin: str) -> None:
-        """Raise GapinitError, with `origin`, for a configuration that the family does not take."""
+        """Raise GapinitError, naming `origin`, for a configuration that is not supported."""
 
     @classmethod
     def load_processor(cls, folder: Path) -> Any:
-        """Return what reads text and images."""
+        """Return the tokenizer and the image processor."""
         return load_processor(folder, local_files_only=True)
 
     # Text -----------------------------------------------------------------------------------------
 
     @property
     def text_start(self) -> list[int]:
-        """Return the tokens that a text begins with behind its image: none where a head has BOS."""
+        """Return the tokens between an image and its text: none where the head has BOS."""
         return []
 
     @property
@@ -158,7 +158,7 @@ class Backbone(ABC):
 
     @property
     def stop_token_ids(self) -> list[int]:
-        """Return the tokens that end decoding: an answer's end, and all that the model names."""
+        """Return the tokens that end decoding: `eos_token_id` and all that the model names."""
         found = [self.eos_token_id]
         for config in (self.text_config, getattr(self.model, "generation_config", None)):
             given = getattr(config, "eos_token_id", None)
@@ -167,11 +167,11 @@ class Backbone(ABC):
 
     @property
     def pad_token_id(self) -> int:
-        """Return the token that fills up a batch; no position ever attends to it."""
+        """Return the padding token; no position attends to it."""
         return self._special("pad_token_id", 0)
 
     def _special(self, name: str, default: int) -> int:
-        """Return a special token: the configuration's, or the tokenizer's if that has none."""
+        """Return a special token of the configuration, else of the tokenizer, else `default`."""
         given = getattr(self.text_config, name, None)
         if given is None and self.processor is not None:
             given = getattr(self.processor.tokenizer, name, None)
@@ -186,7 +186,7 @@ class Backbone(ABC):
 
     @property
     def text_positions(self) -> int | None:
-        """Return how many text tokens fit behind the image; None: no fixed number."""
+        """Return how many text tokens fit behind the image; None: no limit."""
         return None
 
     def encode_segments(
@@ -194,7 +194,7 @@ class Backbone(ABC):
     ) -> list[tuple[list[int], list[int]]]:
         """Return token ids and labels of texts (`Texts.encode`), each cut to `max_tokens`.
 
-        `max_tokens` does not count the template of a caption.
+        A caption's template does not count.
         """
         self.require_positions(max_tokens, "the longest text in training")
         return self.texts.encode(texts, max_tokens)
@@ -202,20 +202,20 @@ class Backbone(ABC):
     def encode_captions(
         self, captions: Sequence[str], max_tokens: int
     ) -> list[tuple[list[int], list[int]]]:
-        """Return token ids and labels of captions in the template that asks for them."""
+        """Return token ids and labels of captions in the family's template."""
         self.require_positions(max_tokens, "max_caption_tokens")
         prompt = (self.prompts.caption, False)
         return self.texts.encode([[prompt, (caption, True)] for caption in captions], max_tokens)
 
     def encode_prompts(self, prompts: Sequence[str], max_new_tokens: int) -> list[list[int]]:
-        """Return the token ids of the text that decoding starts from, none of them cut."""
+        """Return the token ids of prompts for decoding, uncut."""
         encoded = self.texts.encode_prompts(prompts)
         longest = max((len(ids) for ids in encoded), default=0)
         self.require_positions(longest - 1 + max_new_tokens, "max_new_tokens")
         return encoded
 
     def require_positions(self, text_tokens: int, option: str) -> None:
-        """Raise GapinitError if a text is longer than the positions that the model has."""
+        """Raise GapinitError if a text has more tokens than the model has positions."""
         room = self.text_positions
         if room is not None and text_tokens > room:
             positions = self.text_config.max_position_embeddings
@@ -227,13 +227,13 @@ class Backbone(ABC):
     def target_modules(self, layers: Sequence[int], *, vision: bool = False) -> str:
         """Return PEFT's pattern for the attention and MLP matrices of these decoder layers.
 
-        `vision`: of the vision tower, too.
+        `vision`: and those of the vision tower.
         """
         pattern = self.target_pattern.format(layers="|".join(str(layer) for layer in layers))
         return f"({pattern})|({self.vision_pattern})" if vision else pattern
 
     def named_targets(self, layers: Sequence[int], *, vision: bool = False) -> dict[str, nn.Linear]:
-        """Return the matrices that `target_modules` matches, while no adapter is on them."""
+        """Return the matrices that `target_modules` matches in a model without an adapter."""
         pattern = re.compile(self.target_modules(layers, vision=vision))
         return {
             name: module
@@ -254,32 +254,32 @@ class Backbone(ABC):
     def seen(self, pixels: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]]) -> Images:
         """Return the tokens of images of these sizes, from the output of `pixels`.
 
-        GapinitError if `image_tokens` gives other counts: files are laid out by it.
+        Raises GapinitError if `image_tokens` gives other counts: it determines the file layout.
         """
         found = self.image_features(pixels)
-        told = [self.image_tokens(*size) for size in sizes]
-        if found.counts.tolist() != told:
+        expected = [self.image_tokens(*size) for size in sizes]
+        if found.counts.tolist() != expected:
             raise GapinitError(
-                f"{type(self).__name__}: image_tokens() says {told} for these images, "
+                f"{type(self).__name__}: image_tokens() gives {expected} for these images, "
                 f"image_features() gives {found.counts.tolist()}: one of them is wrong"
             )
         return found
 
     def stream(self, images: Images) -> Images:
-        """Return the images' tokens that stand in the text stream: all of them, as a rule."""
+        """Return the image tokens that are part of the text's sequence: by default all."""
         return images
 
     def stream_counts(self, counts: Tensor) -> Tensor:
-        """Return how many tokens stand in the text stream, from the images' token counts."""
+        """Return how many tokens `stream` gives for images with these token counts."""
         return counts
 
     def image_span(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        """Return where each sequence's image tokens begin and end, (n,) each."""
+        """Return each sequence's first image position and the one behind its last, (n,) each."""
         end = inputs.prefix_length
         return end.clamp(max=len(self.head)), end
 
     def vision_states(self, inputs: Inputs, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Return states that represent the image, and which of them are its own, (n, width) bool.
+        """Return the states that represent the image, and a mask of those to pool, (n, width) bool.
 
         `states`: a layer's output, (n, width, d).
         """
@@ -290,28 +290,28 @@ class Backbone(ABC):
     # The decoder's inputs -------------------------------------------------------------------------
 
     def embed(self, images: Images, texts: Sequence[Sequence[int]]) -> Inputs:
-        """Return decoder inputs: for each image the head, its tokens, and its text's embeddings."""
+        """Return decoder inputs: for each image the head, its tokens, and the embedded text."""
         return self._padded(images, self.head, texts)
 
     def embed_packed(self, images: Images, groups: Sequence[Sequence[Sequence[int]]]) -> Inputs:
-        """Return decoder inputs of images with all their texts: the prefix once for each image.
+        """Return decoder inputs that contain each image's prefix once, followed by all its texts.
 
-        `groups`: for each image the token ids of its texts. `decode` gives each text the states
-        that it would have with a prefix of its own.
+        `groups`: for each image the token ids of its texts. `decode` gives each text the same
+        states as with its own prefix.
         """
         inputs = self.embed(
             images, [[token for text in group for token in text] for group in groups]
         )
         return packed(inputs, [[len(text) for text in group] for group in groups])
 
-    def embed_texts(self, texts: Sequence[Sequence[int]]) -> Inputs:
-        """Return decoder inputs of texts alone, without image or head."""
+    def embed_texts(self, texts: Sequence[Sequence[int]], head: Sequence[int] = ()) -> Inputs:
+        """Return decoder inputs of texts without an image, each behind the tokens of `head`."""
         nothing = Images(
             torch.zeros(0, self.hidden_size, device=self.device),
             torch.zeros(len(texts), dtype=torch.int64),
             torch.zeros(len(texts), self.grid_width, dtype=torch.int64),
         )
-        return self._padded(nothing, [], texts)
+        return self._padded(nothing, head, texts)
 
     def _padded(
         self, images: Images, head: Sequence[int], texts: Sequence[Sequence[int]]
@@ -322,25 +322,26 @@ class Backbone(ABC):
         flat = torch.cat([embedded, seen.tokens.to(embedded)])
         counts = torch.tensor([len(text) for text in texts])
         heads = torch.full_like(counts, len(head))
-        places, length = padded_places(
+        states, length = padded_rows(
+            flat,
             [
                 (torch.zeros_like(counts), heads),
                 (len(ids) + seen.counts.cumsum(0) - seen.counts, seen.counts),
                 (len(head) + counts.cumsum(0) - counts, counts),
-            ]
+            ],
         )
         return Inputs(
-            gather(flat, places),
+            states,
             *(value.to(self.device) for value in (heads + seen.counts, length, images.grid)),
         )
 
     def embed_ids(self, ids: Tensor) -> Tensor:
-        """Return the embeddings of token ids, as the decoder's own `forward` would."""
+        """Return the embeddings of token ids as the decoder's `forward` computes them."""
         embedded: Tensor = self.decoder.embed_tokens(ids)
         return embedded
 
     def with_text(self, inputs: Inputs, input_ids: Tensor) -> Inputs:
-        """Return the inputs with the embeddings of `input_ids`, (n, width), behind the prefix."""
+        """Return the inputs with `input_ids`, (n, width), embedded behind the prefix."""
         position = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
         is_text = position >= inputs.prefix_length[:, None]
         text = self.embed_ids(input_ids)
@@ -352,27 +353,21 @@ class Backbone(ABC):
     def decode(self, inputs: Inputs) -> Tensor:
         """Run the decoder and return its states after the final norm, (n, width, d).
 
-        Padding stands on the right and attention is causal, so no valid position ever sees it and
-        no padding mask is needed: positions count from 0 without gaps.
+        Padding is on the right and attention is causal, so no valid position attends to it: no
+        padding mask is needed, and positions count from 0.
         """
         states = inputs.states.to(self.model.dtype)  # cached states are float32
         arguments = self.decoder_arguments(inputs)
         if inputs.segment is not None:
-            mask = self.added_mask(inputs.sees())
+            mask = added_mask(inputs.sees()[:, None], self.model.dtype)
             arguments = {"position_ids": inputs.positions, "attention_mask": mask} | arguments
         return self.decoder(inputs_embeds=states, use_cache=False, **arguments).last_hidden_state
 
-    def added_mask(self, sees: Tensor) -> Tensor:
-        """Return what is added to attention scores, (n, 1, width, width), from what sees what."""
-        dtype = self.model.dtype
-        mask = torch.zeros(sees.shape, dtype=dtype, device=sees.device)
-        return mask.masked_fill_(~sees, torch.finfo(dtype).min)[:, None]
-
     def cut_below(self, first: int) -> None:
-        """Make `decode` start at layer `first`, whose input states it then takes.
+        """Make `decode` start at layer `first`: it then takes that layer's input states.
 
-        The lower layers become pass-throughs. Module names and layer indices do not change, so
-        adapters keep their full names and each layer its own kind of attention.
+        The lower layers become pass-throughs. Module names and layer indices stay the same, so
+        adapters keep their full names and each layer its kind of attention.
         """
         for layer in range(first):
             self.decoder_layers[layer] = PassThrough()
@@ -385,7 +380,7 @@ class Backbone(ABC):
 
 
 class PassThrough(nn.Module):
-    """Replaces a frozen layer whose output is already cached."""
+    """Replaces a frozen layer whose output is cached."""
 
     def forward(self, hidden_states: Tensor, *_: object, **__: object) -> Tensor:
         """Return the input."""

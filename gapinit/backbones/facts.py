@@ -1,6 +1,6 @@
-"""The facts of a backbone that follow from its shapes alone: counts, widths, tokens, bytes.
+"""A backbone's numbers of weights, widths, tokens and bytes, computed from its shapes.
 
-Backbones that `config/backbones/` names are built on `meta`, from their files alone.
+The model is built on the device `meta` from its configuration, without weights.
 """
 
 from __future__ import annotations
@@ -30,37 +30,33 @@ if TYPE_CHECKING:
 PHOTO = (640, 480)
 """Width and height of most photographs of COCO."""
 STATE_BYTES = 4
-"""A pooled state, an adapter's weight: float32 whatever the backbone's dtype."""
+"""Bytes of a number of a pooled state or an adapter: float32 for every backbone dtype."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A matrix that is adapted in a layer."""
+    """An adapted matrix of a layer."""
 
     module: str
     """Its name within the layer."""
     d_out: int
     d_in: int
     takes: str
-    """`gap`: it writes the hidden width and takes g itself; `W0 gap`: it takes W0 g."""
-
-    def adapter(self, rank: int) -> int:
-        """Return the numbers of a LoRA of this rank on it."""
-        return rank * (self.d_in + self.d_out)
+    """The direction that B gets: `gap` where d_out is the hidden size, else `W0 gap`."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """A backbone's shapes; every count is of numbers unless it says bytes."""
+    """A backbone's sizes: numbers of entries, or bytes where the name says so."""
 
     backbone: Backbone
     dtype: str
-    """What its weights are loaded in."""
+    """The dtype in which the weights are loaded."""
     template: TemplateTokens
 
     @property
     def value_bytes(self) -> int:
-        """Return the bytes of a weight, and of a state in a trunk or a feature file."""
+        """Return the bytes of a weight, or of a number in a trunk or a feature file."""
         return VALUE_BYTES[self.dtype]
 
     @property
@@ -75,33 +71,33 @@ class Facts:
 
     @cached_property
     def parameters(self) -> int:
-        """Return the weights of the whole model, a shared matrix once."""
+        """Return the number of weights of the whole model, shared ones counted once."""
         return _count(self.backbone.model.parameters())
 
     @cached_property
     def language_parameters(self) -> int:
-        """Return those of the decoder and the output matrix."""
+        """Return the number of weights of the decoder and the output matrix."""
         model = self.backbone
         return _count([*model.decoder.parameters(), *model.output_head.parameters()])
 
     @property
     def vision_parameters(self) -> int:
-        """Return all others: tower, Q-Former, projector."""
+        """Return the number of all other weights: tower, Q-Former, projector."""
         return self.parameters - self.language_parameters
 
     @cached_property
     def layer_parameters(self) -> list[int]:
-        """Return each decoder layer's weights, bottom first."""
+        """Return each decoder layer's number of weights, bottom first."""
         return [_count(layer.parameters()) for layer in self.backbone.decoder_layers]
 
     @cached_property
     def output_parameters(self) -> int:
-        """Return the numbers of the output matrix: hidden width times vocabulary."""
+        """Return the number of weights of the output matrix: hidden size times vocabulary."""
         return _count(self.backbone.output_head.parameters())
 
     @property
     def vocabulary(self) -> int:
-        """Return how many logits a position has."""
+        """Return the number of logits at a position."""
         return self.output_parameters // self.hidden_size
 
     @cached_property
@@ -115,32 +111,28 @@ class Facts:
         return found
 
     def adapter(self, layers: Iterable[int], rank: int) -> int:
-        """Return the numbers of a LoRA on all matrices of some layers."""
-        return sum(target.adapter(rank) for layer in layers for target in self.targets[layer])
-
-    def inputs_read(self, layer: int) -> int:
-        """Return the width of all inputs that a layer's adapters read, together."""
-        return sum(target.d_in for target in self.targets[layer])
+        """Return the number of weights of a LoRA on all matrices of some layers."""
+        return sum(rank * (it.d_in + it.d_out) for layer in layers for it in self.targets[layer])
 
     @cached_property
     def mlp_width(self) -> int:
-        """Return the widest inner width of a layer."""
+        """Return the largest width within a layer."""
         return max(max(it.d_in, it.d_out) for targets in self.targets for it in targets)
 
     def image_tokens(self, size: tuple[int, int] = PHOTO) -> int:
-        """Return how many tokens an image of a width and height has."""
+        """Return how many tokens an image of this width and height has."""
         return self.backbone.image_tokens(*size)
 
     def prefix_tokens(self, size: tuple[int, int] = PHOTO) -> int:
-        """Return what stands in the text stream up to the image's end: template and image."""
+        """Return the tokens of template and image in front of the text."""
         return self.template.head + (1 if self.backbone.cross_attends else self.image_tokens(size))
 
     def memory_tokens(self, size: tuple[int, int] = PHOTO) -> int:
-        """Return the image tokens that are read by cross-attention; 0 for most families."""
+        """Return the image tokens that cross-attention reads; 0 for most families."""
         return self.image_tokens(size) if self.backbone.cross_attends else 0
 
     def kv_bytes(self, tokens: int, size: tuple[int, int] = PHOTO) -> int:
-        """Return the key-value cache of a sequence of so many tokens, prefix included."""
+        """Return the bytes of the key-value cache for a sequence, prefix included."""
         total = 0
         for layer in self.backbone.decoder_layers:
             for name, module in layer.named_modules():
@@ -150,7 +142,7 @@ class Facts:
         return total * self.value_bytes
 
     def vision_patches(self, size: tuple[int, int] = PHOTO) -> int:
-        """Return how many patches of an image the vision tower works on."""
+        """Return how many patches of an image the vision tower processes."""
         vision = self._vision
         merge = getattr(vision, "spatial_merge_size", None)
         if merge is not None:
@@ -163,7 +155,7 @@ class Facts:
     def vision_width(self) -> tuple[int, int]:
         """Return the tower's hidden and inner width."""
         vision = self._vision
-        # Qwen2-VL calls the width of what comes out `hidden_size`.
+        # Qwen2-VL's `hidden_size` is the width of the output.
         hidden = int(getattr(vision, "embed_dim", 0) or vision.hidden_size)
         inner = getattr(vision, "intermediate_size", None)
         return hidden, int(inner or vision.mlp_ratio * hidden)
@@ -173,27 +165,22 @@ class Facts:
         return self.backbone.model.config.vision_config
 
     def states_bytes(self, pairs: int) -> int:
-        """Return the bytes of pooled states, both modalities, of so many pairs."""
+        """Return the bytes of both modalities' pooled states, in all layers."""
         return 2 * self.num_layers * pairs * self.hidden_size * STATE_BYTES
 
     def image_trunk_bytes(self, size: tuple[int, int] = PHOTO) -> int:
-        """Return the bytes of an image in a trunk: its prefix, and what is read beside it."""
+        """Return the bytes of an image in a trunk: its prefix and its cross-attended tokens."""
         rows = self.prefix_tokens(size) + self.memory_tokens(size)
         return rows * self.hidden_size * self.value_bytes
 
     @property
-    def token_trunk_bytes(self) -> int:
-        """Return the bytes of a text token in a trunk below the first adapted layer."""
-        return self.hidden_size * self.value_bytes
-
-    @property
     def weights_bytes(self) -> int:
-        """Return the bytes of all weights in their dtype."""
+        """Return the bytes of all weights in `dtype`."""
         return self.parameters * self.value_bytes
 
 
 def layer_groups(facts: Facts) -> list[tuple[Sequence[int], list[Target]]]:
-    """Return the layers that have the same adapted matrices, together."""
+    """Group the layers by their adapted matrices."""
     groups: dict[tuple[Target, ...], list[int]] = {}
     for layer, targets in enumerate(facts.targets):
         groups.setdefault(tuple(targets), []).append(layer)
@@ -201,17 +188,17 @@ def layer_groups(facts: Facts) -> list[tuple[Sequence[int], list[Target]]]:
 
 
 def backbone_facts(name: str, folder: Path) -> Facts:
-    """Return the facts of a backbone by its file's name; `folder` is `config/`.
+    """Return the facts of a backbone by the name of its file; `folder` is `config/`.
 
-    A published backbone has an architecture file; for one that is made here its settings suffice.
-    Raises GapinitError for an unknown name, with the known ones.
+    Published backbones need an architecture file, small ones only their settings. Raises
+    GapinitError, listing the known names, for an unknown one.
     """
     path = folder / "backbones" / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml"))) or "none"
         raise GapinitError(
             f"backbone '{name}': no such file in {path.parent}/, expected one of: {known}. "
-            "Another config folder is given with --config-folder."
+            "Pass another config folder by --config-folder."
         )
     if read_yaml(path).get("family") in PRETRAINED:
         return _made_here(path)
@@ -222,17 +209,14 @@ def backbone_facts(name: str, folder: Path) -> Facts:
 def architecture_facts(
     architecture: Architecture, origin: str, dtype: Dtype | None = None
 ) -> Facts:
-    """Return the facts of an architecture; `dtype`: None for that of the stored weights.
-
-    The model is built on `meta` and takes no memory.
-    """
+    """Return the facts of an architecture; `dtype`: None for that of the stored weights."""
     chosen = dtype or architecture.dtype
     backbone = build_architecture(architecture, origin, "meta", chosen)
     return Facts(backbone, chosen, architecture.template_tokens)
 
 
 def _made_here(path: Path) -> Facts:
-    """Build a small backbone on `meta`; its tokenizer knows its template and single bytes."""
+    """Return the facts of a small backbone; its tokenizer is trained on the template alone."""
     import torch
 
     settings = pretrained_settings(path)
@@ -245,5 +229,5 @@ def _made_here(path: Path) -> Facts:
 
 
 def _count(parameters: Iterable[Any]) -> int:
-    """Return how many numbers there are in parameters, each of them once."""
+    """Return the number of entries of all distinct parameters."""
     return sum(it.numel() for it in {id(it): it for it in parameters}.values())

@@ -1,4 +1,4 @@
-"""A digest that tells one backbone's weights from another's, without loading them. No torch."""
+"""A checksum of a backbone's folder, computed without loading the weights. No torch."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from gapinit.backbones.source import read_source
 from gapinit.errors import GapinitError
 
 READ_WHOLE = 1 << 28
-"""Files up to this size (256 MiB) count with every byte."""
+"""Every byte of files up to this size (256 MiB) is read."""
 TENSOR_WINDOW = 1 << 16
-"""Of larger files, this many bytes from the beginning and from the end of each tensor count."""
+"""Of larger files, this many bytes at the beginning and at the end of each tensor are read."""
 
 MAX_HEADER = 100_000_000
 """The safetensors format's own limit."""
 
 
-def fingerprint(folder: Path) -> str:
-    """Return a SHA-256 of a backbone's configuration and weights, in hexadecimal.
+def backbone_digest(folder: Path) -> str:
+    """Return a checksum of a backbone's configuration, dtype, template and weights.
 
-    A file above `READ_WHOLE` counts with its header, its size and both ends of every tensor: any
-    training changes all of a tensor, and many gigabytes are told apart in a moment.
+    Of a file above `READ_WHOLE` only the header, the size and both ends of every tensor are read:
+    training changes every entry, so many gigabytes are compared in a moment.
     """
     folder = Path(folder)
     require_folder_unaltered(folder)
@@ -35,7 +35,7 @@ def fingerprint(folder: Path) -> str:
         raise GapinitError(f"{folder}: no backbone here (expected config.json and *.safetensors)")
     config = read_json(folder / "config.json")
     state.update(json.dumps(config, sort_keys=True).encode())
-    # The same weights in another dtype or template have other states.
+    # Dtype and template change the states of the same weights.
     source = read_source(folder)
     if source.dtype is not None:
         state.update(source.dtype.encode())
@@ -50,7 +50,7 @@ def fingerprint(folder: Path) -> str:
                 state.update(hashlib.file_digest(handle, "sha256").digest())
             else:
                 _add_tensor_ends(handle, path, state)
-    return state.hexdigest()
+    return digest(state.hexdigest())
 
 
 def _add_tensor_ends(handle: BinaryIO, path: Path, state: hashlib._Hash) -> None:
@@ -69,8 +69,3 @@ def _add_tensor_ends(handle: BinaryIO, path: Path, state: hashlib._Hash) -> None
         for start in (begin, end - window):
             handle.seek(8 + length + start)
             state.update(handle.read(window))
-
-
-def backbone_digest(folder: Path) -> str:
-    """Return the digest that tells one backbone's weights from another's."""
-    return digest(fingerprint(Path(folder)))

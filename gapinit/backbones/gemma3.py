@@ -1,9 +1,8 @@
-"""Gemma 3: an image has a fixed number of tokens, and they see each other in both directions.
+"""Gemma 3: an image has a fixed number of tokens, which attend to each other in both directions.
 
-Layers alternate between attention to everything before and attention to a sliding window; which
-does which follows from a layer's index. Hugging Face learns where images are from
-`token_type_ids`, and lets image tokens look back only, silently, where those are missing; here
-both masks are made from where the image stands. No text changes what an image's tokens are.
+Layers alternate between full attention and a sliding window; the layer's index decides which.
+Hugging Face finds images by `token_type_ids` and, without them, silently makes image tokens causal.
+Here both masks come from the image's positions. No text changes an image's states.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from transformers import Gemma3ForConditionalGeneration
 from transformers.models.gemma3.modeling_gemma3 import create_masks_for_vision_model
 
 from gapinit.backbones.base import LLAMA_MODULES, Backbone
-from gapinit.backbones.inputs import Images, Inputs
+from gapinit.backbones.inputs import Images, Inputs, added_mask
 from gapinit.backbones.last_layer import rotary_layer
 from gapinit.backbones.prompts import Prompts
 
@@ -29,8 +28,8 @@ class Gemma3Backbone(Backbone):
 
     model_class: ClassVar[Any] = Gemma3ForConditionalGeneration
     # Source: the chat template of the published weights, and the two newlines that their processor
-    # puts on either side of an image. ASSUME: the papers do not print their prompts; these words
-    # are those of LLaVA's evaluations.
+    # puts on either side of an image. ASSUME: the papers do not print their prompts; the wording is
+    # that of LLaVA's evaluations.
     default_prompts = Prompts(
         head="<start_of_turn>user\n\n\n<start_of_image>",
         caption=(
@@ -45,7 +44,7 @@ class Gemma3Backbone(Backbone):
         end="<end_of_turn>",
     )
     target_pattern = r"model\.language_model\.layers\.({layers})\." + LLAMA_MODULES
-    # The vision model has been a module of the tower, and the tower itself.
+    # Some versions of transformers have one more module, `vision_model`, in the tower.
     vision_pattern = (
         r"model\.vision_tower\.(vision_model\.)?encoder\.layers\.\d+\."
         r"(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.(fc1|fc2))"
@@ -60,15 +59,14 @@ class Gemma3Backbone(Backbone):
     def pixels(self, images: Sequence[Any]) -> dict[str, Tensor]:
         """Return the whole images' pixels.
 
-        ASSUME: no crops of them beside ("pan and scan"), which the published weights' processor
-        leaves out, too, unless it is asked for.
+        ASSUME: no extra crops ("pan and scan"), as by default in the published processor.
         """
         reader = self.processor.image_processor
         found = reader(list(images), do_pan_and_scan=False, return_tensors="pt")
         return {"pixel_values": found["pixel_values"]}
 
     def image_features(self, pixels: Mapping[str, Tensor]) -> Images:
-        """Return the pooled and projected patches, as many for each image."""
+        """Return the pooled and projected patches, the same number for each image."""
         values = pixels["pixel_values"].to(self.device, self.model.dtype)
         return Images.equal(self.model.get_image_features(values, return_dict=True).pooler_output)
 
@@ -78,41 +76,39 @@ class Gemma3Backbone(Backbone):
         self.model.model.multi_modal_projector = None
 
     def decoder_arguments(self, inputs: Inputs) -> dict[str, Any]:
-        """Return the masks of both kinds of layers, which let an image's tokens see each other."""
+        """Return both kinds of layers' masks, in which image tokens attend to each other."""
         start, end = (value[:, None] for value in self.image_span(inputs))
         position = inputs.positions
         seen = (position >= start) & (position < end)
         if inputs.segment is not None:
             sees = inputs.sees() | (seen[:, :, None] & seen[:, None, :])
             near = position[:, None, :] > position[:, :, None] - self.text_config.sliding_window
-            return {
-                "attention_mask": {
-                    "full_attention": self.added_mask(sees),
-                    "sliding_attention": self.added_mask(sees & near),
-                }
-            }
+            kinds = {"full_attention": sees, "sliding_attention": sees & near}
+            dtype = self.model.dtype
+            added = {kind: added_mask(sees[:, None], dtype) for kind, sees in kinds.items()}
+            return {"attention_mask": added}
         masks = create_masks_for_vision_model(
             config=self.text_config,
             inputs_embeds=inputs.states,
             attention_mask=None,
             past_key_values=None,
             position_ids=None,
-            # The number of the image that a token is of, -1 for text.
+            # Each token's image, from 0; -1 for text.
             block_sequence_ids=seen.long() - 1,
         )
         return {"attention_mask": masks}
 
     @property
     def generator(self) -> Any:
-        """Return a view of the model whose `generate` takes embeddings.
+        """Return a copy of the model object whose `generate` takes embeddings.
 
-        Gemma 3's own `forward` takes them, too, but `generate` refuses what the signature of the
-        preparing method does not name. The model itself stays as it is.
+        Gemma 3's `forward` takes them, but `generate` refuses arguments that the signature of
+        `prepare_inputs_for_generation` does not name. Weights are shared; the model is unchanged.
         """
         model = copy(self.model)
         prepare = self.model.prepare_inputs_for_generation
 
-        # By these names: `generate` reads them from the signature.
+        # `generate` inspects the names in this signature.
         def prepare_inputs_for_generation(
             input_ids: Tensor, inputs_embeds: Tensor | None = None, **kwargs: Any
         ) -> Any:
@@ -122,5 +118,5 @@ class Gemma3Backbone(Backbone):
         return model
 
     def generation_arguments(self, inputs: Inputs, input_ids: Tensor) -> dict[str, Tensor]:
-        """Return what Hugging Face makes the same masks from."""
+        """Return the token types from which Hugging Face builds the same masks."""
         return {"token_type_ids": (input_ids == self.image_token_id).long()}

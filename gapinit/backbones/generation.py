@@ -1,4 +1,4 @@
-"""Answers to prompts about images: greedy decoding or beam search from cached image tokens."""
+"""Greedy decoding and beam search from cached image tokens."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ def generate(
     num_beams: int,
     prompts: Sequence[str] | None = None,
 ) -> list[str]:
-    """Answer a prompt on each image by greedy (1 beam) or beam search; without prompts: caption it.
+    """Answer one prompt per image by greedy decoding (1 beam) or beam search.
 
-    Raises GapinitError if prompt and answer do not fit into the model's positions.
+    `prompts`: None asks for captions. Raises GapinitError if prompt and answer do not fit into the
+    model's positions.
     """
     tokens = generate_tokens(backbone, images, max_new_tokens, num_beams, prompts)
     tokenizer = backbone.processor.tokenizer
@@ -42,7 +43,7 @@ def generate_tokens(
     if prompts is None:
         prompts = [backbone.prompts.caption] * len(images)
     encoded = backbone.encode_prompts(prompts, max_new_tokens)
-    inputs = backbone.embed(images.to(backbone.device, backbone.model.dtype), encoded)
+    inputs = backbone.embed(images, encoded)
     states, mask, ids = _left_padded(inputs, _placeholder_ids(backbone, inputs, encoded))
     arguments: dict[str, Any] = backbone.generation_arguments(inputs, ids)
     tokens: Tensor = backbone.generator.generate(
@@ -69,11 +70,10 @@ def _placeholder_ids(backbone: Backbone, inputs: Inputs, texts: Sequence[Sequenc
 
 
 def _left_padded(inputs: Inputs, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return states and token ids that all end where decoding starts, and their mask."""
+    """Return states and token ids with the padding moved to the left, and their mask."""
     width = inputs.states.shape[1]
-    # A shorter row moves to the right, its padding to the front.
     position = torch.arange(width, device=ids.device)[None] - (width - inputs.length)[:, None]
     rows = torch.arange(len(ids), device=ids.device)[:, None]
-    # Negative positions take the row's own padding, from its end.
+    # Negative positions take padding from the end of the same row.
     source = torch.where(position >= 0, position, width + position)
     return inputs.states[rows, source], (position >= 0).long(), ids[rows, source]

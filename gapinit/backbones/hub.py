@@ -1,4 +1,4 @@
-"""Backbones that others trained: from the Hugging Face hub, or from a folder of the user's own."""
+"""Published backbones, from the Hugging Face hub or a local folder."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from gapinit.config.backbone_settings import BackboneSettings
 from gapinit.errors import GapinitError
 
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
-"""What a `save_pretrained` folder consists of: no pickle is ever fetched."""
+"""The files of a `save_pretrained` folder; pickles are never downloaded."""
 
 
 class HubSettings(BackboneSettings):
-    """Where a backbone's weights come from, read from `config/backbones/*.yaml`."""
+    """The file `config/backbones/<name>.yaml` of a published backbone."""
 
     repository: str
     """Owner and name on the Hugging Face hub."""
     revision: str = "main"
-    """Branch, tag or commit; the commit that it was is recorded."""
+    """Branch, tag or commit; the commit is recorded."""
     folder: Path | None = None
-    """A `save_pretrained` folder on disk: nothing is fetched."""
+    """A local `save_pretrained` folder: nothing is downloaded."""
     dtype: Dtype | None = None
-    """What the weights are loaded in; None: as they are stored."""
+    """The dtype to load the weights in; None: the stored one."""
     prompts: PromptSettings = PromptSettings()
     """Parts of the template that replace the family's own."""
 
 
 def link_backbone(settings: HubSettings, output: Path) -> None:
-    """Make `output` a folder of links to the backbone's files; gigabytes are kept once.
+    """Make `output` a folder of links to the backbone's files, which are not copied.
 
-    `gapinit_source.json` beside them records the repository and the commit. Raises GapinitError
-    if the files cannot be fetched, or if there are no safetensors among them.
+    `gapinit_source.json` records the repository and the commit. Raises GapinitError if the download
+    fails or there are no safetensors.
     """
     source, commit = (settings.folder, None) if settings.folder else _fetch(settings)
     source = source.absolute()
@@ -46,9 +46,8 @@ def link_backbone(settings: HubSettings, output: Path) -> None:
         )
     with atomic_folder(output) as folder:
         for path in found:
-            if path.name == SOURCE_FILE:  # another's notes are not about this use
-                continue
-            (folder / path.name).symlink_to(path)
+            if path.name != SOURCE_FILE:  # written below
+                (folder / path.name).symlink_to(path)
         record = Source(
             repository=settings.repository,
             commit=commit,
@@ -60,7 +59,7 @@ def link_backbone(settings: HubSettings, output: Path) -> None:
 
 
 def _fetch(settings: HubSettings) -> tuple[Path, str]:
-    """Fetch the files of a revision, resuming what was begun, and return its folder and commit."""
+    """Download a revision, or resume its download; return its folder and commit."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -72,8 +71,7 @@ def _fetch(settings: HubSettings) -> tuple[Path, str]:
         reason = " ".join(str(error).split())
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
         raise GapinitError(
-            f"{settings.repository}: cannot be fetched from the Hugging Face hub{offline}. Give a "
-            f"folder with its files as 'folder' in config/backbones/{settings.name}.yaml. "
-            f"({reason})"
+            f"{settings.repository}: cannot be fetched from the Hugging Face hub{offline}. To use "
+            f"local files, set 'folder' in config/backbones/{settings.name}.yaml. ({reason})"
         ) from None
     return Path(folder), Path(folder).name

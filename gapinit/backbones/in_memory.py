@@ -1,8 +1,7 @@
-"""A model that is already in memory, plain or under PEFT, seen as the backbone of its family.
+"""Wrap a model in memory, plain or under PEFT, as the backbone of its family.
 
-Adapters wrap modules and put names of their own between those of the model. Here every module goes
-by the name that it has in the plain model, so that what is measured on the one is found in the
-other.
+PEFT wraps modules and inserts names of its own. Here every module has its name in the plain model,
+so that gaps measured on the plain model are found for the adapted one.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ class DecoderLinear(NamedTuple):
 
     layer: int
     module: nn.Module
-    """As it stands in the model: the adapter's wrapper where there is one."""
+    """The adapter's wrapper where there is one."""
 
 
 def wrap_model(model: Any, processor: Any = None) -> Backbone:
     """Return the backbone around a Hugging Face model or a PeftModel, without a copy of it.
 
-    `processor` is needed only where images and captions are read. `GapinitError` for a model or a
-    processor of a class that no family takes; it names those that are supported.
+    `processor`: needed only to read images and captions. Raises GapinitError, listing the supported
+    classes, for another model or processor.
     """
     plain = model.get_base_model() if isinstance(model, PeftModel) else model
     model_type: Any = getattr(getattr(plain, "config", None), "model_type", None)
@@ -63,10 +62,10 @@ def wrap_model(model: Any, processor: Any = None) -> Backbone:
 
 
 def target_modules(model: Any, layers: Sequence[int], *, vision: bool = False) -> str:
-    """Return the pattern of these decoder layers' matrices, for `LoraConfig(target_modules)`.
+    """Return a pattern of the layers' attention and MLP matrices for `LoraConfig(target_modules)`.
 
-    Attention and MLP matrices by their full names: a vision tower's modules of the same names are
-    not hit, unless `vision` asks for all of them, too. `model`: as in `gapinit.estimate_gap`.
+    It contains full names, so it never matches modules of the same name in the vision tower;
+    `vision` adds all matrices of the tower. `model`: as in `gapinit.estimate_gap`.
     """
     backbone = wrap_model(model)
     last = backbone.num_layers - 1
@@ -77,7 +76,7 @@ def target_modules(model: Any, layers: Sequence[int], *, vision: bool = False) -
 
 
 def base_of(module: nn.Module) -> Any:
-    """Return the model's own module under an adapter's wrapper; any other module as it is."""
+    """Return the model's own module under an adapter's wrapper, or the module itself."""
     if isinstance(module, BaseTunerLayer):
         return module.get_base_layer()
     if isinstance(module, AuxiliaryTrainingWrapper):
@@ -86,14 +85,14 @@ def base_of(module: nn.Module) -> Any:
 
 
 def base_modules(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules of the plain model with their names in it, wrappers as they stand."""
+    """Yield the plain model's modules, wrapped or not, with their names in the plain model."""
     yield name, module
     for child_name, child in base_of(module).named_children():
         yield from base_modules(child, f"{name}.{child_name}" if name else child_name)
 
 
 def decoder_linears(backbone: Backbone) -> dict[str, DecoderLinear]:
-    """Return the linear modules inside the decoder layers by name, bottom layer first."""
+    """Return the linear modules of the decoder layers by name, bottom layer first."""
     index = {id(layer): number for number, layer in enumerate(backbone.decoder_layers)}
     return {
         name: DecoderLinear(index[id(layer)], module)
@@ -105,19 +104,19 @@ def decoder_linears(backbone: Backbone) -> dict[str, DecoderLinear]:
 
 
 def _is_linear(module: Any) -> bool:
-    # Quantised modules are not all subclasses of nn.Linear, but they keep its two sizes.
+    # Not all quantised modules are subclasses of nn.Linear, but they have its two sizes.
     sizes = (getattr(module, "in_features", None), getattr(module, "out_features", None))
     return all(isinstance(size, int) for size in sizes)
 
 
 def holds_numbers(parameter: Any) -> bool:
-    """Say whether a parameter holds a weight as it is: in memory, and not quantised."""
+    """Return whether a parameter is in memory and not quantised."""
     return (
         isinstance(parameter, torch.Tensor)
-        and type(parameter.data) is torch.Tensor  # torchao and DTensor have types of their own
+        and type(parameter.data) is torch.Tensor  # torchao and DTensor define other types
         and not parameter.is_meta
         and parameter.is_floating_point()
-        and parameter.element_size() >= 2  # float8 comes with a scale
+        and parameter.element_size() >= 2  # float8 needs a scale
         and not get_bnb_param_type(cast(nn.Parameter, parameter))
     )
 
@@ -126,8 +125,8 @@ def holds_numbers(parameter: Any) -> bool:
 def frozen_base(model: nn.Module) -> Iterator[None]:
     """Run the block with the plain model in evaluation mode and without gradients.
 
-    Afterwards every module's mode, every adapter's state and every `requires_grad` is what it was.
-    `GapinitError` for an adapter that is merged: the plain model is not there then.
+    Afterwards modes, adapters and `requires_grad` are restored. Raises GapinitError for a merged
+    adapter, which has changed the plain model's weights.
     """
     wrappers = [
         module

@@ -1,11 +1,11 @@
-"""What passes between a backbone's parts: the tokens of images, and the inputs of its decoder.
+"""Image tokens, and the inputs of a decoder.
 
 A sequence is `head` (the template up to the image), the image's tokens, then the text. Head and
-image together are the *prefix*: attention is causal, so no text changes them. Sequences of a batch
-are padded on the right, where no valid position ever sees the padding.
+image together are the *prefix*: attention is causal, so no text changes its states. Batches are
+padded on the right, where no valid position attends to the padding.
 
-Where several texts are about one image, they can stand behind one prefix in one sequence
-(`packed`): each text then has the positions that follow the prefix, and sees the prefix and itself.
+Several texts of one image can share one prefix in one sequence (`packed`): each text's positions
+continue from the prefix, and it attends to the prefix and to itself only.
 """
 
 from __future__ import annotations
@@ -24,35 +24,27 @@ class Images:
     tokens: Tensor
     """(tokens of all images, d)."""
     counts: Tensor
-    """(images,) int64: how many of them are each image's."""
+    """(images,) int64: how many tokens each image has."""
     grid: Tensor
-    """(images, k) int64: what positions depend on, where they do (rows and columns); else k = 0."""
+    """(images, k) int64: what positions or masks depend on (rows, columns); k = 0: nothing."""
 
     def __len__(self) -> int:
         return len(self.counts)
 
     @classmethod
     def equal(cls, tokens: Tensor) -> Images:
-        """Return images that have the same number of tokens, from (images, tokens, d)."""
+        """Return images that all have the same number of tokens, from (images, tokens, d)."""
         images, count, width = tokens.shape
         counts = torch.full((images,), count)
         return cls(tokens.reshape(-1, width), counts, torch.zeros(images, 0, dtype=torch.int64))
 
     def take(self, rows: Sequence[int] | Tensor) -> Images:
-        """Return some images, in the order given; one may stand in it several times."""
+        """Return some images in the order given; an image may occur several times."""
         chosen = torch.as_tensor(rows, dtype=torch.int64)
         places = ragged(self.counts.cumsum(0)[chosen] - self.counts[chosen], self.counts[chosen])
         return Images(
             self.tokens[places.to(self.tokens.device)], self.counts[chosen], self.grid[chosen]
         )
-
-    def without_tokens(self) -> Images:
-        """Return as many images of no token: for text on its own."""
-        return Images(self.tokens[:0], torch.zeros_like(self.counts), torch.zeros_like(self.grid))
-
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> Images:
-        """Return the same with its tokens on a device and in a dtype."""
-        return replace(self, tokens=self.tokens.to(device, dtype))
 
 
 @dataclass(frozen=True)
@@ -62,19 +54,19 @@ class Inputs:
     states: Tensor
     """(n, width, d)."""
     prefix_length: Tensor
-    """(n,) int64: head and image tokens."""
+    """(n,) int64: tokens of head and image."""
     length: Tensor
-    """(n,) int64: those and the text."""
+    """(n,) int64: tokens of head, image and text."""
     grid: Tensor
     """(n, k) int64, as in `Images`."""
     memory: Tensor | None = None
-    """(n, m, d): image tokens that are read by cross-attention, padded on the right."""
+    """(n, m, d): the image tokens that cross-attention reads, padded on the right."""
     memory_length: Tensor | None = None
-    """(n,) int64."""
+    """(n,) int64: tokens of `memory`."""
     segment: Tensor | None = None
-    """(n, width) int64, of packed sequences: 0 in the prefix, 1, 2, ... in its texts, -1 behind."""
+    """(n, width) int64, packed sequences only: 0 in the prefix, 1, 2, ... in texts, -1 in padding."""
     place: Tensor | None = None
-    """(n, width) int64, of packed sequences: each token's position behind the prefix alone."""
+    """(n, width) int64, packed sequences only: each token's position if its text were alone."""
 
     @property
     def positions(self) -> Tensor:
@@ -84,23 +76,29 @@ class Inputs:
         return torch.arange(self.states.shape[1], device=self.states.device)[None]
 
     def sees(self) -> Tensor:
-        """Return which position sees which in packed sequences, (n, width, width) bool.
+        """Return which position attends to which in packed sequences, (n, width, width) bool.
 
-        Row q, column k: k stands no later than q, in the prefix or in q's own text.
+        Entry (q, k) is True if k is not behind q, and in the prefix or in q's own text.
         """
-        assert self.segment is not None, "asked of packed sequences only"
+        assert self.segment is not None, "the sequences are packed"
         order = torch.arange(self.segment.shape[1], device=self.segment.device)
         own = self.segment[:, :, None] == self.segment[:, None, :]
         return (order[:, None] >= order) & (own | (self.segment == 0)[:, None, :])
 
 
+def added_mask(sees: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what is added to attention scores: 0 where `sees` is True, else the lowest number."""
+    mask = torch.zeros(sees.shape, dtype=dtype, device=sees.device)
+    return mask.masked_fill_(~sees, torch.finfo(dtype).min)
+
+
 def packed(inputs: Inputs, lengths: Sequence[Sequence[int]]) -> Inputs:
-    """Return the inputs with each sequence's text told apart into texts of these lengths."""
+    """Return the inputs with each sequence's text divided into texts of these lengths."""
     segment = torch.full(inputs.states.shape[:2], -1)
     place = torch.zeros_like(segment)
     for row, (prefix, own) in enumerate(zip(inputs.prefix_length.tolist(), lengths, strict=True)):
         segment[row, :prefix] = 0
-        # Padding stands behind the image, and is seen by nothing.
+        # Padding gets the first position behind the prefix; nothing attends to it.
         place[row] = prefix
         place[row, :prefix] = torch.arange(prefix)
         start = prefix
@@ -120,11 +118,11 @@ def ragged(starts: Tensor, counts: Tensor) -> Tensor:
     return torch.repeat_interleave(starts, counts) + within
 
 
-def padded_places(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Return where a padded batch takes its rows from, (n, width), and each row's length (n,).
+def padded_rows(flat: Tensor, parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return a padded batch of rows of `flat`, (n, width, d), and each sequence's length, (n,).
 
-    Row i is made of the parts in their order; of each part the rows' `starts` and `counts` in one
-    flat list are given. Padding is -1.
+    A sequence is its parts one after another. A part is (starts, counts), (n,) each: where its rows
+    start in `flat`, and how many there are. Padding is zero.
     """
     lengths = torch.stack([counts for _, counts in parts]).sum(0)
     places = torch.full((len(lengths), int(lengths.max())), -1)
@@ -133,11 +131,6 @@ def padded_places(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tenso
         rows = torch.repeat_interleave(torch.arange(len(counts)), counts)
         places[rows, ragged(before, counts)] = ragged(starts, counts)
         before = before + counts
-    return places, lengths
-
-
-def gather(flat: Tensor, places: Tensor) -> Tensor:
-    """Return rows of `flat`, (n, width, d), zeros where the place is -1."""
     places = places.to(flat.device)
     taken = flat[places.clamp(min=0)]
-    return taken.masked_fill((places < 0)[..., None], 0.0)
+    return taken.masked_fill((places < 0)[..., None], 0.0), lengths

@@ -1,8 +1,8 @@
 """Run a decoder's last layer at some positions only.
 
-What is behind the last layer is read where a token is to be predicted. Every other position of that
-layer gives keys and values, and nothing else of it is needed: no query, no output matrix, no MLP.
-A layer is changed for one pass by hooks; its own `forward` runs on the rows that are asked for.
+The last layer's output is used only at positions that predict a token. All other positions need
+their keys and values, but no query, no output projection and no MLP. Hooks change the layer for one
+pass: its own `forward` runs on the chosen rows.
 """
 
 from __future__ import annotations
@@ -16,69 +16,69 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from gapinit.backbones.inputs import added_mask
+
 
 @dataclass(frozen=True)
 class Rows:
-    """Some positions of each sequence, padded to as many for each."""
+    """Some positions of each sequence, padded to the same number q."""
 
     position: Tensor
     """(n, q) int64, ascending where valid."""
     valid: Tensor
-    """(n, q) bool: the others are padding."""
+    """(n, q) bool: False where `position` is padding."""
+    width: int
+    """Of the padded sequences."""
 
     @classmethod
     def of(cls, where: Tensor) -> Rows:
         """Return the positions at which `where`, (n, width) bool, is set."""
         counts = where.sum(dim=1)
         most = int(counts.max())
-        # Stable: the chosen positions first, each group in its order.
+        # A stable sort puts the chosen positions first and keeps their order.
         position = torch.argsort((~where).to(torch.uint8), dim=1, stable=True)[:, :most]
-        return cls(position, torch.arange(most, device=where.device)[None] < counts[:, None])
+        valid = torch.arange(most, device=where.device)[None] < counts[:, None]
+        return cls(position, valid, where.shape[1])
 
     def take(self, states: Tensor) -> Tensor:
         """Return the rows of (n or 1, width, k), as (n, q, k)."""
         states = states.expand(len(self.position), -1, -1)
         return states.gather(1, self.position[..., None].expand(-1, -1, states.shape[-1]))
 
-    def mask(self, given: Tensor | None, width: int, eager: torch.dtype | None) -> Tensor:
-        """Return a layer's attention mask, (n, 1, q, width), at these queries.
+    def mask(self, given: Tensor | None, eager: torch.dtype | None) -> Tensor:
+        """Return a layer's attention mask for these queries, (n, 1, q, width).
 
-        `given`: the mask of all queries, (n or 1, 1, width, width); None: plain causal attention.
-        `eager`: the dtype of a mask that is added to scores, where attention wants that kind.
+        `given`: the mask of all queries, (n or 1, 1, width, width); None: causal attention.
+        `eager`: the dtype of a mask to be added to the scores; None: a mask of bools.
         """
         if given is not None:
-            rows = given.expand(len(self.position), -1, -1, -1)[:, 0]
-            return self.take(rows)[:, None]
-        key = torch.arange(width, device=self.position.device)
+            return Rows.take(self, given[:, 0])[:, None]
+        key = torch.arange(self.width, device=self.position.device)
         seen = (key <= self.position[..., None])[:, None]
-        if eager is None:
-            return seen
-        return torch.zeros_like(seen, dtype=eager).masked_fill(~seen, torch.finfo(eager).min)
+        return seen if eager is None else added_mask(seen, eager)
 
 
 class Narrowing(Protocol):
-    """How a kind of decoder runs its last layer at some rows only."""
+    """How to run the last layer of a kind of decoder at some rows only."""
 
     def __call__(self, layer: Any, rows: Rows, eager: bool) -> AbstractContextManager[None]:
-        """Return a block in which the layer gives keys and values of all positions, else `rows`.
+        """Return a context in which the layer returns only `rows`.
 
-        `eager`: masks are added to attention scores, and no kernel takes bools.
+        `eager`: the attention adds its mask to the scores and takes no mask of bools.
         """
 
 
 @contextmanager
 def opt_layer(layer: Any, rows: Rows, eager: bool) -> Iterator[None]:
-    """Narrow a layer of OPT: its attention takes keys of any number, so they get all states."""
+    """Narrow a layer of OPT, whose attention accepts more keys than queries."""
     attention = layer.self_attn
     everything: list[Tensor] = []
 
     def enter(_: Any, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
         states: Tensor = given[0]
-        first = layer.do_layer_norm_before  # of the published ones, all but opt-350m
+        first = layer.do_layer_norm_before  # true of all published sizes but opt-350m
         everything.append(layer.self_attn_layer_norm(states) if first else states)
-        mask = rows.mask(
-            named.get("attention_mask"), states.shape[1], states.dtype if eager else None
-        )
+        mask = rows.mask(named.get("attention_mask"), states.dtype if eager else None)
         return (rows.take(states),), named | {"attention_mask": mask}
 
     def read_all(_: Any, __: Any) -> Any:
@@ -96,20 +96,26 @@ def opt_layer(layer: Any, rows: Rows, eager: bool) -> Iterator[None]:
 def rotary_layer(layer: Any, rows: Rows, eager: bool) -> Iterator[None]:
     """Narrow a layer with rotary positions in Llama's layout (Llama, Qwen2-VL, Gemma 3).
 
-    Keys and values of all positions come to it as from a cache.
+    The layer reads keys and values of all positions from a stand-in for a cache.
     """
 
     def enter(_: Any, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        states: Tensor = given[0]
+        attention, states = layer.self_attn, given[0]
         cosine, sine = named["position_embeddings"]
-        keys = _keys_and_values(layer, states, cosine, sine)
-        mask = rows.mask(
-            named.get("attention_mask"), states.shape[1], states.dtype if eager else None
-        )
+        normed = layer.input_layernorm(states)
+        shape = (*normed.shape[:-1], -1, attention.head_dim)
+        keys = attention.k_proj(normed).view(shape).transpose(1, 2)
+        values = attention.v_proj(normed).view(shape).transpose(1, 2)
+        if hasattr(attention, "k_norm"):
+            keys = attention.k_norm(keys)
+        # Each model's module defines its own function of this name.
+        rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
         changed: dict[str, Any] = {
-            "attention_mask": mask,
+            "attention_mask": rows.mask(
+                named.get("attention_mask"), states.dtype if eager else None
+            ),
             "position_embeddings": (rows.take(cosine), rows.take(sine)),
-            "past_key_values": _Given(*keys),
+            "past_key_values": _Given(rotate(keys[:, :1], keys, cosine, sine)[1], values),
         }
         return (rows.take(states),), named | changed
 
@@ -119,7 +125,7 @@ def rotary_layer(layer: Any, rows: Rows, eager: bool) -> Iterator[None]:
 
 @contextmanager
 def cross_layer(layer: Any, rows: Rows, eager: bool) -> Iterator[None]:
-    """Narrow a layer of Llama 3.2 Vision that attends to the image, or one that does not."""
+    """Narrow a layer of Llama 3.2 Vision, with cross-attention or without."""
     if not hasattr(layer, "cross_attn"):
         with rotary_layer(layer, rows, eager):
             yield
@@ -134,28 +140,12 @@ def cross_layer(layer: Any, rows: Rows, eager: bool) -> Iterator[None]:
         yield
 
 
-def _keys_and_values(
-    layer: Any, states: Tensor, cosine: Tensor, sine: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return what the layer's attention makes of all states, (n, heads, width, d_head) each."""
-    attention = layer.self_attn
-    normed = layer.input_layernorm(states)
-    shape = (*normed.shape[:-1], -1, attention.head_dim)
-    keys = attention.k_proj(normed).view(shape).transpose(1, 2)
-    values = attention.v_proj(normed).view(shape).transpose(1, 2)
-    if hasattr(attention, "k_norm"):
-        keys = attention.k_norm(keys)
-    # Each model's module has a function of this name, and they are not all the same.
-    rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
-    return rotate(keys[:, :1], keys, cosine, sine)[1], values
-
-
 class _Given:
-    """Stands for a cache that holds all keys and values already."""
+    """Stands in for a cache that already holds all keys and values."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         self._held = keys, values
 
     def update(self, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Return what is held; those of the rows are among them."""
+        """Return the keys and values of all positions; those of the rows are among them."""
         return self._held

@@ -1,10 +1,9 @@
 """Small backbones: the real classes, at sizes that a laptop pretrains in minutes.
 
-The order is that of real backbones. A tokenizer is trained on the corpus. The language model
-learns to read (caption-like sentences, questions, facts, alt-texts) without any image. Vision
-tower and image tokens learn which words the alt-texts of an image hold. Then the model learns to
-speak of what it sees, from noisy alt-texts alone. The result sees and speaks, but captions in
-alt-text style: fine-tuning has a style to change.
+The phases follow real backbones. A tokenizer is trained on the corpus, then the language model
+(sentences, questions, facts, alt-texts, no images). Vision tower and image tokens learn which words
+an image's alt-texts contain. Then the whole model learns to generate noisy alt-texts. It captions
+images in the style of alt-texts, which fine-tuning then changes.
 """
 
 from __future__ import annotations
@@ -27,8 +26,7 @@ from gapinit.backbones.pretraining import (
     load_alt_texts,
     pretrain_alignment,
     pretrain_language,
-    pretrain_query,
-    pretrain_tower,
+    pretrain_words,
 )
 from gapinit.backbones.source import PromptSettings, Source, write_source
 from gapinit.config.backbone_settings import BackboneSettings
@@ -40,13 +38,12 @@ COLOURS: dict[str, Any] = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.
 INITIAL_SCALE = 0.1
 """Standard deviation of a vision tower's new weights.
 
-Hugging Face draws weights with 0.02, made for widths near 1,000; at a width of 100 hardly any
-signal would come through.
+Hugging Face's 0.02 suits widths near 1,000; at a width of 100 it lets hardly any signal through.
 """
 
 
 class MiniSettings(BackboneSettings, ABC):
-    """A small backbone: what its file `config/backbones/*.yaml` says, and how it is built."""
+    """A small backbone: the keys of its file `config/backbones/*.yaml`, and how to build it."""
 
     pretraining: str
     """Dataset folder with `corpus.txt` and `alt_text.jsonl`."""
@@ -61,9 +58,11 @@ class MiniSettings(BackboneSettings, ABC):
     vocabulary: int
     max_positions: int
     prompts: PromptSettings = PromptSettings()
-    """Parts of the template that replace the family's own: words cost time on a laptop."""
+    """Parts of the family's template to replace, by shorter ones: tokens cost time on a laptop."""
     language: Phase
     vision: Phase
+    query: Phase
+    """The image tokens learn words; each family has its own key for this phase."""
     alignment: Phase
 
     @property
@@ -88,23 +87,18 @@ class MiniSettings(BackboneSettings, ABC):
             "max_position_embeddings": self.max_positions,
         }
 
-    @property
-    @abstractmethod
-    def query(self) -> Phase:
-        """Return the phase in which the image tokens learn words."""
-
     @abstractmethod
     def build(self, corpus: Sequence[str]) -> Backbone:
-        """Return an untrained model with its processor, whose tokenizer is trained on a corpus."""
+        """Return an untrained model; its tokenizer is trained on the corpus."""
 
     @staticmethod
     @abstractmethod
     def sight_of(backbone: Any) -> Sight:
-        """Return the parts of the model that lead from pixels to image tokens."""
+        """Return the parts of the model between pixels and the language model."""
 
 
 def draw_weights(modules: Iterable[nn.Module]) -> None:
-    """Draw the matrices of modules that see with a standard deviation of `INITIAL_SCALE`."""
+    """Draw the modules' matrices with a standard deviation of `INITIAL_SCALE`."""
     for module in modules:
         for parameter in module.parameters():
             if parameter.dim() > 1:
@@ -114,8 +108,8 @@ def draw_weights(modules: Iterable[nn.Module]) -> None:
 def pretrain(settings: MiniSettings, data: Path, output: Path, threads: int) -> None:
     """Build a small model, pretrain it and write its `save_pretrained` folder.
 
-    `data` is the pretraining folder of `gapinit data`. The same settings, data, package versions
-    and thread count give the same weights.
+    `data`: the pretraining folder of `gapinit data`. The weights depend only on settings, data,
+    package versions and thread count.
     """
     torch.set_num_threads(threads)
     torch.manual_seed(settings.seed)
@@ -123,14 +117,17 @@ def pretrain(settings: MiniSettings, data: Path, output: Path, threads: int) -> 
         pairs, corpus = read_pretraining(data, defects)
     backbone = settings.build(corpus)
     model = backbone.model.train().requires_grad_(True)
-    sight, seed = settings.sight_of(backbone), settings.seed
-    with _same_again():
+    it, seed = settings.sight_of(backbone), settings.seed
+    with _deterministic():
         pretrain_language(backbone, corpus, settings.language, seed)
-        examples = load_alt_texts(backbone, pairs)
-        pretrain_tower(backbone, sight, examples, settings.vision, seed + 1)
-        seen = examples.seen_by(sight)
-        pretrain_query(backbone, sight, seen, settings.query, seed + 2)
-        pretrain_alignment(backbone, sight, seen, corpus, settings.alignment, seed + 3)
+        texts = load_alt_texts(backbone, pairs)
+        title, phase = "vision tower: words in images", settings.vision
+        pretrain_words(title, backbone, it.see, it.tower, texts.pixels, texts, phase, seed + 1)
+        with torch.no_grad():
+            patches = torch.cat([it.see(block) for block in texts.pixels.split(512)])
+        title, phase = "image tokens: words in images", settings.query
+        pretrain_words(title, backbone, it.query, it.querying, patches, texts, phase, seed + 2)
+        pretrain_alignment(backbone, it, patches, texts, corpus, settings.alignment, seed + 3)
     with atomic_folder(output) as folder, no_progress_bars():
         model.eval().save_pretrained(folder)
         backbone.processor.save_pretrained(folder)
@@ -139,11 +136,11 @@ def pretrain(settings: MiniSettings, data: Path, output: Path, threads: int) -> 
 
 
 @contextmanager
-def _same_again() -> Iterator[None]:
-    """Add in one order on any number of threads.
+def _deterministic() -> Iterator[None]:
+    """Let torch use deterministic algorithms only.
 
-    Otherwise some gradients on CPUs, of indexing among them, add in the order in which threads
-    finish: two pretrainings of the small Qwen2-VL on two threads gave two models.
+    Otherwise some gradients on a CPU, for example of indexing, are summed in the order in which
+    threads finish: the small Qwen2-VL, pretrained twice on two threads, had different weights.
     """
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)

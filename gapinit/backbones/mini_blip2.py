@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2Processor
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
@@ -22,16 +23,11 @@ class MiniBlip2Settings(MiniSettings):
     qformer_layers: int
     qformer_width: int
     query_tokens: int
-    qformer: Phase
-
-    @property
-    def query(self) -> Phase:
-        """Return the Q-Former's phase."""
-        return self.qformer
+    query: Phase = Field(alias="qformer")
 
     def build(self, corpus: Sequence[str]) -> Blip2Backbone:
         """Return an untrained BLIP-2 with OPT's special tokens."""
-        # OPT's BOS is "</s>"; its tokenizer puts that in front of every text and no EOS behind it.
+        # OPT's BOS is "</s>"; its tokenizer adds it in front of every text, and no EOS behind.
         tokenizer = byte_level_tokenizer(
             corpus,
             self.vocabulary,
@@ -55,10 +51,7 @@ class MiniBlip2Settings(MiniSettings):
 
     def _config(self, tokenizer: Any) -> Blip2Config:
         return Blip2Config(
-            vision_config={
-                **self.tower_sizes,
-                "initializer_range": 0.02,
-            },
+            vision_config={**self.tower_sizes, "initializer_range": 0.02},
             qformer_config={
                 "hidden_size": self.qformer_width,
                 "intermediate_size": 4 * self.qformer_width,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic import Field
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3Processor
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
@@ -24,31 +25,25 @@ SPECIAL_TOKENS = [
     "<image_soft_token>",
 ]
 TEMPLATE_WORDS = ["user\n", "caption", "\n", "model\n"]
-"""What stands between the special tokens of a template."""
+"""The words of the template."""
 
 
 class MiniGemma3Settings(MiniSettings):
     """A small Gemma 3: its sizes and pretraining recipe."""
 
     key_value_heads: int
-    """Several of the decoder's `attention_heads` share one key and value."""
     image_tokens: int
-    """The patches are averaged to this number of tokens, square by square."""
+    """Squares of patches are averaged to this number of tokens."""
     sliding_window: int
-    """How many tokens a layer looks back at, itself included."""
+    """In tokens, the attending one included."""
     full_attention_every: int
-    """One layer in this number looks back at everything."""
-    projector: Phase
-
-    @property
-    def query(self) -> Phase:
-        """Return the projector's phase."""
-        return self.projector
+    """One layer in this number has full attention instead of a sliding window."""
+    query: Phase = Field(alias="projector")
 
     def build(self, corpus: Sequence[str]) -> Gemma3Backbone:
         """Return an untrained Gemma 3 with its special tokens."""
         tokenizer = byte_level_tokenizer(
-            # The template's words so often that they are tokens: each costs time at every step.
+            # Repeated until they become tokens: each token costs time at every step.
             [*corpus, *len(corpus) * TEMPLATE_WORDS],
             self.vocabulary,
             SPECIAL_TOKENS,
@@ -57,7 +52,7 @@ class MiniGemma3Settings(MiniSettings):
             bos_token="<bos>",
             eos_token="<eos>",
             pad_token="<pad>",
-            # The real processor asks for them by these names.
+            # The names that the real processor expects.
             extra_special_tokens={
                 "boi_token": "<start_of_image>",
                 "eoi_token": "<end_of_image>",
@@ -69,7 +64,7 @@ class MiniGemma3Settings(MiniSettings):
         )
         processor = Gemma3Processor(image_processor, tokenizer, image_seq_length=self.image_tokens)
         model = Gemma3ForConditionalGeneration(self._config(tokenizer.get_vocab()))
-        # Hugging Face leaves the projector's weights at zero.
+        # Hugging Face initialises the projector to zero.
         draw_weights([model.model.vision_tower, model.model.multi_modal_projector])
         prompts = self.prompts.applied_to(Gemma3Backbone.default_prompts)
         return Gemma3Backbone(model, processor, prompts)
@@ -86,7 +81,7 @@ class MiniGemma3Settings(MiniSettings):
             text_config={
                 "vocab_size": len(ids),
                 **self.decoder_sizes,
-                # Three matrices and not two: as many numbers as 4 times the width has elsewhere.
+                # Three matrices of this width have as many weights as two of 4 times the width.
                 "intermediate_size": 8 * self.decoder_width // 3,
                 "num_key_value_heads": self.key_value_heads,
                 "head_dim": head_width,
@@ -98,7 +93,7 @@ class MiniGemma3Settings(MiniSettings):
                 ],
                 "initializer_range": INITIAL_SCALE,
                 "bos_token_id": ids["<bos>"],
-                # As published for chats: either of them ends an answer.
+                # Either of them ends an answer, as in the published chat model.
                 "eos_token_id": [ids["<eos>"], ids["<end_of_turn>"]],
                 "pad_token_id": ids["<pad>"],
             },
@@ -110,7 +105,7 @@ class MiniGemma3Settings(MiniSettings):
 
     @staticmethod
     def sight_of(backbone: Any) -> Sight:
-        """Return Gemma 3's vision tower and projector, which leaves nothing to project."""
+        """Return Gemma 3's vision tower and its projector, as `query`."""
         model = backbone.model.model
         return Sight(
             see=lambda pixels: model.vision_tower(pixels, return_dict=True).last_hidden_state,

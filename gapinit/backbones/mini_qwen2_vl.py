@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -26,19 +27,14 @@ SPECIAL_TOKENS = (
     "<|video_pad|>",
 )
 MERGE = 2
-"""Patches on a side that become one token, as in the published model."""
+"""Squares of `MERGE` x `MERGE` patches become one token, as in the published model."""
 
 
 class MiniQwen2VLSettings(MiniSettings):
     """A small Qwen2-VL: its sizes and pretraining recipe."""
 
     key_value_heads: int
-    merger: Phase
-
-    @property
-    def query(self) -> Phase:
-        """Return the merger's phase."""
-        return self.merger
+    query: Phase = Field(alias="merger")
 
     def build(self, corpus: Sequence[str]) -> Qwen2VLBackbone:
         """Return an untrained Qwen2-VL with its special tokens."""
@@ -81,11 +77,11 @@ class MiniQwen2VLSettings(MiniSettings):
             text_config={
                 "vocab_size": len(tokenizer),
                 **self.decoder_sizes,
-                # Three matrices, so that the layer is as large as one of four widths with two.
+                # Three matrices of this width have as many weights as two of 4 times the width.
                 "intermediate_size": 8 * self.decoder_width // 3,
                 "num_key_value_heads": self.key_value_heads,
                 "initializer_range": 0.06,
-                # A quarter of a head's pairs turns with time, the rest with row or column.
+                # A quarter of a head's pairs is rotated by time, the rest by row or column.
                 "rope_parameters": {
                     "rope_type": "default",
                     "rope_theta": 1000.0,
@@ -109,9 +105,9 @@ class MiniQwen2VLSettings(MiniSettings):
 
     @staticmethod
     def sight_of(backbone: Any) -> Sight:
-        """Return Qwen2-VL's vision tower and merger, which leaves nothing to project.
+        """Return Qwen2-VL's vision tower, and its merger as `query`.
 
-        All images of the small world have one size, so their patches stack.
+        All images of the small world have one size, so their patches can be stacked.
         """
         visual = backbone.model.model.visual
         side = backbone.processor.image_processor.size["shortest_edge"] ** 0.5

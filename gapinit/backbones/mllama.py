@@ -1,8 +1,8 @@
 """Llama 3.2 Vision: a decoder that reads the image by cross-attention.
 
-The text holds one token for an image; some decoder layers attend to the image's projected features
-instead of the text. Each of an image's tiles has as many features. Images have several numbers of
-tiles and are all padded to the largest one.
+The text contains one token for an image; some decoder layers attend to the image's projected
+features instead of the text. An image is split into tiles with the same number of features each,
+and padded to the largest number of tiles.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import MllamaForConditionalGeneration
 
 from gapinit.backbones.base import Backbone
-from gapinit.backbones.inputs import Images, Inputs
+from gapinit.backbones.inputs import Images, Inputs, added_mask
 from gapinit.backbones.last_layer import cross_layer
 from gapinit.backbones.prompts import Prompts
 
@@ -28,14 +28,14 @@ ASK = "<|start_header_id|>user<|end_header_id|>\n\n"
 class MllamaBackbone(Backbone):
     """Llama 3.2 Vision: a tiling vision tower and a Llama decoder with cross-attention layers.
 
-    The features of padding tiles are kept, too: the model hides them from the image's token and
-    from the text behind it, but not from the template in front, whose attention to the image it
-    leaves without any mask. So `grid` says how many tiles are the image's own.
+    The features of padding tiles are kept: the model masks them for the image's token and the text
+    behind it, but not for the template in front, which attends to the image without a mask.
+    `grid` holds the number of tiles that are not padding.
     """
 
     model_class: ClassVar[Any] = MllamaForConditionalGeneration
     # Source: the chat template of the published weights. ASSUME: the papers do not print their
-    # prompts; these words are those of LLaVA's evaluations.
+    # prompts; the wording is that of LLaVA's evaluations.
     default_prompts = Prompts(
         head=ASK,
         caption=f"Provide a one-sentence caption for the provided image.{ANSWER}",
@@ -69,12 +69,12 @@ class MllamaBackbone(Backbone):
         return int(self.model.config.vision_config.max_num_tiles) * self.tile_tokens
 
     def pixels(self, images: Sequence[Any]) -> dict[str, Tensor]:
-        """Return the tiles of RGB images: of each, a sample that has one image."""
+        """Return the tiles of RGB images, each passed as a sample with one image."""
         found = self.processor.image_processor([[image] for image in images], return_tensors="pt")
         return {name: value for name, value in found.items() if name != "num_tiles"}
 
     def image_features(self, pixels: Mapping[str, Tensor]) -> Images:
-        """Return the projected features of each image's tiles, and how many are not padding."""
+        """Return the projected features of all tiles, and how many tiles are not padding."""
         own = pixels["aspect_ratio_mask"]
         seen = self.model.model.vision_model(
             pixel_values=pixels["pixel_values"].to(self.device, self.model.dtype),
@@ -105,52 +105,47 @@ class MllamaBackbone(Backbone):
         tokens = images.tokens.to(inputs.states).split(images.counts.tolist())
         memory = pad_sequence(list(tokens), batch_first=True)
         if memory.shape[1] == 0:
-            # The model skips its cross-attention layers where there is no image at all. A zero that
-            # is hidden from every position gives the same, and each layer still has an output.
+            # Without any image the model skips its cross-attention layers. One masked zero feature
+            # has the same effect, and each layer still has an output.
             memory = memory.new_zeros(len(memory), 1, memory.shape[2])
         return replace(inputs, memory=memory, memory_length=images.counts.to(self.device))
 
     def decoder_arguments(self, inputs: Inputs) -> dict[str, Any]:
-        """Return what cross-attention reads, and which positions read which of it."""
+        """Return the features, and the masks of which positions read which features."""
         if inputs.memory is None:
             return {}
         dtype = self.model.dtype
-        allowed = self._reads(inputs)[:, :, None] & self._own(inputs)[:, None]
+        start, _ = self.image_span(inputs)
+        behind = inputs.positions >= start[:, None]  # the image's token and the text
+        allowed = behind[:, :, None] & self._own(inputs)[:, None]
         reads = allowed.any(dim=2, keepdim=True)
-        # A position that reads nothing has no mask: the model lets it attend to all there is, and
-        # leaves out what the layer's MLP makes of it.
-        hidden = reads & ~allowed
-        mask = torch.zeros_like(hidden, dtype=dtype).masked_fill(hidden, torch.finfo(dtype).min)
+        # Positions that read nothing get no mask: the model lets them attend to all features, and
+        # zeroes the layer's MLP output there.
         return {
-            "cross_attention_states": inputs.memory.to(dtype),  # cached ones are float32
-            "cross_attention_mask": mask[:, None],
+            "cross_attention_states": inputs.memory.to(dtype),  # cached features are float32
+            "cross_attention_mask": added_mask(allowed | ~reads, dtype)[:, None],
             "full_text_row_masked_out_mask": reads[:, None].to(dtype),
         }
 
-    def _reads(self, inputs: Inputs) -> Tensor:
-        """Return which positions see the image, (n, width): its token and all that follows."""
-        start, _ = self.image_span(inputs)
-        return inputs.positions >= start[:, None]
-
     def _own(self, inputs: Inputs) -> Tensor:
-        """Return which of the features are not padding, (n, m): tiles of the image come first."""
+        """Return which features are not padding, (n, m): padding tiles come last."""
         assert inputs.memory is not None
-        tiles = inputs.grid.sum(dim=1)  # 0 of a text alone
+        tiles = inputs.grid.sum(dim=1)  # 0 where there is no image
         position = torch.arange(inputs.memory.shape[1], device=tiles.device)
         return position[None] < self.tile_tokens * tiles[:, None]
 
     def vision_states(self, inputs: Inputs, states: Tensor) -> tuple[Tensor, Tensor]:
         """Return the image's projected features, the same at every layer.
 
-        ASSUME: an image has no states in the text's stream. What the layers read of it, behind the
-        projector and in the decoder's own width, stands for its state: the gap of layer l is the
-        mean text state of l less the mean projected feature.
+        ASSUME: an image has no states in the text's sequence. Its projected features, which the
+        layers read, are taken as its state: the gap of layer l is the mean text state of l minus
+        the mean projected feature.
         """
         assert inputs.memory is not None
         return inputs.memory, self._own(inputs)
 
     def generation_arguments(self, inputs: Inputs, input_ids: Tensor) -> dict[str, Tensor]:
-        """Return the features, and which tiles each position of the padded ids reads."""
+        """Return the features, and the mask of which tiles each position reads."""
         assert inputs.memory is not None
         tile = torch.arange(inputs.memory.shape[1] // self.tile_tokens, device=self.device)
         own = tile < inputs.grid[:, :1]
@@ -162,21 +157,21 @@ class MllamaBackbone(Backbone):
 
     @property
     def generator(self) -> Any:
-        """Return the model, decoding with features."""
+        """Return an object whose `generate` takes features."""
         return _Generator(self.model)
 
 
 class _Generator:
-    """Stands for a model whose `generate` takes features instead of pixels."""
+    """Wraps a model; its `generate` takes features instead of pixels."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
 
     def generate(self, **arguments: Any) -> Any:
-        """Decode, with the features in the first step only.
+        """Decode, passing the features to the first step only.
 
-        Later steps find their keys and values in the cache. Hugging Face leaves out pixels there,
-        but not features: they would be appended to the cache once more at each step.
+        Later steps find their keys and values in the cache. Hugging Face drops pixels in later
+        steps but not features, which each step would append to the cache again.
         """
 
         def first_step_only(_module: nn.Module, _given: object, named: dict[str, Any]) -> Any:

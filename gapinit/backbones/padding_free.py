@@ -1,10 +1,10 @@
-"""Run a decoder's layers on the tokens of a batch alone, none of its padding.
+"""Run a decoder's layers on a batch's tokens without its padding.
 
-Norms, matrices and activations treat each token by itself, so they take all tokens of a batch as
-one sequence without gaps. Attention alone has to know whose token is whose: around it queries, keys
-and values are spread to padded sequences, and what comes out is taken back.
+Norms, matrices and activations treat each token alone, so they take all tokens of a batch as one
+sequence without gaps. Attention mixes the tokens of a sequence: queries, keys and values are spread
+to padded sequences in front of it, and its output is taken back to the flat form.
 
-Texts differ in length: of captions as COCO's an eighth to a sixth of a padded batch is padding.
+With captions of COCO's lengths, an eighth to a sixth of a padded batch is padding.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ _Moves = tuple[Tensor, Tensor | None]
 
 @dataclass(frozen=True)
 class Places:
-    """Some of `count` places that rows can be taken from, or spread to."""
+    """The places of some rows among `count` places."""
 
     place: Tensor
-    """(rows,) int64, ascending."""
+    """(rows,) int64, ascending: each row's place."""
     source: Tensor
-    """(count,) int64: the row that belongs there; any where none does."""
+    """(count,) int64: each place's row; any row where the place is empty."""
     empty: Tensor
-    """(count - rows,) int64: where none does."""
+    """(count - rows,) int64: the empty places."""
 
     @classmethod
     def of(cls, marked: Tensor) -> Places:
-        """Return the places that are set in `marked`, (count,) bool."""
+        """Return the places where `marked`, (count,) bool, is set."""
         return cls(
             marked.nonzero()[:, 0],
             (marked.cumsum(0) - 1).clamp(min=0),
@@ -58,15 +58,15 @@ class Places:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the tokens of a batch stand: in one sequence without padding, and in padded ones."""
+    """How the padded sequences of a batch map to one flat sequence without padding."""
 
     valid: Tensor
-    """(n, width) bool: the padded sequences' tokens."""
+    """(n, width) bool: False at padding."""
     places: Places
 
     @classmethod
     def of(cls, valid: Tensor) -> Layout:
-        """Return the layout of the positions that are set in `valid`, (n, width)."""
+        """Return the layout of the positions where `valid`, (n, width), is set."""
         return cls(valid, Places.of(valid.flatten()))
 
     def __len__(self) -> int:
@@ -77,53 +77,39 @@ class Layout:
         return self.places.take(padded.reshape(-1, padded.shape[-1]))[None]
 
     def padded(self, flat: Tensor) -> Tensor:
-        """Return (1, tokens, k) as (n, width, k), padding zero."""
+        """Return (1, tokens, k) as (n, width, k), with zeros as padding."""
         return self.places.spread(flat[0]).view(*self.valid.shape, -1)
 
 
 @dataclass(frozen=True)
 class FlatRows(Rows):
-    """Some positions of each sequence, asked of states without padding."""
+    """Some positions of each sequence, taken from states without padding."""
 
-    width: int
     places: Places
-    """Of the tokens of all sequences."""
-
-    @classmethod
-    def among(cls, rows: Rows, where: Tensor, tokens: Layout) -> FlatRows:
-        """Return the rows of `where`, (n, width) bool, among a batch's tokens."""
-        places = Places.of(where[tokens.valid])
-        return cls(rows.position, rows.valid, where.shape[1], places)
+    """Of these positions among a batch's tokens."""
 
     def take(self, states: Tensor) -> Tensor:
         """Return the rows of (1, tokens, k), as (1, positions, k)."""
         return self.places.take(states[0])[None]
 
-    def mask(self, given: Tensor | None, width: int, eager: torch.dtype | None) -> Tensor:
-        """Return the attention mask of the padded positions, as `Rows` does."""
-        return Rows(self.position, self.valid).mask(given, self.width, eager)
+
+_passes: list[tuple[Layout, Layout]] = []
+"""The running pass: the layouts of all tokens and of the positions that the last layer computes."""
 
 
-@dataclass(frozen=True)
-class _Pass:
-    tokens: Layout
-    rows: Layout
-
-    def layout(self, count: int) -> Layout:
-        """Return the layout of `count` rows: of all tokens, or of the last layer's positions."""
-        # Where every token is asked for, both are the same.
-        return self.tokens if count == len(self.tokens) else self.rows
-
-
-_passes: list[_Pass] = []
+def _layout(count: int) -> Layout:
+    """Return the layout that has `count` rows in the running pass."""
+    tokens, rows = _passes[-1]
+    # Both are the same where the last layer computes every token.
+    return tokens if count == len(tokens) else rows
 
 
 @contextmanager
 def without_padding(config: Any, tokens: Layout, rows: Layout) -> Iterator[None]:
-    """Let the decoder of `config` take batches of this layout, its last layer those of `rows`."""
+    """Let the decoder of `config` run on flat sequences of `tokens`, its last layer on `rows`."""
     before = config._attn_implementation
     config._attn_implementation = NAME
-    _passes.append(_Pass(tokens, rows))
+    _passes.append((tokens, rows))
     try:
         yield
     finally:
@@ -132,8 +118,8 @@ def without_padding(config: Any, tokens: Layout, rows: Layout) -> Iterator[None]
 
 
 def layout_of(states: Tensor) -> Layout | None:
-    """Return how (..., k) is padded to sequences; None: it is, since no such pass is running."""
-    return _passes[-1].layout(states.shape[:-1].numel()) if _passes else None
+    """Return the layout of flat states, (..., k), in the running pass; None: there is no pass."""
+    return _layout(states.shape[:-1].numel()) if _passes else None
 
 
 def _attention(
@@ -145,8 +131,7 @@ def _attention(
     **named: Any,
 ) -> tuple[Tensor, None]:
     """Attend in padded sequences; (1, heads, tokens, d_head) in, (1, tokens, heads, d_head) out."""
-    asked = _passes[-1].layout(query.shape[2])
-    tokens = _passes[-1].tokens
+    asked, tokens = _layout(query.shape[2]), _layout(key.shape[2])
     output, _ = sdpa_attention_forward(
         module,
         _heads(query, asked),
@@ -166,9 +151,9 @@ def _heads(states: Tensor, layout: Layout) -> Tensor:
 
 
 class _Move(torch.autograd.Function):
-    """Rows taken to other places, all of them different, so that gradients need no addition.
+    """Move rows to distinct places, so that no gradients have to be added.
 
-    `there`: the row for each place, and the places without one; `back`: the same for gradients.
+    `there`: each place's row, and the empty places; `back`: the same for the gradients.
     """
 
     @staticmethod
@@ -182,12 +167,9 @@ class _Move(torch.autograd.Function):
 
 
 def _moved(rows: Tensor, source: Tensor, empty: Tensor | None) -> Tensor:
-    if empty is None:
-        return rows.index_select(0, source)
+    taken = rows.index_select(0, source)
     # On a CPU four to ten times as fast as index_copy_ into zeros, which runs on one thread.
-    if not len(rows):
-        return rows.new_zeros(len(source), rows.shape[-1])
-    return rows.index_select(0, source).index_fill_(0, empty, 0.0)
+    return taken if empty is None else taken.index_fill_(0, empty, 0.0)
 
 
 AttentionInterface.register(NAME, _attention)

@@ -1,6 +1,6 @@
-"""The phases of a small backbone's pretraining: read, see, and speak of what is seen.
+"""The phases of a small backbone's pretraining: language, vision, alignment.
 
-Each phase is AdamW with warm-up and cosine decay over batches of texts of like length.
+Each phase is AdamW with warm-up and cosine decay over batches of texts of similar length.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from pydantic import Field
@@ -24,94 +23,69 @@ from gapinit.data.images import load_image
 from gapinit.errors import GapinitError
 from gapinit.progress import track
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 
 class Phase(Settings):
-    """One phase of pretraining: AdamW, warm-up and cosine decay."""
+    """The recipe of one phase."""
 
     steps: int = Field(gt=0)
     batch_size: int = Field(gt=0)
     learning_rate: float = Field(gt=0)
     warmup_steps: int = 50
     text_every: int | None = Field(default=None, gt=0)
-    """Alignment: one batch of the corpus follows this number of batches of images."""
+    """Alignment only: one batch of the corpus follows this number of batches of images."""
 
 
 @dataclass(frozen=True)
 class Sight:
-    """The parts of a small model that lead from pixels to image tokens, trained in turn."""
+    """The parts of a small model between pixels and the language model, trained in this order."""
 
     see: Callable[[Tensor], Tensor]
-    """The vision tower: pixels of n images to their patches, (n, patches, width)."""
+    """The vision tower: pixels of n images to patches, (n, patches, width)."""
     tower: list[nn.Parameter]
     query: Callable[[Tensor], Tensor]
-    """Patches to fewer tokens, (n, tokens, width): a Q-Former, a merger, a projector."""
+    """A Q-Former, a merger or a projector: patches to fewer tokens, (n, tokens, width)."""
     querying: list[nn.Parameter]
     project: Callable[[Tensor], Tensor] = lambda tokens: tokens
-    """Those to the language model's space, (n, tokens, d)."""
+    """These tokens to the language model's space, (n, tokens, d)."""
     projecting: Sequence[nn.Parameter] = ()
     grid: tuple[int, ...] = ()
-    """An image's grid, where positions depend on it; all images have one size."""
-
-    def images(self, tokens: Tensor) -> Images:
-        """Return projected tokens as the backbone takes them."""
-        grid = torch.tensor(self.grid, dtype=torch.int64).expand(len(tokens), -1)
-        return replace(Images.equal(tokens), grid=grid)
+    """Every image's grid, as in `Images`; all images have the same size."""
 
 
 @dataclass(frozen=True)
 class AltTexts:
-    """Alt-texts as token ids, and the images that they belong to."""
+    """Alt-texts as token ids, and their images."""
 
     texts: list[list[int]]
     encoded: list[tuple[list[int], list[int]]]
-    """The same in the template of a caption: token ids and labels."""
+    """The texts in a caption's template: token ids and labels."""
     image_row: list[int]
-    """For each text the row of its image in `pixels` and `patches`."""
+    """For each text the row of its image in `pixels`."""
     pixels: Tensor
-    patches: Tensor
-    """(images, patches, width): the vision tower's output, empty until that is trained."""
-
-    @torch.no_grad()
-    def seen_by(self, sight: Sight) -> AltTexts:
-        """Return the same with the vision tower's output; the tower is frozen from here on."""
-        patches = [sight.see(block) for block in self.pixels.split(512)]
-        return replace(self, patches=torch.cat(patches))
 
 
 def load_alt_texts(backbone: Backbone, pairs: Sequence[tuple[Path, str]]) -> AltTexts:
     """Decode each image once and encode each text."""
     rows = {path: row for row, path in enumerate(dict.fromkeys(path for path, _ in pairs))}
-    paths = list(rows)
-    blocks = [
-        _pixels(backbone, [load_image(path) for path in paths[start : start + 512]])
-        for start in range(0, len(paths), 512)
-    ]
+    pixels = backbone.pixels([load_image(path) for path in rows])["pixel_values"]
+    if pixels.dim() == 2:  # Qwen's processor concatenates the patches of all images
+        pixels = pixels.reshape(len(rows), -1, pixels.shape[-1])
     texts = [text for _, text in pairs]
     return AltTexts(
         texts=_read(backbone, texts),
         encoded=backbone.encode_captions(texts, _max_tokens(backbone)),
         image_row=[rows[path] for path, _ in pairs],
-        pixels=torch.cat(blocks),
-        patches=torch.empty(0),
+        pixels=pixels,
     )
 
 
-def _pixels(backbone: Backbone, images: Sequence[Image]) -> Tensor:
-    """Return the pixels of images of one size, (n, ...): some processors concatenate them."""
-    pixels = backbone.pixels(images)["pixel_values"]
-    return pixels.reshape(len(images), -1, pixels.shape[-1]) if pixels.dim() == 2 else pixels
-
-
 def _max_tokens(backbone: Backbone) -> int:
-    """Return the most tokens of a text: half of the positions, images take the rest."""
+    """Return the most tokens of a text: half of the positions, images take the other half."""
     return int(backbone.text_config.max_position_embeddings) // 2
 
 
 def _read(backbone: Backbone, texts: Sequence[str]) -> list[list[int]]:
-    """Return token ids of plain texts, each behind the token that begins one."""
+    """Return token ids of plain texts, each behind BOS, or EOS where there is no BOS."""
     tokenizer = backbone.processor.tokenizer
     start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     room = _max_tokens(backbone) - 1
@@ -119,7 +93,7 @@ def _read(backbone: Backbone, texts: Sequence[str]) -> list[list[int]]:
 
 
 def pretrain_language(backbone: Backbone, corpus: Sequence[str], phase: Phase, seed: int) -> None:
-    """Teach the language model to read: texts alone, no image."""
+    """Train the language model on texts without images."""
     texts = _read(backbone, corpus)
     batches = _batches(texts, phase.batch_size, random.Random(seed))
 
@@ -129,50 +103,21 @@ def pretrain_language(backbone: Backbone, corpus: Sequence[str], phase: Phase, s
     _optimise(_language_parameters(backbone), loss, phase, "language modelling")
 
 
-def pretrain_tower(
-    backbone: Backbone, sight: Sight, examples: AltTexts, phase: Phase, seed: int
-) -> None:
-    """Teach the vision tower which words stand in an image's alt-text.
-
-    Each patch votes for words through a head that is thrown away afterwards; a word counts as
-    seen if any patch votes for it. Real backbones start from such a tower (CLIP, EVA). Without it
-    the language model learns to speak without looking: the loss of a whole caption rewards vision
-    too little, too late (LOG.md).
-    """
-
-    def tokens(rows: list[int]) -> Tensor:
-        return sight.see(examples.pixels[rows])
-
-    title = "vision tower: words in images"
-    _pretrain_words(title, backbone, tokens, sight.tower, examples, phase, seed)
-
-
-def pretrain_query(
-    backbone: Backbone, sight: Sight, examples: AltTexts, phase: Phase, seed: int
-) -> None:
-    """Teach the image tokens the same words (BLIP-2's first stage: representation)."""
-
-    def tokens(rows: list[int]) -> Tensor:
-        return sight.query(examples.patches[rows])
-
-    title = "image tokens: words in images"
-    _pretrain_words(title, backbone, tokens, sight.querying, examples, phase, seed)
-
-
 def pretrain_alignment(
     backbone: Backbone,
     sight: Sight,
+    patches: Tensor,
     examples: AltTexts,
     corpus: Sequence[str],
     phase: Phase,
     seed: int,
 ) -> None:
-    """Teach the model to speak of what it sees (BLIP-2's second stage: generation).
+    """Train the model to generate alt-texts (BLIP-2's second stage).
 
-    The vision tower is frozen, as in BLIP-2.
-    ASSUME: unlike BLIP-2's, this small language model is trained, too: frozen, it did not learn
-    within minutes to read image tokens (LOG.md). Batches of the corpus in between
-    (`phase.text_every`) keep what it has read, as freezing would.
+    `patches`: the vision tower's output for `AltTexts.pixels`; the tower is frozen, as in BLIP-2.
+    ASSUME: unlike BLIP-2's, this small language model is trained: frozen, it did not learn to read
+    image tokens within minutes (LOG.md). Batches of the corpus in between (`phase.text_every`)
+    keep it from forgetting the first phase.
     """
     batches = _batches(examples.texts, phase.batch_size, random.Random(seed))
     texts = _read(backbone, corpus)
@@ -183,8 +128,9 @@ def pretrain_alignment(
         if phase.text_every and next(steps) % (phase.text_every + 1) == 0:
             return _text_loss(backbone, [texts[index] for index in next(reading)])
         chosen = next(batches)
-        seen = examples.patches[[examples.image_row[index] for index in chosen]]
-        images = sight.images(sight.project(sight.query(seen)))
+        seen = patches[[examples.image_row[index] for index in chosen]]
+        images = Images.equal(sight.project(sight.query(seen)))
+        images = replace(images, grid=torch.tensor([sight.grid] * len(chosen), dtype=torch.int64))
         encoded = [examples.encoded[index] for index in chosen]
         inputs = backbone.embed(images, [ids for ids, _ in encoded])
         return _loss(backbone, inputs, [labels for _, labels in encoded])
@@ -194,31 +140,37 @@ def pretrain_alignment(
 
 
 def _language_parameters(backbone: Backbone) -> list[nn.Parameter]:
-    """Return the language model's parameters, each once: embeddings may be the output matrix."""
+    """Return the language model's parameters, shared ones once."""
     return list(nn.ModuleList([backbone.decoder, backbone.output_head]).parameters())
 
 
-def _pretrain_words(
+def pretrain_words(
     title: str,
     backbone: Backbone,
-    tokens: Callable[[list[int]], Tensor],
+    part: Callable[[Tensor], Tensor],
     parameters: Sequence[nn.Parameter],
+    given: Tensor,
     examples: AltTexts,
     phase: Phase,
     seed: int,
 ) -> None:
-    """Train parameters so that some token of an image votes for each word of its alt-text.
+    """Train a part of the vision side to predict which words an image's alt-text contains.
 
-    `tokens`: rows of `AltTexts.pixels` to (n, tokens, width). The loss is the cross-entropy of the
-    strongest vote for each word, summed over words.
+    `part` maps rows of `given` (one an image) to (n, tokens, width), and `parameters` are its
+    weights. Each token scores all words through a head that is discarded afterwards. The loss is
+    the binary cross-entropy of each word's highest score, summed over words.
+
+    Real backbones start from such a vision tower (CLIP, EVA). Without this phase the language model
+    learns to ignore the image: the loss of a whole caption rewards vision too little (LOG.md).
     """
-    head = nn.Linear(tokens([0]).shape[-1], backbone.text_config.vocab_size)
+    head = nn.Linear(part(given[:1]).shape[-1], backbone.text_config.vocab_size)
     nn.init.constant_(head.bias, -3.0)  # most words are absent from any one image
     batches = _batches(examples.texts, phase.batch_size, random.Random(seed))
 
     def loss() -> Tensor:
         chosen = next(batches)
-        votes = head(tokens([examples.image_row[index] for index in chosen])).amax(dim=1)
+        tokens = part(given[[examples.image_row[index] for index in chosen]])
+        votes = head(tokens).amax(dim=1)
         words = torch.zeros_like(votes)
         for row, index in enumerate(chosen):
             words[row, examples.texts[index]] = 1.0
@@ -231,7 +183,7 @@ def _pretrain_words(
 def _batches(
     sequences: Sequence[Sequence[int]], batch_size: int, draw: random.Random
 ) -> Iterator[list[int]]:
-    """Yield endless batches of random sequences of similar length, which need little padding."""
+    """Yield endless random batches of sequences of similar length, to avoid padding."""
     everything = range(len(sequences))
     while True:
         pool = sorted(
@@ -243,7 +195,7 @@ def _batches(
 
 
 def _text_loss(backbone: Backbone, sequences: Sequence[Sequence[int]]) -> Tensor:
-    """Return the loss of plain texts, each ended by EOS."""
+    """Return the loss of plain texts, each followed by EOS."""
     ended = [[*ids[1:], backbone.eos_token_id] for ids in sequences]
     return _loss(backbone, backbone.embed_texts(sequences), ended)
 
@@ -259,10 +211,7 @@ def _loss(backbone: Backbone, inputs: Inputs, labels: Sequence[Sequence[int]]) -
 
 
 def _optimise(
-    parameters: Sequence[nn.Parameter],
-    loss: Callable[[], Tensor],
-    phase: Phase,
-    title: str,
+    parameters: Sequence[nn.Parameter], loss: Callable[[], Tensor], phase: Phase, title: str
 ) -> None:
     optimiser = torch.optim.AdamW(
         parameters, lr=phase.learning_rate, betas=(0.9, 0.98), weight_decay=0.01

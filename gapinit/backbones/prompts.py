@@ -1,4 +1,4 @@
-"""What a backbone is told before it answers, and which words of a sample are learned."""
+"""Prompt templates, and the texts that a sample teaches."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ if TYPE_CHECKING:
     from gapinit.data.manifest import Kind, Sample
 
 Segment = tuple[str, bool]
-"""A piece of text, and whether it is learned (true) or given (false)."""
+"""A piece of text, and whether it is learned."""
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """The texts around an image, its caption, and the answers to questions.
+    """A template.
 
-    A sequence is `head`, the image, `caption` or `question`, the answer, `end`. In a conversation
-    `chat` stands for `question`, then come `turn`, the next answer, `end` and so on.
+    A sequence is `head`, the image, `caption` or `question`, the answer, `end`. A conversation is
+    `head`, the image, `chat`, the answer, `end`, then `turn`, answer and `end` for each question.
     """
 
     caption: str
     """Asks for a caption."""
     question: str
-    """Asks a question; holds `{question}`."""
+    """Asks a question; contains `{question}`."""
     chat: str
-    """Asks the first question of a conversation; holds `{question}`."""
+    """Asks the first question of a conversation; contains `{question}`."""
     turn: str
-    """Asks a further question, behind an answer; holds `{question}`."""
+    """Asks each later question of a conversation; contains `{question}`."""
     head: str = ""
-    """In front of the image. What a tokenizer puts before every text (BOS) does not stand here."""
+    """In front of the image, without the BOS that a tokenizer adds."""
     end: str | None = None
-    """The token that ends an answer; None: the model's own EOS."""
+    """The token that ends an answer; None: the model's EOS."""
     spaced: bool = False
-    """Whether a space stands between the pieces."""
+    """Whether pieces are separated by a space."""
 
 
 def sample_prompt(prompts: Prompts, sample: Sample) -> str:
-    """Return what a model is given to predict this sample: the caption's prompt or a question."""
+    """Return the prompt to evaluate a sample: for a caption, or the sample's question."""
     from gapinit.data.questions import Question
 
     if isinstance(sample, Question):
@@ -49,10 +49,9 @@ def sample_prompt(prompts: Prompts, sample: Sample) -> str:
 
 
 def training_texts(prompts: Prompts, kind: Kind, sample: Sample) -> list[list[Segment]]:
-    """Return the texts that a sample teaches, each as given and learned segments.
+    """Return a sample's training texts, each as segments that are learned or not.
 
-    A captioned image teaches each of its captions, a question its answer, a conversation all its
-    answers in one text.
+    One text for each caption of an image, one for a question, one for a conversation.
     """
     from gapinit.data.captions import CaptionedImage
     from gapinit.data.conversations import Conversation
@@ -66,13 +65,13 @@ def training_texts(prompts: Prompts, kind: Kind, sample: Sample) -> list[list[Se
             text += [(template.replace("{question}", asked), False), (said, True)]
         return [text]
     if kind != "vqa":
-        raise GapinitError("POPE's questions are for evaluation; nothing is trained on them")
+        raise GapinitError("POPE's questions are for evaluation, not for training")
     prompt = prompts.question.replace("{question}", sample.text)
     return [[(prompt, False), (most_common(sample.answers), True)]]
 
 
 def most_common(answers: Sequence[str]) -> str:
-    """Return the answer that most annotators gave, the first of them if several are even.
+    """Return the answer that most annotators gave; the first one among equals.
 
     ASSUME: the paper does not say which of the ten answers is learned.
     """

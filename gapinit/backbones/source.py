@@ -1,4 +1,4 @@
-"""What gapinit notes in a backbone's folder: where it is from and how it is used. No torch."""
+"""A backbone's origin, dtype and template, recorded in its folder. No torch."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class PromptSettings(Settings):
     @field_validator("question", "chat", "turn")
     @classmethod
     def _holds_the_question(cls, text: str | None) -> str | None:
-        # Without it every image would be asked the same, and every answer be wrong in silence.
+        # Without it the model would never see the question, and no error would occur.
         if text is not None and "{question}" not in text:
-            raise ValueError(f"expected a template with {{question}} in it, found {text!r}")
+            raise ValueError(f"expected a template that contains {{question}}, found {text!r}")
         return text
 
     def applied_to(self, prompts: Prompts) -> Prompts:
-        """Return a family's template with these parts in place of its own."""
+        """Return a family's template with these parts replaced."""
         return replace(prompts, **self.model_dump(exclude_none=True))
 
 
@@ -47,16 +47,16 @@ class Source(Settings):
     commit: str | None = None
     folder: str | None = None
     dtype: Dtype | None = None
-    """What the weights are loaded in; None: as they are stored."""
+    """The dtype to load the weights in; None: the stored one."""
     prompts: PromptSettings = PromptSettings()
 
 
 def read_source(folder: Path) -> Source:
-    """Return a folder's notes; one that someone else saved has none."""
+    """Read a folder's record; an empty one if the folder has none."""
     path = Path(folder) / SOURCE_FILE
     return check_settings(read_json(path), Source, str(path)) if path.is_file() else Source()
 
 
 def write_source(folder: Path, source: Source) -> None:
-    """Write a folder's notes."""
+    """Write a folder's record."""
     write_json(Path(folder) / SOURCE_FILE, source.model_dump())

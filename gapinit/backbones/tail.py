@@ -10,21 +10,21 @@ from torch import Tensor, nn
 
 from gapinit.backbones.inputs import Inputs
 from gapinit.backbones.last_layer import Rows
-from gapinit.backbones.padding_free import FlatRows, Layout, without_padding
+from gapinit.backbones.padding_free import FlatRows, Layout, Places, without_padding
 from gapinit.errors import GapinitError
 
 if TYPE_CHECKING:
     from gapinit.backbones.base import Backbone
 
-# Spreading and taking back costs what padding saves at a width of 128; at 256 a step is 1.07 times
-# as fast without padding, at 512 1.09 times (CPU, captions as COCO's).
+# Without padding a step takes the same time at width 128, and is 1.07 times as fast at 256 and 1.09
+# times at 512 (CPU, captions of COCO's lengths).
 LEAST_WIDTH = 256
 
 
 def batch_inputs(backbone: Backbone, batch: Mapping[str, Any]) -> Inputs:
-    """Return the decoder's inputs of a trunk's batch; token ids become embeddings.
+    """Return the decoder's inputs for a batch of the trunk; token ids become embeddings.
 
-    A batch without states has its images' pixels: then the vision tower runs, too.
+    A batch with pixels has no states: the vision tower runs first.
     """
     if "pixels" in batch:
         return _seen_inputs(backbone, batch)
@@ -40,54 +40,41 @@ def _seen_inputs(backbone: Backbone, batch: Mapping[str, Any]) -> Inputs:
     inputs = backbone.embed(images, [ids[start:end] for ids, (start, end) in rows])
     if inputs.prefix_length.tolist() != batch["prefix_length"].tolist():
         raise GapinitError(
-            "the images have other numbers of tokens than when the trunk was made: run "
+            "the images have other numbers of tokens than when the trunk was written: run "
             "`gapinit trunk` again"
         )
     return inputs
 
 
-def tail_states(backbone: Backbone, batch: Mapping[str, Any]) -> Tensor:
-    """Run the layers above the trunk: final states of image and text, (n, width, d)."""
-    return backbone.decode(batch_inputs(backbone, batch))
+def tail_loss(backbone: Backbone, batch: Mapping[str, Any]) -> Tensor:
+    """Return the mean cross-entropy over the labelled positions (-100: no label).
 
-
-def position_losses(
-    backbone: Backbone, batch: Mapping[str, Any], *, padded: bool = False
-) -> Tensor:
-    """Return the cross-entropy of each labelled position (-100: none), (labelled,), row by row.
-
-    Positions without a label never reach the output matrix, and the last layer computes only their
-    keys and values. `padded`: as in `decode_at`.
+    For the other positions the last layer computes only keys and values, and the output matrix
+    nothing.
     """
     labels = batch["labels"]
     labelled = labels != -100
-    states = decode_at(backbone, batch_inputs(backbone, batch), labelled, padded=padded)
-    logits = backbone.output_head(states)
-    return nn.functional.cross_entropy(logits.float(), labels[labelled], reduction="none")
+    states = decode_at(backbone, batch_inputs(backbone, batch), labelled)
+    logits = backbone.output_head(states).float()
+    return nn.functional.cross_entropy(logits, labels[labelled], reduction="none").mean()
 
 
-def tail_loss(backbone: Backbone, batch: Mapping[str, Any]) -> Tensor:
-    """Return the mean cross-entropy over the labelled positions."""
-    return position_losses(backbone, batch).mean()
-
-
-def decode_at(backbone: Backbone, inputs: Inputs, where: Tensor, *, padded: bool = False) -> Tensor:
+def decode_at(backbone: Backbone, inputs: Inputs, where: Tensor) -> Tensor:
     """Return the final states at some positions, one after another, (positions, d).
 
-    `where`: (n, width) bool. The states are those of `Backbone.decode`, but the last layer skips
-    the other positions, if the family says how (`Backbone.last_layer`), and all layers skip padding
-    (`padding_free.py`). `padded`: the layers see each sequence as a row of the batch, padding
-    included.
+    `where`: (n, width) bool. The states equal those of `Backbone.decode`. The last layer skips the
+    other positions if the family defines `last_layer`; wide models skip padding in all layers.
     """
     narrow, layer = backbone.last_layer, backbone.decoder_layers[-1]
     attention = backbone.text_config._attn_implementation
     if narrow is None or attention not in ("sdpa", "eager"):
         return backbone.decode(inputs)[where]
     rows = Rows.of(where)
-    if attention == "sdpa" and not padded and _padding_costs(backbone, inputs):
+    if attention == "sdpa" and _padding_costs(backbone, inputs):
         position = torch.arange(where.shape[1], device=where.device)
         tokens = Layout.of(position < inputs.length[:, None])
-        with narrow(layer, FlatRows.among(rows, where, tokens), False):
+        places = Places.of(where[tokens.valid])
+        with narrow(layer, FlatRows(rows.position, rows.valid, rows.width, places), False):
             return _decode_flat(backbone, inputs, tokens, Layout.of(rows.valid))
     with narrow(layer, rows, attention == "eager"):
         states = backbone.decode(inputs)
@@ -95,7 +82,7 @@ def decode_at(backbone: Backbone, inputs: Inputs, where: Tensor, *, padded: bool
 
 
 def _padding_costs(backbone: Backbone, inputs: Inputs) -> bool:
-    """Return whether a batch has padding that costs more than its removal."""
+    """Return whether the batch has padding and computing it costs more than removing it."""
     return (
         not backbone.cross_attends
         and inputs.segment is None
@@ -105,10 +92,10 @@ def _padding_costs(backbone: Backbone, inputs: Inputs) -> bool:
 
 
 def _decode_flat(backbone: Backbone, inputs: Inputs, tokens: Layout, asked: Layout) -> Tensor:
-    """Return the last layer's output for a batch without padding, (positions, d)."""
+    """Run the decoder on a batch without padding; return states at the rows asked for."""
     valid = tokens.valid
     arguments = {"position_ids": inputs.positions.expand(valid.shape)}
-    arguments |= backbone.decoder_arguments(inputs)  # masks stay those of padded sequences
+    arguments |= backbone.decoder_arguments(inputs)  # the masks are for padded sequences
     arguments["position_ids"] = arguments["position_ids"][..., valid].unsqueeze(-2)
     states = tokens.flat(inputs.states.to(backbone.model.dtype))
     with without_padding(backbone.text_config, tokens, asked):

@@ -1,4 +1,4 @@
-"""Text as tokens: what stands around an image, what is learned, what decoding starts from."""
+"""Tokenise templates, training texts and prompts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gapinit.errors import GapinitError
 
 
 class Texts:
-    """A tokenizer in a family's template."""
+    """A tokenizer with a family's template."""
 
     def __init__(
         self,
@@ -22,10 +22,9 @@ class Texts:
         eos_token_id: int,
         image_token_id: int | None,
     ) -> None:
-        """`start`: the tokens that a text begins with behind its image.
+        """`start`: the tokens between an image and its text.
 
-        `image_token_id`: the token that stands for an image in a template; None: images have no
-        template around them.
+        `image_token_id`: the image's placeholder in the template; None: there is no template.
         """
         self._tokenizer = tokenizer
         self._prompts = prompts
@@ -37,13 +36,13 @@ class Texts:
     def _image(self) -> str:
         """Return the image token as text, empty if there is none.
 
-        What stands beside an image is tokenised with it: some tokenizers mark the beginning of a
-        text, and a piece in the middle would get that mark, too.
+        The text beside an image is tokenised together with this token: some tokenizers mark the
+        beginning of a text, and would mark a piece from the middle.
         """
         if self._image_token_id is None:
             return ""
         number = self._image_token_id
-        # An id beyond the vocabulary has no token.
+        # None for an id beyond the vocabulary.
         token: str | None = self._tokenizer.convert_ids_to_tokens(number)
         if not token or self._tokenizer(token, add_special_tokens=False)["input_ids"] != [number]:
             raise GapinitError(
@@ -54,7 +53,7 @@ class Texts:
 
     @cached_property
     def head(self) -> list[int]:
-        """Return the tokens in front of the image, with what the tokenizer begins a text with."""
+        """Return the tokens in front of the image, with the BOS that the tokenizer adds."""
         if not self._image:
             return []
         ids = self._tokenizer(f"{self._prompts.head}{self._image}")["input_ids"]
@@ -62,17 +61,17 @@ class Texts:
 
     @cached_property
     def template(self) -> int:
-        """Return how many tokens of a caption's text are template, the first one not counted."""
+        """Return how many template tokens a caption's text has, without the first one."""
         return max(0, len(self.encode_prompts([self._prompts.caption])[0]) - 1)
 
     def encode(
         self, texts: Sequence[Sequence[Segment]], max_tokens: int
     ) -> list[tuple[list[int], list[int]]]:
-        """Return token ids and labels of texts, each cut to `max_tokens` and the template.
+        """Return token ids and labels of texts, each cut to `max_tokens` plus the template.
 
-        A label is the next token where that is learned, else -100. Each learned segment ends with
-        EOS. Segments are tokenised alone, so that a prompt has the same tokens in training and in
-        decoding.
+        A position's label is the next token if that is learned, else -100. Each learned segment
+        ends with EOS. Segments are tokenised separately, so that a prompt has the same tokens in
+        training and in decoding.
         """
         pieces = [self._spaced(text) for text in texts]
         first = self._behind_image([own[0] for own in pieces])
@@ -85,7 +84,7 @@ class Texts:
         return encoded
 
     def _spaced(self, text: Sequence[Segment]) -> list[str]:
-        """Return the pieces of a text, with the template's spaces in front of them."""
+        """Return the pieces of a text, with the spaces between them if the template has any."""
         pieces = [piece for piece, _ in text]
         if not self._prompts.spaced:
             return pieces
@@ -103,20 +102,20 @@ class Texts:
             added = [*ids, self._eos_token_id] if learned else ids
             if not tokens and learned:
                 raise GapinitError(
-                    "prompts: nothing stands between the image and what is learned; the template "
-                    "needs a token there"
+                    "prompts: the template needs at least one token between the image and the "
+                    "answer"
                 )
-            # The first token of all is no position's next one.
+            # The first token follows no text position.
             targets = added if tokens else added[1:]
             labels += targets if learned else [-100] * len(targets)
             tokens += added
         if len(labels) > room and labels[room - 1] != -100:
-            # ASSUME: a text that was cut ends with EOS like any other.
+            # ASSUME: a text that is cut ends with EOS.
             labels[room - 1] = self._eos_token_id
         return tokens[: len(labels)][:room], labels[:room]
 
     def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
-        """Return token ids of what decoding starts from, behind the image."""
+        """Return the token ids of prompts, which stand behind the image."""
         return [[*self._start, *ids] for ids in self._behind_image(prompts)]
 
     def _behind_image(self, texts: Sequence[str]) -> list[list[int]]:
@@ -126,7 +125,7 @@ class Texts:
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Return each text's tokens, without special tokens around it."""
-        # An empty text is legal in a prompt, and not every tokenizer takes it.
+        # A prompt may be empty, and some tokenizers refuse an empty text.
         filled = [text for text in texts if text]
         encoded = iter(
             self._tokenizer(filled, add_special_tokens=False)["input_ids"] if filled else []

@@ -1,8 +1,8 @@
-"""What tells one model from another in memory: its shape, and a few entries of every weight.
+"""A fingerprint of a model in memory: its shape and a few entries of every weight.
 
-A digest of the weights would change with their dtype, and a gap that was measured in half
-precision serves a training in another. So sampled entries are kept as numbers and compared as far
-as the coarser dtype can tell.
+A checksum of the weights would depend on their dtype, but a gap measured in half precision is valid
+for training in another dtype. So sampled entries are stored as numbers and compared with the
+tolerance of the coarser dtype.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gapinit.artifacts.artifacts import digest
 from gapinit.backbones.in_memory import base_modules, base_of, holds_numbers
 
 SAMPLES = 4
-"""Entries of each weight that are kept."""
+"""Number of sampled entries of each weight."""
 RELATIVE_TOLERANCE = 1.01 * 2.0**-8
 """Twice the rounding error of bfloat16, the coarsest dtype that weights are loaded in."""
 ABSOLUTE_TOLERANCE = 1e-7
@@ -39,19 +39,19 @@ CONFIG_KEYS = frozenset(
         "num_query_tokens",
     }
 )
-"""Sizes that a checkpoint keeps however it is loaded. The vocabulary is not among them: adding
-tokens to a model leaves its gap what it was."""
+"""Sizes that do not depend on how a checkpoint is loaded. The vocabulary is left out: adding tokens
+does not change the gap."""
 
 
 class Comparison(NamedTuple):
-    """What a comparison of two fingerprints found."""
+    """The result of comparing two fingerprints."""
 
     difference: str | None
-    """Where they differ, None if nowhere."""
+    """What differs; None: nothing."""
     compared: int
-    """How many weights were compared; 0: the configurations only."""
+    """How many weights were compared; 0: only the configurations."""
     skipped: int
-    """How many could not be: quantised, or not in memory."""
+    """How many weights are quantised or not in memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,24 +69,24 @@ class ModelFingerprint:
 
     @property
     def digest(self) -> str:
-        """Return a SHA-256 of all of it. Models that `compare` finds equal may differ in it."""
+        """Return its SHA-256. Models that `compare` finds equal may have different ones."""
         return digest([self.config, self.names, self.sizes, self.samples.tolist()])
 
     def to_json(self) -> str:
-        """Return all of it as text, for an HDF5 file."""
+        """Return it as text for an HDF5 file."""
         return json.dumps([self.config, self.names, self.sizes, self.samples.tolist()])
 
     @classmethod
     def from_json(cls, text: str) -> ModelFingerprint:
-        """Return what `to_json` wrote."""
+        """Read the output of `to_json`."""
         config, names, sizes, samples = json.loads(text)
         return cls(config, tuple(names), tuple(sizes), torch.tensor(samples))
 
     def compare(self, other: ModelFingerprint) -> Comparison:
-        """Compare shape and weights; two dtypes of one checkpoint are the same model.
+        """Compare shape and weights; one checkpoint in two dtypes is the same model.
 
-        Entries x and y agree if |x - y| is at most `RELATIVE_TOLERANCE` of the larger one. A
-        weight that one side holds quantised is skipped.
+        Entries x and y agree if |x - y| <= `ABSOLUTE_TOLERANCE` + `RELATIVE_TOLERANCE`
+        max(|x|, |y|). A weight that is quantised on one side is skipped.
         """
         if self.config != other.config:
             return Comparison("its configuration has other sizes", 0, 0)
@@ -103,16 +103,17 @@ class ModelFingerprint:
         differs = known & ((x - y).abs() > allowed).any(dim=1)
         compared = int(known.sum())
         skipped = max(len(self.names), len(other.names)) - compared
+        difference = None
         if differs.any():
             name = self.names[rows[int(differs.nonzero()[0])][0]]
-            found = f"{int(differs.sum())} of its {compared} weights differ, for example '{name}'"
-            return Comparison(found, compared, skipped)
-        return Comparison(None, compared, skipped)
+            count = int(differs.sum())
+            difference = f"{count} of its {compared} weights differ, for example '{name}'"
+        return Comparison(difference, compared, skipped)
 
 
 def model_fingerprint(model: Any) -> ModelFingerprint:
-    """Return the fingerprint of a plain Hugging Face model, adapters in it not counted."""
-    # Tokens may be added to a vocabulary, and its matrices are then others.
+    """Return the fingerprint of a plain Hugging Face model, without adapters in it."""
+    # Adding tokens to the vocabulary replaces these matrices.
     embeddings = [model.get_input_embeddings(), model.get_output_embeddings()]
     left_out = {id(base_of(module).weight) for module in embeddings if module is not None}
     names, sizes, samples = [], [], []
@@ -123,15 +124,12 @@ def model_fingerprint(model: Any) -> ModelFingerprint:
                 sizes.append(parameter.numel())
                 samples.append(_sample(parameter))
     rows = torch.stack(samples) if samples else torch.empty(0, SAMPLES)
-    return ModelFingerprint(config_digest(model.config), tuple(names), tuple(sizes), rows)
-
-
-def config_digest(config: Any) -> str:
-    """Return a SHA-256 of the sizes in a Hugging Face configuration and its parts."""
-    return digest(_sizes(config.to_dict()))
+    config = digest(_sizes(model.config.to_dict()))
+    return ModelFingerprint(config, tuple(names), tuple(sizes), rows)
 
 
 def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sizes in a Hugging Face configuration and its nested parts."""
     found = {key: value for key, value in config.items() if key in CONFIG_KEYS}
     for key, value in config.items():
         if key.endswith("_config") and key != "quantization_config" and isinstance(value, Mapping):
@@ -140,7 +138,7 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sample(parameter: nn.Parameter) -> Tensor:
-    """Return entries at evenly spaced places as float32; NaN where there are no such numbers."""
+    """Return evenly spaced entries as float32; NaN where the weight cannot be read as numbers."""
     if not holds_numbers(parameter) or parameter.numel() == 0:
         return torch.full((SAMPLES,), float("nan"))
     odd = 2 * torch.arange(SAMPLES, device=parameter.device) + 1

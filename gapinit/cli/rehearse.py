@@ -53,13 +53,14 @@ def rehearse_command(
 ) -> None:
     """Run every stage on a backbone's real shapes with random weights; nothing is downloaded."""
     from gapinit.artifacts.artifacts import write_json
-    from gapinit.backbones.architecture import find_architecture, read_architecture
+    from gapinit.backbones.architecture import Architecture, find_architecture
     from gapinit.backbones.facts import architecture_facts, backbone_facts
+    from gapinit.config.yaml_files import read_settings
 
     if (backbone is None) == (architecture is None):
         raise GapinitError("give either --backbone NAME or --architecture FILE")
     if architecture is not None:
-        chosen, name = read_architecture(architecture), architecture.stem
+        chosen, name = read_settings(architecture, Architecture), architecture.stem
         facts = architecture_facts(chosen, str(architecture))
     else:
         assert backbone is not None

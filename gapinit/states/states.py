@@ -155,7 +155,7 @@ def pooled_states(
         vision, text = both[:, :, 0], both[:, :, 1]
     else:
         vision = _pooled(backbone, inputs, pooling, None)[:, :, 0]
-        alone = backbone.embed(images.without_tokens(), texts)
+        alone = backbone.embed_texts(texts, backbone.head)
         text = _pooled_text(backbone, alone, pooling, caption_positions(alone, labels))
     _require_finite(vision, text, pairs)
     return vision.cpu().contiguous(), text.cpu().contiguous()

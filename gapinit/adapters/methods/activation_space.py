@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gapinit.adapters.lora import ADAPTER, lora_layers
 from gapinit.adapters.methods.setup import CALIBRATION_SAMPLES, Adapted, Setup
-from gapinit.backbones.tail import tail_states
+from gapinit.backbones.tail import batch_inputs
 from gapinit.errors import GapinitError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def eva(setup: Setup) -> Adapted:
 
 
 def _forward(backbone: Backbone, _: object, batch: dict[str, Tensor]) -> None:
-    tail_states(backbone, batch)
+    backbone.decode(batch_inputs(backbone, batch))
 
 
 def _learned_positions(batch: dict[str, Tensor], _: object) -> Tensor:
@@ -81,7 +81,7 @@ def corda(setup: Setup) -> Adapted:
         for batch in setup.batches(CALIBRATION_SAMPLES):
             _require_states(batch)
             for sample in _samples(batch):
-                tail_states(setup.backbone, sample)
+                setup.backbone.decode(batch_inputs(setup.backbone, sample))
 
     def measure(config: LoraConfig) -> None:
         preprocess_corda(setup.backbone.model, config, run_model=run_samples)

@@ -14,7 +14,7 @@ from gapinit.adapters.initialize import initialize_lora_gap_weights
 from gapinit.adapters.lora import freeze_b
 from gapinit.adapters.methods.setup import CALIBRATION_SAMPLES, Adapted, Setup, no_gap_in_vision
 from gapinit.backbones.in_memory import decoder_linears
-from gapinit.backbones.tail import batch_inputs, tail_states
+from gapinit.backbones.tail import batch_inputs
 from gapinit.errors import GapinitError
 from gapinit.gap.estimate import output_of
 from gapinit.gap.gap_vectors import ModuleGap
@@ -83,9 +83,9 @@ def module_gaps(
         for name, module in backbone.named_targets(layers).items():
             hooks.enter_context(output_of(module, partial(outputs.__setitem__, name)))
         for batch in batches:
-            tail_states(backbone, batch)
             text = _text_positions(batch["labels"])
             inputs = batch_inputs(backbone, batch)
+            backbone.decode(inputs)
             _, image = backbone.vision_states(inputs, inputs.states)
             # A sample cut so short that none of its text is left has no gap.
             kept = text.any(dim=1)

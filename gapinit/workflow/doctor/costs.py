@@ -96,7 +96,7 @@ def train_bytes(
     for layer in range(first, facts.num_layers):
         kept += (hidden * facts.hidden_size + inner * facts.mlp_width) * value
         if layer in layers:
-            kept += facts.inputs_read(layer) * 4 * (2 if dropout else 1)
+            kept += sum(it.d_in for it in facts.targets[layer]) * 4 * (2 if dropout else 1)
     logits = batch.sequences * labelled * facts.vocabulary * (2 * value + 2 * 4)
     inputs = batch.tokens(facts) * facts.hidden_size * STATE_BYTES
     inputs += batch.sequences * facts.memory_tokens(batch.size) * facts.hidden_size * STATE_BYTES

@@ -53,7 +53,7 @@ def shapes(
         "pairs": pairs,
         "states_bytes": facts.states_bytes(pairs),
         "trunk_bytes_per_image": facts.image_trunk_bytes(),
-        "trunk_bytes_per_token": facts.token_trunk_bytes,
+        "trunk_bytes_per_token": facts.hidden_size * facts.value_bytes,
         "sequence_tokens": tokens,
         "kv_cache_bytes_per_sequence": facts.kv_bytes(tokens),
     }

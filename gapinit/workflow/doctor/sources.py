@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gapinit.backbones import PRETRAINED
-from gapinit.backbones.architecture import VALUE_BYTES, read_architecture
+from gapinit.backbones.architecture import VALUE_BYTES, Architecture
 from gapinit.backbones.facts import architecture_facts
 from gapinit.backbones.hub import HubSettings
 from gapinit.config.yaml_files import read_settings
@@ -93,7 +93,7 @@ def weights(plan: Plan, name: str, folder: Path) -> Weights:
     known = folder / "architectures" / f"{name}.yaml"
     if not known.is_file():
         return Weights(name, settings.repository, None, "", False, _state(plan, settings, 0))
-    it = read_architecture(known)
+    it = read_settings(known, Architecture)
     count = architecture_facts(it, name).parameters * VALUE_BYTES[it.dtype]
     state = _state(plan, settings, count)
     return Weights(name, settings.repository, count, it.licence, it.gated, state)
