@@ -2,9 +2,9 @@
 
 Both train the same rank-1 adapter on the last 6 of 32 layers with the same recipe, batches and
 order, through Trainer; the peer reads and decodes a JPEG file a sample, as a user would write it,
-ours reads the trunk. A step counts from the end of one to the end of the next, data included.
+ours reads the trunk. A step's time runs from one step's end to the next, data included.
 The share of the matrix-product limit is the time that the tail's operations (`flops.py`) would take
-at the rate of its own matrix products, measured between the turns, over the time of a step.
+at the rate of its matrix products, measured between the turns, divided by a step's time.
 """
 
 from __future__ import annotations
@@ -131,20 +131,25 @@ def adapted(backbone: Any) -> Any:
     return add_lora(backbone, ADAPTED, rank=1, alpha=2.0, dropout=0.0, init_lora_weights="gaussian")
 
 
-def measure(world: Path, device: str, full: bool) -> Result:
-    """Alternate both sides and return the two rows of the table."""
-    manifest, trunk_file = world / "data" / "manifest.json", world / "trunk.h5"
+def write_trunk(world: Path, manifest: Path, output: Path, device: str) -> float:
+    """Write the trunk and return the seconds it took."""
     started = time.perf_counter()
     extract_trunk(
         world / "backbone",
         manifest,
         world / "layers.json",
         "naive",
-        trunk_file,
+        output,
         max_tokens=MAX_TOKENS,
         device=device,
     )
-    extraction = time.perf_counter() - started
+    return time.perf_counter() - started
+
+
+def measure(world: Path, device: str, full: bool) -> Result:
+    """Alternate both sides and return the two rows of the table."""
+    manifest, trunk_file = world / "data" / "manifest.json", world / "trunk.h5"
+    extraction = write_trunk(world, manifest, trunk_file, device)
     trunk = read_trunk(trunk_file)
     ours = load_backbone(world / "backbone", device)
     ours.cut_below(trunk.first_layer)

@@ -135,9 +135,7 @@ def test_fingerprint_sees_every_weight(copy: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_fingerprint_of_config_and_folder(copy: Path, world: SmallWorld) -> None:
-    assert backbone_digest(copy) == backbone_digest(world.backbone), (
-        "the folder's place does not count"
-    )
+    assert backbone_digest(copy) == backbone_digest(world.backbone), "the path does not count"
     config = json.loads((copy / "config.json").read_text())
     config["text_config"]["activation_function"] = "gelu"
     (copy / "config.json").write_text(json.dumps(config))

@@ -64,7 +64,7 @@ class Inputs:
     memory_length: Tensor | None = None
     """(n,) int64: tokens of `memory`."""
     segment: Tensor | None = None
-    """(n, width) int64, packed sequences only: 0 in the prefix, 1, 2, ... in texts, -1 in padding."""
+    """(n, width) int64, packed sequences only: 0 in the prefix, 1, 2, ... in texts, else -1."""
     place: Tensor | None = None
     """(n, width) int64, packed sequences only: each token's position if its text were alone."""
 
