@@ -1,16 +1,16 @@
 """Rank-1 LoRA for vision-language models, initialised along the modality gap.
 
-    gap = gapinit.estimate_gap(model, processor, pairs)     of every decoder layer: `GapVectors`
+    gap = gapinit.estimate_gap(model, processor, pairs)     `GapVectors` of every decoder layer
     gapinit.initialize_lora_gap_weights(peft_model, gap)    Gap-Init on a PEFT model, in place
-    gapinit.alignment(peft_model, gap)                      how far B points along the gap
-    gapinit.GapAlignmentCallback(gap)                       the same in a Trainer's log
-    gapinit.target_modules(model, layers)                   which modules to adapt, for LoraConfig
-    gapinit.load_processor(folder)                          tokenizer and image processor alone
+    gapinit.alignment(peft_model, gap)                      alignment of B with the gap
+    gapinit.GapAlignmentCallback(gap)                       the alignment in a Trainer's log
+    gapinit.target_modules(model, layers)                   target modules for LoraConfig
+    gapinit.load_processor(folder)                          tokenizer and image processor
 
     gapinit.gap_vector(h_text, h_vision)    the gap of one layer, (d,)
     gapinit.spot_gap(h_text, h_vision)      its SPOT-Gap score, `.score` and `.per_sample`
 
-Names are imported when they are first used, so that `import gapinit` costs no numpy or torch.
+Names are imported on first use, so that `import gapinit` loads neither numpy nor torch.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ __all__ = [
     "target_modules",
 ]
 
-# No name here may be that of a submodule (`gap`, `spot`, ...): importing a submodule binds its
-# name in the package, and the attribute would mean one thing before and another thing after.
+# No name here may equal a submodule's (`gap`, `spot`, ...): importing a submodule binds its name in
+# the package and would replace the attribute.
 _MODULES = {
     "GapAlignmentCallback": "gapinit.adapters.callback",
     "GapVectors": "gapinit.gap.gap_vectors",
@@ -69,7 +69,7 @@ def __getattr__(name: str) -> Any:
         value = getattr(import_module(_MODULES[name]), name)
     else:
         raise AttributeError(f"module 'gapinit' has no attribute {name!r}")
-    globals()[name] = value  # found without this function from now on
+    globals()[name] = value  # later accesses skip this function
     return value
 
 
@@ -83,5 +83,5 @@ def _version() -> str:
     try:
         return version("gapinit")
     except PackageNotFoundError:
-        # The workflow's rules import a checkout that need not be installed.
+        # The workflow's rules import a checkout that may not be installed.
         return "0+unknown"

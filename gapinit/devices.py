@@ -1,12 +1,12 @@
-"""One GPU a process on a machine that several processes share, by file locks.
+"""One GPU per process on a machine that several processes share, by file locks.
 
 Snakemake starts as many jobs as cores allow and never sets `CUDA_VISIBLE_DEVICES`, so every job
-would take the first GPU. Here a process claims a free GPU before CUDA starts, and waits if none is
-free. A claim is a lock of the operating system on a file (filelock): the death of its holder, by
-whatever signal, frees the GPU. No torch; on a machine without a GPU nothing is locked or run.
+would use the first GPU. Instead, a process claims a free GPU before CUDA starts, and waits while
+none is free. A claim is an operating system lock on a file (filelock), which is released whenever
+its process ends. No torch; without a GPU this module locks nothing and starts no process.
 
-The devices are those of `CUDA_VISIBLE_DEVICES` if a scheduler has set it, else all that nvidia-smi
-lists. A lock is named by the GPU's UUID, since its number may differ between containers or jobs.
+The devices are those in `CUDA_VISIBLE_DEVICES` if a scheduler has set it, else all that nvidia-smi
+lists. A lock file is named by the GPU's UUID: its number may differ between containers or jobs.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ POLL_SECONDS = 0.5
 DEV = Path("/dev")
 
 _held: list[FileLock] = []
-"""Locks that this process holds until it ends: filelock releases one that is garbage-collected."""
+"""Locks of this process; filelock would release a lock that is garbage-collected."""
 
 
 def claim_gpu() -> FileLock | None:
-    """Claim a free GPU for this process until it ends, and point CUDA at it; None: there is none.
+    """Claim a free GPU until this process ends, and select it for CUDA; return None without a GPU.
 
-    To be called before CUDA starts, which reads `CUDA_VISIBLE_DEVICES` once. While other processes
-    hold all GPUs this waits, and says so on standard error.
+    Call it before CUDA starts, which reads `CUDA_VISIBLE_DEVICES` once. While other processes hold
+    all GPUs, it waits and prints a message on standard error.
     """
     devices = visible_devices()
     if not devices:
@@ -64,9 +64,9 @@ def claim_gpu() -> FileLock | None:
 
 
 def visible_devices() -> dict[str, str]:
-    """Return the GPUs that this process may use: what CUDA calls each, and its UUID if known.
+    """Return the GPUs that this process may use: CUDA's name of each, and its UUID if known.
 
-    As in CUDA, the first name that is no device ends `CUDA_VISIBLE_DEVICES`: "-1" and "" hide all.
+    As in CUDA, names after the first unknown one are ignored: "-1" and "" hide all devices.
     """
     numbers = sorted(path.name.removeprefix("nvidia") for path in DEV.glob("nvidia[0-9]*"))
     if not numbers:
@@ -74,7 +74,7 @@ def visible_devices() -> dict[str, str]:
     listed = _nvidia_smi() or {number: number for number in numbers}
     chosen = os.environ.get(VISIBLE)
     if chosen is None:
-        # By UUID: CUDA numbers GPUs from the fastest, nvidia-smi in the order of the bus.
+        # By UUID: CUDA numbers GPUs by speed, nvidia-smi by bus position.
         return {uuid: uuid for uuid in listed.values()}
     devices: dict[str, str] = {}
     for name in map(str.strip, chosen.split(",")):
@@ -86,7 +86,7 @@ def visible_devices() -> dict[str, str]:
 
 
 def _nvidia_smi() -> dict[str, str]:
-    """Return the UUID of each GPU by its number, as far as nvidia-smi is there."""
+    """Return the UUID of each GPU by its number; nothing without nvidia-smi."""
     try:
         done = subprocess.run(
             ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=True
@@ -97,20 +97,22 @@ def _nvidia_smi() -> dict[str, str]:
 
 
 def _lock_folder() -> Path:
-    """Return this user's folder of lock files on this machine; make it if need be.
+    """Return this user's folder of lock files; create it if it does not exist.
 
-    ASSUME: below /tmp and not $XDG_RUNTIME_DIR or $TMPDIR, which differ from session to session
-    and may be emptied while a job still runs.
+    ASSUME: below /tmp, not $XDG_RUNTIME_DIR or $TMPDIR, which differ between sessions and may be
+    emptied while a job runs.
     """
     folder = Path(os.environ.get(FOLDER_VARIABLE, f"/tmp/gapinit-gpus-{os.getuid()}"))
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         own = not folder.is_symlink() and folder.stat().st_uid == os.getuid()
     except OSError as error:
-        raise GapinitError(f"{folder}: cannot be made ({error}): set {FOLDER_VARIABLE}") from None
+        raise GapinitError(
+            f"{folder}: cannot be created ({error}): set {FOLDER_VARIABLE}"
+        ) from None
     if not own:
         raise GapinitError(
-            f"{folder}: belongs to another user or is a link. GPUs are claimed there: name a "
-            f"folder of your own in {FOLDER_VARIABLE}"
+            f"{folder}: belongs to another user or is a link, but GPU locks are stored there. Set "
+            f"{FOLDER_VARIABLE} to a folder of your own"
         )
     return folder

@@ -1,6 +1,6 @@
-"""What people see of long work: progress on standard error, tables on standard output.
+"""Progress on standard error and tables on standard output.
 
-On a terminal both are drawn; into a pipe or a log go plain lines and columns.
+A terminal shows bars and frames; a pipe or a log gets plain lines and columns.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SECONDS_BETWEEN_LINES = 15.0
 
 
 def track(items: Iterable[Item], title: str, total: int | None = None) -> Iterator[Item]:
-    """Yield `items` and show how far the work is and how long the rest will take."""
+    """Yield `items` and show the progress and the remaining time."""
     if total is None and isinstance(items, Sized):
         total = len(items)
     if sys.stderr.isatty():
@@ -35,9 +35,9 @@ def track(items: Iterable[Item], title: str, total: int | None = None) -> Iterat
 
 @contextmanager
 def track_bytes(title: str, total: int | None, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """Yield a function to call with each number of bytes that came; show size, rate, time left.
+    """Yield a function that adds received bytes; show size, rate and remaining time.
 
-    `done` bytes were there before: they count as progress and not towards the rate.
+    `done`: bytes of an earlier attempt, which count as progress but not towards the rate.
     """
     if not sys.stderr.isatty():
         yield _lines(title, total, show_bytes, done)
@@ -60,7 +60,7 @@ def track_bytes(title: str, total: int | None, done: int = 0) -> Iterator[Callab
 def _lines(
     title: str, total: int | None, show: Callable[[int], str], done: int = 0
 ) -> Callable[[int], None]:
-    """Return a function that counts, and now and then prints how far the work is."""
+    """Return a function that counts and prints the progress every 15 s."""
     started = last = time.monotonic()
     came = 0
 
@@ -85,7 +85,7 @@ def _lines(
 
 
 def show_bytes(count: float) -> str:
-    """Return a number of bytes as one reads it: 13.5 GB."""
+    """Return a number of bytes with its unit: 13.5 GB."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
@@ -94,7 +94,7 @@ def show_bytes(count: float) -> str:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows under a title, if there is one, and columns under headings, if any has one."""
+    """Print a table; an empty title and a row of empty headings are left out."""
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.table import Table
@@ -104,7 +104,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
             table.add_row(*row)
         Console().print(table)
         return
-    # Columns apart by two spaces at least, without frames, one row a line.
+    # No frames, at least two spaces between columns, one row per line.
     if title:
         print(f"\n{title}")
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]

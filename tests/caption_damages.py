@@ -110,7 +110,7 @@ karpathy(
 )
 karpathy(truncate(K), " | not valid JSON")
 karpathy(write(K, "[" * 100_000), " | nested too deeply")
-karpathy(write(K, '{"images": ' + "9" * 5000 + "}"), " | not a readable JSON")
+karpathy(write(K, '{"images": ' + "9" * 5000 + "}"), " | not readable JSON")
 karpathy(lambda root: (root / K).write_bytes(b"\xff\xfe{}"), " | not valid JSON")
 karpathy(write(K, ""), " | not valid JSON")
 karpathy(write(K, "[1]"), " | expected an object at the top")

@@ -177,11 +177,11 @@ def test_json_has_no_nan(results):
         ("", "not valid JSON"),
         ('{"a": [1, 2', "not valid JSON"),
         ("\udcff", "not valid JSON"),
-        ('{"a": 1, "a": 2}', "the key 'a' stands twice"),
-        ('{"a": NaN}', "NaN is no JSON number"),
-        ('{"a": -Infinity}', "-Infinity is no JSON number"),
+        ('{"a": 1, "a": 2}', "repeated key 'a'"),
+        ('{"a": NaN}', "NaN is not a JSON number"),
+        ('{"a": -Infinity}', "-Infinity is not a JSON number"),
         ("[" * 100_000, "nested too deeply"),
-        ("9" * 5000, "not a readable JSON"),
+        ("9" * 5000, "not readable JSON"),
     ],
 )
 def test_json_that_is_malformed_or_ambiguous_is_refused(results, text, words):
@@ -252,10 +252,10 @@ def promise_too_much(file):
         (change_attribute("format_version", 2), f"version '{FORMAT_VERSION}', found '2'"),
         (change_attribute("complete", False), "complete 'True', found 'False'"),
         (lambda file: file.attrs.pop("kind"), "of kind 'gap', found 'None'"),
-        (link_out, "'other' is not an array that lies in this file"),
-        (store_outside, "'other' is not an array that lies in this file"),
-        (promise_too_much, "'other' is not an array that lies in this file"),
-        (lambda file: file.create_group("other"), "'other' is not an array"),
+        (link_out, "'other' is not a contiguous array"),
+        (store_outside, "'other' is not a contiguous array"),
+        (promise_too_much, "'other' is not a contiguous array"),
+        (lambda file: file.create_group("other"), "'other' is not a contiguous array"),
     ],
 )
 def test_hdf5_that_gapinit_did_not_write_is_refused(results, damage, words):

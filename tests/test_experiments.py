@@ -206,6 +206,6 @@ def test_a_rank_that_a_method_does_not_have_is_told_at_once(
     text = (repository / "config" / "experiments" / "baselines.yaml").read_text(encoding="utf-8")
     path = tmp_path / "odd.yaml"
     path.write_text(text.replace("rank: 2", "rank: [2, 3]"), encoding="utf-8")
-    message = r"odd.yaml: row 'orthogonal': key 'rank': .*even ranks only, found 3"
+    message = r"odd.yaml: row 'orthogonal': key 'rank': .*even rank, found 3"
     with pytest.raises(GapinitError, match=message):
         load_experiment(path)

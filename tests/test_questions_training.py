@@ -176,7 +176,7 @@ def test_a_conversation_is_learned_answer_by_answer(asking: Asking) -> None:
 
 def test_a_prompt_that_leaves_no_room_is_named(asking: Asking, tmp_path: Path) -> None:
     write_json(tmp_path / "layers.json", {"naive": LAYERS})
-    with pytest.raises(GapinitError, match=r"COCO_train.*nothing to learn in its first 9 tokens"):
+    with pytest.raises(GapinitError, match=r"COCO_train.*more than 9 tokens"):
         extract_trunk(
             asking.backbone,
             asking.manifest("vqa"),

@@ -218,11 +218,11 @@ WRONG = {
     "unknown factor": (experiment(rows=[row(id="{size}")]), "braces in '{size}': 'size', expected"),
     "attribute": (experiment(rows=[row(label="{noise.real}")]), "braces in '{noise.real}'"),
     "open brace": (experiment(rows=[row(reference="a {noise")]), "braces in 'a {noise'"),
-    "same id": (experiment(rows=[row(), row()]), "two rows with the id 'r'"),
+    "same id": (experiment(rows=[row(), row()]), "two rows have the id 'r'"),
     "unknown reference": (experiment(reference="gapinit"), "names row 'gapinit', expected one of"),
     "unknown reference of a row": (
         experiment(reference="gap", rows=[row(id="gap"), row(reference="{method}")]),
-        "row 'r': key 'reference' names row 'gap-init', expected one of: gap, r",
+        "row 'r': key 'reference': unknown row 'gap-init', expected one of: gap, r",
     ),
     "row without a reference": (
         experiment(rows=[row(id="gap", reference="gap"), row()]),

@@ -47,7 +47,7 @@ DAMAGES: dict[str, Callable[[dict[str, Any]], None]] = {
     "but the mean over 'per_sample' is": lambda content: content["metrics"].update(CIDEr=99.0),
     "metric 'Bleu_4' is missing, found: CIDEr": lambda content: content["metrics"].pop("Bleu_4"),
     "key 'per_sample': input should be a valid list": lambda it: it.update(per_sample={"CIDEr": 1}),
-    "NaN is no JSON number": lambda content: content["metrics"].update(Bleu_4=float("nan")),
+    "NaN is not a JSON number": lambda content: content["metrics"].update(Bleu_4=float("nan")),
 }
 
 

@@ -176,7 +176,7 @@ def test_a_text_without_end_is_refused_before_it_is_read(
     path = tmp_path / "captions.json"
     with path.open("wb") as file:
         file.truncate(artifacts.MAX_JSON + 1)  # sparse: it takes no room
-    with pytest.raises(GapinitError, match=r"captions\.json: \d+ bytes, more than"):
+    with pytest.raises(GapinitError, match=r"captions\.json: \d+ bytes, expected at most"):
         read(path)
 
 

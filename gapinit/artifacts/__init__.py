@@ -1,1 +1,1 @@
-"""Files written whole or not at all, their checksums, arrays and shards."""
+"""Atomic writing of files, their checksums, arrays and shards."""

@@ -1,7 +1,7 @@
-"""States on disk: contiguous HDF5 datasets, read through memory maps, in the model's own precision.
+"""States on disk: contiguous HDF5 datasets in the model's precision, read through memory maps.
 
-States in bfloat16 are stored as unsigned integers with the same bits, since neither HDF5 nor numpy
-has that type; nothing is lost. Other states are float32 or float16.
+Neither HDF5 nor numpy has bfloat16, so bfloat16 states are stored as unsigned integers with the
+same bits. Other states are float32 or float16.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def stored_type(dtype: torch.dtype) -> np.dtype[Any]:
-    """Return the type on disk of a model's states."""
+    """Return the type that a model's states have on disk."""
     return _TYPES.get(dtype, np.dtype("f4"))
 
 
 def to_stored(values: torch.Tensor, kind: np.dtype[Any]) -> NDArray[Any]:
-    """Return states as they are written."""
+    """Return states as an array of the type `kind` on disk."""
     values = values.detach().cpu()
     if kind == BITS:
         return values.to(torch.bfloat16).view(torch.uint16).numpy()
@@ -52,7 +52,7 @@ def widened(rows: NDArray[Any]) -> NDArray[np.float32]:
 
 def memory_map(path: Path, dataset: h5py.Dataset) -> NDArray[Any]:
     """Map a contiguous HDF5 dataset by its offset in the file; changes stay in memory."""
-    if dataset.size == 0:  # it has no place in the file
+    if dataset.size == 0:  # an empty dataset has no offset
         return np.zeros(dataset.shape, dataset.dtype)
     return np.memmap(
         path, mode="c", dtype=dataset.dtype, shape=dataset.shape, offset=dataset.id.get_offset()
@@ -60,13 +60,13 @@ def memory_map(path: Path, dataset: h5py.Dataset) -> NDArray[Any]:
 
 
 def as_tensor(rows: NDArray[Any]) -> torch.Tensor:
-    """Return stored rows as a tensor; mapped rows are read from disk when they are used."""
+    """Return stored rows as a tensor; mapped rows are read from disk on first use."""
     tensor = torch.from_numpy(rows)
     return tensor.view(torch.bfloat16) if rows.dtype == BITS else tensor
 
 
 class JoinedRows:
-    """Rows of several files, one after another, read as if they were one array."""
+    """Rows of several files as one array."""
 
     def __init__(self, parts: Sequence[NDArray[Any]]) -> None:
         self.parts = parts
@@ -78,7 +78,7 @@ class JoinedRows:
         return self.shape[0]
 
     def __getitem__(self, rows: slice | NDArray[np.int64]) -> NDArray[Any]:
-        """Return consecutive rows, or rows by their numbers."""
+        """Return a slice of rows, or the rows with given numbers."""
         if isinstance(rows, slice):
             start, stop, _ = rows.indices(len(self))
             part = int(np.searchsorted(self._ends, start, side="right"))
@@ -100,5 +100,5 @@ Rows = np.ndarray[Any, Any] | JoinedRows
 
 
 def joined_rows(parts: Sequence[Any]) -> Any:
-    """Return rows of several files as one."""
+    """Return the rows of several files as one array."""
     return parts[0] if len(parts) == 1 else JoinedRows(parts)

@@ -1,8 +1,8 @@
-"""Files that other stages read: written whole or not at all, and checked before they are read.
+"""Artifacts, the files that stages exchange: written atomically, verified before they are read.
 
 An artifact is written under a temporary name in its own folder, flushed to disk and renamed, so a
-killed job never leaves a half-written file under a final name. HDF5 artifacts carry their kind,
-format version, inputs, package versions and a completeness mark.
+killed job leaves no partial file under a final name. An HDF5 artifact stores its kind, format
+version, inputs, package versions and a completeness mark.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gapinit.artifacts.digests import record, record_folder, require_unaltered
-from gapinit.artifacts.digests import sha256 as sha256  # other modules take it from here
+from gapinit.artifacts.digests import sha256 as sha256  # re-exported
 from gapinit.artifacts.storage_errors import naming
 from gapinit.errors import GapinitError
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 MAX_JSON = 1 << 31
-"""Bytes; the largest annotation file of the benchmarks (VQAv2's) has 0.4 GB."""
+"""Bytes. The benchmarks' largest annotation file (VQAv2) has 0.4 GB."""
 RECORDED_PACKAGES = ("gapinit", "torch", "transformers", "peft", "numpy", "h5py", "tokenizers")
 
 
@@ -37,7 +37,7 @@ RECORDED_PACKAGES = ("gapinit", "torch", "transformers", "peft", "numpy", "h5py"
 def atomic_file(path: Path, *, recorded: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` if the block succeeds.
 
-    `recorded`: write its checksum beside it; not for a file that people edit.
+    `recorded`: also write its checksum; false for a file that people edit.
     """
     path = Path(path)
     with naming(path):
@@ -57,7 +57,7 @@ def atomic_file(path: Path, *, recorded: bool = True) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; rename it to `path` if the block succeeds.
 
-    A folder that is already there is replaced as a whole.
+    An existing folder is replaced as a whole.
     """
     path = Path(path)
     with naming(path):
@@ -74,10 +74,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def _temporary(path: Path) -> Path:
-    """Return this process's temporary name for `path`; remove what killed writers of it left.
+    """Return this process's temporary name for `path`; delete temporary files of killed writers.
 
-    Snakemake's lock keeps two machines from writing one file at a time, so a process number in a
-    temporary name that no process on this machine has is a dead writer's.
+    A temporary name ends in its writer's process number. Snakemake's lock keeps two machines from
+    writing one file at a time, so a number that is unused on this machine means a dead writer.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{escape(path.name)}.*.partial"):
@@ -102,9 +102,9 @@ def _runs(process: int) -> bool:
 
 
 def write_json(path: Path, content: Any, *, recorded: bool = True) -> None:
-    """Write `content` as UTF-8 JSON, whole or not at all. NaN is refused: JSON has none.
+    """Write `content` atomically as UTF-8 JSON; raise ValueError for NaN, which JSON lacks.
 
-    `recorded` as in `atomic_file`.
+    `recorded`: see `atomic_file`.
     """
     with atomic_file(path, recorded=recorded) as temporary:
         text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
@@ -112,16 +112,16 @@ def write_json(path: Path, content: Any, *, recorded: bool = True) -> None:
 
 
 def read_whole(path: Path) -> bytes:
-    """Read a file that other people may have written; a file that cannot be read is an error.
+    """Return a file's bytes.
 
-    A file that was altered since it was recorded is an error, too.
+    Raises GapinitError for a missing, unreadable or too large file, and for a wrong checksum.
     """
     path = Path(path)
     try:
         if path.stat().st_size > MAX_JSON:
             raise GapinitError(
-                f"{path}: {path.stat().st_size} bytes, more than the {MAX_JSON} that a text file "
-                "may have here: reading it would take all memory. Split it."
+                f"{path}: {path.stat().st_size} bytes, expected at most {MAX_JSON}: reading a "
+                "larger text file may exhaust the memory. Split it."
             )
         content = path.read_bytes()
     except FileNotFoundError:
@@ -129,15 +129,16 @@ def read_whole(path: Path) -> bytes:
     except OSError as error:
         raise GapinitError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
-        raise GapinitError(f"{str(path)!r}: no file name ({error})") from None
+        raise GapinitError(f"{str(path)!r}: not a file name ({error})") from None
     require_unaltered(path, content)
     return content
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; a missing, altered, unreadable or malformed one is an error that names it.
+    """Return the content of a JSON file.
 
-    NaN and a key that stands twice in an object are malformed.
+    Raises GapinitError that names the file if it is missing, unreadable or malformed, or has a
+    wrong checksum. NaN and a repeated key count as malformed.
     """
     content = read_whole(path)
     try:
@@ -147,23 +148,23 @@ def read_json(path: Path) -> Any:
             parse_constant=_no_constant,
         )
     except RecursionError:
-        raise GapinitError(f"{path}: not a readable JSON (nested too deeply)") from None
+        raise GapinitError(f"{path}: not readable JSON (nested too deeply)") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise GapinitError(f"{path}: not valid JSON ({error})") from None
-    except ValueError as error:  # a number of more digits than Python reads, NaN, a key twice
-        raise GapinitError(f"{path}: not a readable JSON ({error})") from None
+    except ValueError as error:  # too many digits for Python, NaN, a repeated key
+        raise GapinitError(f"{path}: not readable JSON ({error})") from None
 
 
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"the key {twice!a} stands twice in one object")
+        raise ValueError(f"repeated key {twice!a} in an object")
     return found
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def digest(content: Any) -> str:
@@ -173,7 +174,7 @@ def digest(content: Any) -> str:
 
 
 def package_versions(packages: Sequence[str] = RECORDED_PACKAGES) -> dict[str, str]:
-    """Return the installed versions of the packages that decide an artifact's numbers."""
+    """Return the installed versions of the packages that affect an artifact's numbers."""
     versions = {}
     for package in packages:
         try:
@@ -187,8 +188,8 @@ def package_versions(packages: Sequence[str] = RECORDED_PACKAGES) -> dict[str, s
 def create_hdf5(path: Path, kind: str, inputs: Mapping[str, Any]) -> Iterator[h5py.File]:
     """Open a new HDF5 artifact for writing; it appears under `path` only when complete.
 
-    `kind` names what is in it ("states", "gap", "trunk", "features"); `inputs` is what it was
-    made from (checksums, sizes, options), kept with the package versions in its attributes.
+    `kind` names its content ("states", "gap", "trunk", "features"). `inputs` (checksums, sizes,
+    options) and the package versions are stored as attributes.
     """
     import h5py
 
@@ -202,17 +203,17 @@ def create_hdf5(path: Path, kind: str, inputs: Mapping[str, Any]) -> Iterator[h5
             file.attrs["complete"] = True
             file.flush()
         except BaseException:
-            # HDF5 prints tracebacks if the disk is too full to close a file: make room for that.
+            # HDF5 prints tracebacks if the disk is too full to close a file, so free the space.
             os.truncate(temporary, 0)
             raise
 
 
 @contextmanager
 def open_hdf5(path: Path, kind: str) -> Iterator[h5py.File]:
-    """Open a complete HDF5 artifact of the given kind for reading, or say what is wrong with it.
+    """Open a complete HDF5 artifact of the given kind for reading; raise GapinitError otherwise.
 
-    Its checksum is compared first: HDF5's library may crash or loop without end on a damaged file.
-    A file without a record (Snakemake's cache between workflows keeps none) is read unchecked.
+    The checksum is verified first: the HDF5 library may crash or hang on a damaged file. A file
+    without a recorded checksum (as in Snakemake's between-workflow cache) is not verified.
     """
     import h5py
 
@@ -232,7 +233,7 @@ def open_hdf5(path: Path, kind: str) -> Iterator[h5py.File]:
 
 
 def _require_whole(file: h5py.File, path: Path, kind: str) -> None:
-    """Refuse a file of another kind or version, an incomplete one, and one that is not plain."""
+    """Raise GapinitError for another kind or version, an incomplete file, or links in it."""
     import h5py
 
     expected = {"kind": kind, "format_version": FORMAT_VERSION, "complete": True}
@@ -245,7 +246,7 @@ def _require_whole(file: h5py.File, path: Path, kind: str) -> None:
             )
     size = path.stat().st_size
     for name in file:
-        # Links out of the file would read any file on this machine as if it were data.
+        # A link out of the file could read any file on this machine as data.
         plain = isinstance(file.get(name, getlink=True), h5py.HardLink)
         data = file[name] if plain else None
         if (
@@ -256,11 +257,11 @@ def _require_whole(file: h5py.File, path: Path, kind: str) -> None:
             or data.nbytes > size
         ):
             raise GapinitError(
-                f"{path}: '{name}' is not an array that lies in this file in one piece. Delete the "
-                "file and run the stage again."
+                f"{path}: '{name}' is not a contiguous array stored in this file. Delete the file "
+                "and run the stage again."
             )
 
 
 def hdf5_inputs(file: h5py.File) -> dict[str, Any]:
-    """Return what an HDF5 artifact was made from, as recorded when it was written."""
+    """Return the recorded inputs of an HDF5 artifact."""
     return json.loads(file.attrs["inputs"])

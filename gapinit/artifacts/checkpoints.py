@@ -1,8 +1,8 @@
-"""Where a training keeps what is done until all of it is: finished runs and checkpoints.
+"""Finished runs and checkpoints of a training process that has not ended yet.
 
-They lie in folders beside the outputs, `.partial-...`: Snakemake deletes the outputs of a killed
-job, and does not know these folders. A seal in each says which run, recipe and inputs it belongs
-to; a folder is used again only if its seal matches and its files have their recorded checksums.
+They are stored in folders `.partial-...` beside the outputs: Snakemake deletes the outputs of a
+killed job but not these folders. A seal in each folder identifies its run, recipe and inputs; a
+folder is reused only if its seal matches and its files have their recorded checksums.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _PREFIX = ".partial-"
 
 
 def seal(folder: Path, identity: str) -> None:
-    """Write into a folder what it belongs to, and the checksums of its files."""
+    """Write a folder's identity and the checksums of its files into it."""
     write_json(folder / _SEAL, {"identity": identity}, recorded=False)
     record_folder(folder)
 
 
 def sealed(folder: Path, identity: str) -> bool:
-    """Return whether a folder belongs to `identity`, and holds just what was sealed."""
+    """Return whether a folder has the seal `identity` and exactly the sealed files."""
     if not (folder / LISTING).is_file():
         return False
     names = {path.relative_to(folder).as_posix() for path in _files(folder)}
@@ -47,17 +47,17 @@ def sealed(folder: Path, identity: str) -> bool:
 
 
 def place_of(output: Path, identity: str) -> Path:
-    """Return where a finished run waits for the others of its process."""
+    """Return the folder of a finished run until all runs of its process are finished."""
     return output.parent / f"{_PREFIX}{output.name}-{identity[:16]}"
 
 
 def checkpoints_of(output: Path, identity: str) -> Path:
-    """Return the folder of the checkpoints of runs, the first of which is written to `output`."""
+    """Return the folder of the checkpoints of the run that is written to `output`."""
     return output.parent / f"{_PREFIX}{output.name}-checkpoints-{identity[:16]}"
 
 
 def publish(place: Path, output: Path) -> None:
-    """Put a finished run under its final name, and leave it where it waits, too."""
+    """Link or copy a finished run to its final folder; `place` remains."""
     with atomic_folder(output) as folder:
         for path in _files(place):
             if path == place / _SEAL:
@@ -71,7 +71,7 @@ def publish(place: Path, output: Path) -> None:
 
 
 def clear(output: Path) -> None:
-    """Remove all that waits for an output or was left of earlier trainings to it."""
+    """Delete an output's `.partial-...` folders, those of earlier trainings included."""
     for path in output.parent.glob(f"{_PREFIX}{escape(output.name)}-*"):
         shutil.rmtree(path, ignore_errors=True)
 

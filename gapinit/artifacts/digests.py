@@ -1,9 +1,9 @@
-"""SHA-256 checksums of the files that gapinit writes, kept beside them and checked by readers.
+"""SHA-256 checksums of the files that gapinit writes, stored beside them and verified by readers.
 
-A file `name` has its record in `.name.sha256`; a folder that is written as a whole has one record,
-`.sha256`, with a line for each file below it. `sha256sum --check` reads both. Checksums find
-accidents (a bad disk, a torn copy, a file of another run); whoever can change a file can change its
-record, too. A file without a record is read unchecked. No torch.
+The checksum of a file `name` is recorded in `.name.sha256`; a folder that is written as a whole has
+one record, `.sha256`, with one line per file. `sha256sum --check` reads both. Checksums find
+accidents (a bad disk, a partial copy, a file of another run), not attacks: whoever can change a
+file can change its record. A file without a record is not verified. No torch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from gapinit.errors import GapinitError
 
 LISTING = ".sha256"
-"""The records of a whole folder, in that folder."""
+"""The record of a whole folder, in that folder."""
 
 
 def sha256(path: Path) -> str:
@@ -28,25 +28,25 @@ def sha256(path: Path) -> str:
 
 
 def digest_file(path: Path) -> Path:
-    """Return where the record of a single file is."""
+    """Return the path of a single file's record."""
     return path.with_name(f".{path.name}.sha256")
 
 
 def is_record(path: Path) -> bool:
-    """Return whether a path is one of this module's own files."""
+    """Return whether a path is a record of checksums."""
     return path.name.startswith(".") and path.name.endswith(".sha256")
 
 
 def record(path: Path, written: Path) -> None:
-    """Write the record of `written`, which is about to be renamed to `path`.
+    """Write the record of `written`, which the caller then renames to `path`.
 
-    The record comes first, so that a file of ours is never without one.
+    The record is written first, so that an artifact always has one.
     """
     _write(digest_file(path), {path.name: sha256(written)})
 
 
 def record_folder(folder: Path) -> None:
-    """Write one record for all files below a folder, in place of those that some have; no links."""
+    """Replace the records below a folder by one for all its files; links are left out."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
     for path in filter(is_record, paths):
         path.unlink()
@@ -55,7 +55,7 @@ def record_folder(folder: Path) -> None:
 
 
 def write_listing(path: Path, digests: Mapping[str, str]) -> None:
-    """Write a list of checksums by file name, and the record of the list itself."""
+    """Write checksums by file name as a list, and the record of that list."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     _write(temporary, dict(sorted(digests.items())))
     record(path, temporary)
@@ -67,7 +67,7 @@ def read_listing(path: Path) -> dict[str, str]:
     found = {}
     for line in path.read_bytes().decode("utf-8", "replace").split("\n")[:-1]:
         said, _, name = line.partition("  ")
-        # sha256sum marks a line whose name it has escaped with a backslash.
+        # A backslash at the start of a line is sha256sum's mark for an escaped name.
         if said.startswith("\\"):
             said, name = said[1:], name.replace("\\n", "\n").replace("\\\\", "\\")
         found[name] = said
@@ -75,7 +75,7 @@ def read_listing(path: Path) -> dict[str, str]:
 
 
 def recorded(path: Path) -> tuple[Path, str] | None:
-    """Return the record of a file and the checksum in it: its own, else its nearest folder's."""
+    """Return a file's record and checksum, from its own record or the nearest folder's."""
     path = Path(os.path.abspath(path))
     own = digest_file(path)
     if own.is_file():
@@ -90,7 +90,7 @@ def recorded(path: Path) -> tuple[Path, str] | None:
 def require_unaltered(path: Path, content: bytes | None = None) -> None:
     """Raise GapinitError if a file's checksum is not the recorded one.
 
-    `content`: the file's bytes, if they have been read already.
+    `content`: the file's bytes if the caller has read them.
     """
     path = Path(path)
     if (found := recorded(path)) is None:
@@ -100,13 +100,13 @@ def require_unaltered(path: Path, content: bytes | None = None) -> None:
         listing, said = found
         if said == now:
             return
-        # Its writer may have replaced the record and not yet the file.
+        # A writer may have replaced the record but not yet the file.
         time.sleep(0.01)
         found, now = recorded(path) or found, _checksum(path)
     raise GapinitError(
-        f"{path}: altered since it was written (its SHA-256 is not the one in {listing}). "
-        "Delete it and run the stage that makes it again; if you changed it on purpose, "
-        f"delete {listing.name}, too."
+        f"{path}: altered since it was written (its SHA-256 differs from the one in {listing}). "
+        "Delete it and run its stage again; if you changed it on purpose, "
+        f"delete {listing.name} instead."
     )
 
 
@@ -119,14 +119,14 @@ def require_folder_unaltered(folder: Path) -> None:
                 continue
             if not path.is_file():
                 raise GapinitError(
-                    f"{path}: missing, but it was written with the others in {listing}. Delete "
-                    f"{folder} and run the stage that makes it again."
+                    f"{path}: missing, but recorded in {listing}. Delete {folder} and run its "
+                    "stage again."
                 )
             require_unaltered(path)
 
 
 def require_listed(listing: Path, root: Path, paths: Iterable[Path]) -> None:
-    """Raise GapinitError for the first of some files below `root` whose checksum is not listed."""
+    """Raise GapinitError for the first of some files below `root` that differs from the list."""
     if not listing.is_file():
         return
     require_unaltered(listing)
@@ -141,7 +141,7 @@ def require_listed(listing: Path, root: Path, paths: Iterable[Path]) -> None:
 
 
 def _listings(path: Path) -> Iterator[Path]:
-    """Yield the records of the folders that a path lies in, the innermost first."""
+    """Yield the records of a path's parent folders, the innermost first."""
     return (parent / LISTING for parent in path.parents if (parent / LISTING).is_file())
 
 
@@ -152,7 +152,7 @@ def _checksum(path: Path) -> str:
 
 @lru_cache(maxsize=256)
 def _checksum_once(path: Path, _inode: int, _size: int, _changed: int) -> str:
-    """Return a file's SHA-256; a process reads it once, though several readers check the file."""
+    """Return a file's SHA-256; a process computes it once, however many readers verify it."""
     return sha256(path)
 
 

@@ -1,7 +1,7 @@
-"""Parts of an artifact that several jobs extract: each part is a file, and readers take them all.
+"""Shards: parts of an artifact that several jobs extract, one file each; readers join them.
 
-A shard is a file of the same kind and inputs as the whole, with some of its items. A shard is whole
-or absent, so a killed extraction resumes at the first shard that is absent.
+A shard has the kind and inputs of the whole artifact and some of its items. It is written
+atomically, so a killed extraction resumes at the first missing shard.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class Shard:
         return cls(int(match[1]), int(match[2]))
 
     def of(self, total: int, size: int) -> slice:
-        """Return which of `total` items are this shard's: whole blocks of `size` items.
+        """Return the slice of `total` items that is this shard: whole blocks of `size` items.
 
-        Blocks do not depend on the number of shards, so neither do the numbers computed from them.
+        Blocks do not depend on the number of shards, so the computed numbers do not, either.
         """
         blocks = -(-total // size)
         start, stop = (
@@ -55,7 +55,7 @@ class Shard:
         return slice(start, stop)
 
     def record(self, file: h5py.File) -> None:
-        """Write into an artifact which part it is; the whole has no such attribute."""
+        """Write the shard's number as an attribute; a whole artifact has no such attribute."""
         if self.count > 1:
             file.attrs["shard"] = json.dumps(asdict(self))
 
@@ -64,14 +64,14 @@ WHOLE = Shard()
 
 
 def blocks_of(count: int, size: int) -> list[slice]:
-    """Return `count` items cut into blocks of `size`; the last may be shorter."""
+    """Return the slices of `count` items in blocks of `size`; the last may be shorter."""
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def shard_sets(paths: Sequence[Path], kind: str) -> list[list[Path]]:
     """Return files grouped into whole artifacts, in the order of their first files.
 
-    Raises GapinitError for a set of shards that is not complete, or whose inputs differ.
+    Raises GapinitError for a missing or repeated shard.
     """
     found: dict[Any, dict[Shard, Path]] = {}
     for number, path in enumerate(map(Path, paths)):
@@ -83,22 +83,22 @@ def shard_sets(paths: Sequence[Path], kind: str) -> list[list[Path]]:
         group = found.setdefault((json.dumps(inputs, sort_keys=True), shard.count, whole), {})
         if shard in group:
             raise GapinitError(
-                f"{path}: shard {shard.index} of {shard.count}, as {group[shard]} is. Name each "
-                "shard once."
+                f"{path}: shard {shard.index} of {shard.count}, the same as {group[shard]}. Name "
+                "each shard once."
             )
         group[shard] = path
     return [_complete(group, kind) for group in found.values()]
 
 
 def shard_set(paths: Path | Sequence[Path], kind: str) -> list[Path]:
-    """Return the files of one artifact in the order of its rows; more than one is an error."""
+    """Return the files of one artifact in row order; raise GapinitError for several artifacts."""
     given = [Path(paths)] if isinstance(paths, str | Path) else list(paths)
     sets = shard_sets(given, kind)
     if len(sets) != 1:
         names = " and ".join(str(group[0]) for group in sets) or "no file"
         raise GapinitError(
-            f"{names}: expected the file or all shards of one artifact of kind '{kind}'; these are "
-            "not made from the same inputs, or are several whole files"
+            f"{names}: expected the file or all shards of one artifact of kind '{kind}', found "
+            "several whole files or shards with different inputs"
         )
     return sets[0]
 
@@ -109,18 +109,18 @@ def _complete(group: Mapping[Shard, Path], kind: str) -> list[Path]:
     missing = [f"{shard.index}/{count}" for shard in shards if shard not in group]
     if missing:
         raise GapinitError(
-            f"{next(iter(group.values()))}: shard of a {kind} artifact whose other shards are "
-            f"missing: {', '.join(missing)}. Run `gapinit {kind} --shard I/{count}` for each and "
-            "name all files."
+            f"{next(iter(group.values()))}: other shards of this {kind} artifact are missing: "
+            f"{', '.join(missing)}. Run `gapinit {kind} --shard I/{count}` for each and name all "
+            "files."
         )
     return [group[shard] for shard in shards]
 
 
 @contextmanager
 def open_shards(paths: Sequence[Path], kind: str, axes: Mapping[str, int]) -> Iterator[h5py.File]:
-    """Open the files of one artifact as one; `axes`: along which axis each dataset is cut.
+    """Open the files of one artifact as one file; `axes`: the axis of the items in each dataset.
 
-    Several files are joined by HDF5's virtual datasets: nothing is copied.
+    HDF5 virtual datasets join the files without copying.
     """
     import h5py
 

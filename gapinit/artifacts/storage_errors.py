@@ -18,13 +18,13 @@ _STORAGE = {
 _ADVICE = (
     "Make room there, make it writable, or choose another folder, and run the same command again."
 )
-# Libraries in C and Rust give the number in their text only.
+# Libraries in C and Rust give the error number only in the message.
 _NUMBER = re.compile(r"errno = (\d+)|os error (\d+)|\[Errno (\d+)\]")
 _NO_MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate memory")
 
 
 def storage_problem(error: BaseException) -> str | None:
-    """Return what kept a file from being written or read; None for any other error."""
+    """Return the operating system's message for a failed read or write; None for other errors."""
     seen: BaseException | None = error
     while seen is not None:
         number = seen.errno if isinstance(seen, OSError) else None
@@ -38,7 +38,7 @@ def storage_problem(error: BaseException) -> str | None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Turn a full disk, a read-only folder and their like into an error that names the file."""
+    """Turn storage errors, such as a full disk, into a GapinitError that names the file."""
     try:
         yield
     except GapinitError:

@@ -1,1 +1,1 @@
-"""What a user writes: checked settings, runs, experiments, methods, stage versions. No torch."""
+"""The user's settings, runs, experiments, methods and stage versions. No torch."""

@@ -1,7 +1,7 @@
-"""What a backbone's file, `config/backbones/<name>.yaml`, says: its family and its own recipe.
+"""The file of a backbone, `config/backbones/<name>.yaml`: its family and its own recipe.
 
-The keys here override the configuration's for that backbone alone, since models of different
-sizes share neither depth nor batch size. No torch: the Snakefile reads this at every parse.
+Its keys override the configuration's for that backbone only, since models of different sizes
+differ in depth and batch size. No torch: the Snakefile reads this at every parse.
 """
 
 from __future__ import annotations
@@ -18,41 +18,41 @@ Part = TypeVar("Part", bound=Settings)
 
 
 class Resources(Settings):
-    """What a job with the backbone needs, where that is not what the rules say."""
+    """Resources of a job with the backbone that override those of the rules."""
 
     mem_mb: Positive | None = None
     gpu_mem_mb: Positive | None = None
     runtime: Positive | None = None
     """Minutes."""
     threads: Positive | None = None
-    """Of its pretraining. One thread wastes less than two and leaves a core to other jobs."""
+    """For pretraining. One thread is more efficient than two and leaves a core to other jobs."""
 
 
 class BackboneRecipe(Settings):
-    """What a backbone has of its own; of every part, only the keys that its file sets count."""
+    """A backbone's own recipe; in every part, only the keys that its file sets have an effect."""
 
     layers: Layers | None = None
     training: Training | None = None
     decoding: Decoding | None = None
     resources: Resources = Resources()
     decoder_layers: Positive | None = None
-    """How many there are, to be checked before the weights are read."""
+    """Number of decoder layers, for checks before the weights are read."""
 
     @field_serializer("layers", "training", "decoding")
     def _as_given(self, part: Settings | None) -> dict[str, Any] | None:
-        """Write the keys that were set alone: a default read back would override."""
+        """Write only the keys that were set: a default would override when it is read."""
         return None if part is None else part.model_dump(exclude_unset=True)
 
 
 class BackboneSettings(BackboneRecipe):
-    """A backbone's file: what every family has. A family adds its own keys."""
+    """The keys that the files of all families have; a family adds its own."""
 
     name: str
     family: str
 
 
 def read_recipe(path: Path) -> BackboneRecipe:
-    """Read the recipe in a backbone's file; its other keys are the family's to check."""
+    """Read the recipe in a backbone's file; the family checks the other keys."""
     content = read_yaml(path)
     own = {key: value for key, value in content.items() if key in BackboneRecipe.model_fields}
     return check_settings(own, BackboneRecipe, origin=str(path))

@@ -1,12 +1,12 @@
-"""Claims: a comparison of two rows of a table, in a small language.
+"""A small language for claims, which compare two rows of a table.
 
     CIDEr(gap-init, r=1) >= CIDEr(lora-gaussian, r=8) - 2
     sd(CIDEr(gap-init)) < sd(CIDEr(lora-rank1))
 
 A side is the mean of a metric over a row's runs or, with `sd`, its standard deviation over seeds.
-The id of the row in the experiment names it, or its method and enough factors to select it. An
-interval tests `>=` and `>` alike, and `<=` and `<`. A margin, in the metric's units, follows the
-right side. A claim is parsed and never evaluated as code.
+A row is selected by its id in the experiment, or by its method and enough factors. `>=` and `>`
+are tested alike, by an interval, as are `<=` and `<`. A margin, in the metric's units, follows
+the right side. A claim is parsed and never evaluated as code.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gapinit.config.runs import FACTORS, TableRow
 
 ABBREVIATIONS = {"r": "rank", "size": "calibration_size"}
 SELECTING = tuple(factor for factor in FACTORS if factor != "method")
-"""Factors that a claim may name beside the method."""
+"""Factors that may follow the method in a claim."""
 _TERM = r"([A-Za-z]\w*)\s*\(([^()]*)\)"
 _SIDE = rf"\s*(?:sd\s*\(\s*{_TERM}\s*\)|{_TERM})\s*"
 _CLAIM = re.compile(rf"{_SIDE}(>=|<=|>|<){_SIDE}(?:([+-])\s*(\d+(?:\.\d+)?)\s*)?", flags=re.ASCII)
@@ -36,15 +36,15 @@ class Side:
     """`mean`, or `std`: the standard deviation over seeds."""
 
     def __str__(self) -> str:
-        """Return the side as it is written."""
+        """Return the text of the side."""
         inside = ", ".join([self.row, *(f"{key}={value}" for key, value in self.factors)])
         text = f"{self.metric}({inside})"
         return f"sd({text})" if self.statistic == "std" else text
 
     def find(self, rows: Sequence[TableRow]) -> TableRow:
-        """Return the one row that this side names.
+        """Return the row that this side selects.
 
-        Raises ValueError that lists the rows, or the factors of those that match.
+        Raises ValueError, with the known rows, if it selects none or several.
         """
         named = [row for row in rows if row.id == self.row]
         named = named or [row for row in rows if row.runs[0].method == self.row]
@@ -61,9 +61,9 @@ class Side:
 
 @dataclass(frozen=True)
 class Statement:
-    """A claim that one side is above the other, by no less than minus the margin.
+    """A claim that one side is better than the other, by at least minus the margin.
 
-    Of two standard deviations the smaller one is better.
+    A smaller standard deviation is better.
     """
 
     better: Side
@@ -72,7 +72,7 @@ class Statement:
 
     @property
     def metric(self) -> str:
-        """Return the metric, one for both sides."""
+        """Return the metric of both sides."""
         return self.better.metric
 
     @property
@@ -82,19 +82,19 @@ class Statement:
 
 
 def parse_claim(text: str) -> Statement:
-    """Return a claim's two sides; ValueError that shows the text and the expected form."""
+    """Parse a claim; raise ValueError with its text and the expected form."""
     found = _CLAIM.fullmatch(text)
     if found is None:
         raise ValueError(
-            f"'{text}': expected METRIC(row) or METRIC(method, factor=value), both or none within "
-            "sd(...), on both sides of >=, >, <= or <, as in CIDEr(gap-init, r=1) >= "
+            f"'{text}': expected METRIC(row) or METRIC(method, factor=value), both or neither "
+            "within sd(...), on both sides of >=, >, <= or <, as in CIDEr(gap-init, r=1) >= "
             "CIDEr(lora-gaussian, r=8) - 2"
         )
     *terms, sign, number = found.groups()
     left, comparison, right = _side(terms[:4], text), terms[4], _side(terms[5:], text)
     margin = float(f"{sign or ''}{number or 0}")
     if (left.metric, left.statistic) != (right.metric, right.statistic):
-        raise ValueError(f"'{text}': the two sides are of different metrics or statistics")
+        raise ValueError(f"'{text}': the two sides have different metrics or statistics")
     above = comparison.startswith(">")
     if left.statistic == "std":
         if margin:
@@ -102,12 +102,12 @@ def parse_claim(text: str) -> Statement:
                 f"'{text}': standard deviations are compared as a ratio, without a margin"
             )
         return Statement(right, left) if above else Statement(left, right)
-    # left >= right + m and right >= left - m.
+    # left >= right + m, or left <= right + m, that is right >= left - m.
     return Statement(left, right, -margin) if above else Statement(right, left, margin)
 
 
 def _side(term: Sequence[str | None], text: str) -> Side:
-    """Return the side of a metric and its parentheses, within sd(...) or not."""
+    """Return one side of a claim from the groups of the regular expression."""
     within_sd, metric = term[0] is not None, term[0] or term[2] or ""
     row, *factors = (part.strip() for part in (term[1] or term[3] or "").split(","))
     pairs = []

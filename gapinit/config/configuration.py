@@ -1,7 +1,7 @@
 """The configuration of a workflow, from the YAML files in `config/`.
 
-Every other file is read on top of `config/default.yaml`, so it holds only the differences. The
-whole is checked here, with every name in it, before Snakemake plans a single job. No torch: the
+Every other file overrides `config/default.yaml`, so it holds only the differences. This module
+checks the merged configuration and every name in it before Snakemake plans a job. No torch: the
 Snakefile reads this at every parse.
 """
 
@@ -18,7 +18,7 @@ from gapinit.config.recipe import Decoding, Layers, Lora, Positive, Training
 from gapinit.config.yaml_files import Origin, Settings, check_settings, place_of
 from gapinit.errors import GapinitError
 
-# Names become folder names, so they may hold nothing that a shell or a file system reads specially.
+# Names become folder names, so they have no characters that are special to a shell or file system.
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Source = Literal["in-domain", "ood", "mixed"]
 Strategy = Literal["naive", "gg-safe", "all", "all-vision"]
@@ -27,25 +27,25 @@ Part = Literal["in-domain", "calibration", "ood", "vqa", "okvqa", "pope", "instr
 
 
 class Datasets(Settings):
-    """Which dataset plays which part."""
+    """The dataset of each part."""
 
     in_domain: Name = Field(alias="in-domain")
-    """Captions: training and scores."""
+    """Captions for training and scoring."""
     calibration: Name | None = None
-    """Captions for the estimate of gaps, if not those of `in-domain`."""
+    """Captions for gap estimation, if not those of `in-domain`."""
     ood: Name | None = None
-    """Captions of another kind: transfer and out-of-domain calibration."""
+    """Captions of another domain, for transfer and out-of-domain calibration."""
     vqa: Name | None = None
-    """Questions: training and scores."""
+    """Questions for training and scoring."""
     okvqa: Name | None = None
-    """Questions that need outside knowledge: scores."""
+    """Questions that need outside knowledge, for scoring."""
     pope: Name | None = None
-    """Questions about objects that may not be there: scores."""
+    """Questions about present and absent objects, for scoring."""
     instruct: Name | None = None
-    """Conversations about images: training."""
+    """Conversations about images, for training."""
 
     def of(self, part: str) -> str:
-        """Return the dataset that plays a part; an error says if none does."""
+        """Return the dataset of a part; raise GapinitError if none is configured."""
         if part == "calibration":
             return self.calibration or self.in_domain
         name = getattr(self, part.replace("-", "_"))
@@ -54,7 +54,7 @@ class Datasets(Settings):
         return str(name)
 
     def named(self) -> dict[str, str]:
-        """Return the datasets that are configured, by part."""
+        """Return the configured datasets by part."""
         given = self.model_dump(by_alias=True)
         return {part: name for part, name in given.items() if name is not None}
 
@@ -69,7 +69,7 @@ class Calibration(Settings):
     seed: int = 0
 
     def pairs(self) -> int:
-        """Return how many pairs are extracted: the largest set and a disjoint check sample."""
+        """Return the number of pairs to extract: the largest set plus the held-out sample."""
         return max([self.size, *self.sizes]) + self.heldout
 
 
@@ -97,20 +97,20 @@ class Config(Settings):
     name: Name
     results: str = "results"
     backbone: Name
-    """The main backbone: that of the figures and of every row that names no other."""
+    """The main backbone, for the figures and for every row without a backbone."""
     backbones: dict[Name, Name] = {}
-    """The backbone of each part, for rows that name a part."""
+    """Backbones by part, for rows that select a part."""
     datasets: Datasets
     data_root: str | None = None
     annotations: str | None = None
     folders: dict[Name, str] = {}
-    """Local folders by dataset; datasets listed here are not retrieved."""
+    """Local folders by dataset; these datasets are not downloaded."""
     data: str = "data"
-    """The folder of retrieved datasets."""
+    """The folder of downloaded datasets."""
     downloads: str | None = None
-    """Table of downloads, if not `config/downloads.yaml`; for example one with other checksums."""
+    """Table of downloads in place of `config/downloads.yaml`, for example with other checksums."""
     mirror: str | None = None
-    """Base URL of downloads, in place of their publishers'."""
+    """Base URL of downloads in place of the publishers'."""
     seeds: Annotated[list[int], Field(min_length=1)]
     calibration: Calibration
     gap: Gap = Gap()
@@ -122,12 +122,12 @@ class Config(Settings):
     experiments: Annotated[list[Name], Field(min_length=1)]
     figures: list[Name] = []
     report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = []
-    """Trackers that log training metrics beside the step log (`gapinit/train/trackers.py`)."""
+    """Trackers that also get the step log (`gapinit/train/trackers.py`)."""
     recipes: dict[Name, BackboneRecipe] = {}
-    """Each backbone's own recipe: filled in from its file, never written in a configuration."""
+    """Each backbone's recipe, read from its file and never written in a configuration."""
 
     def backbone_of(self, part: str | None) -> str:
-        """Return the backbone that plays a part, or the main one; an error says if none does."""
+        """Return a part's backbone (None: the main one); raise GapinitError for an unknown part."""
         if part is None:
             return self.backbone
         if part not in self.backbones:
@@ -138,30 +138,30 @@ class Config(Settings):
         return self.backbones[part]
 
     def recipe_of(self, backbone: str) -> BackboneRecipe:
-        """Return a backbone's own recipe, empty if its file sets nothing."""
+        """Return a backbone's own recipe; it is empty if its file sets no key."""
         return self.recipes.get(backbone, BackboneRecipe())
 
     def layers_of(self, backbone: str) -> Layers:
-        """Return how many layers of a backbone are adapted."""
+        """Return a backbone's settings of adapted layers."""
         return overridden(self.layers, self.recipe_of(backbone).layers)
 
     def training_of(self, backbone: str) -> Training:
-        """Return how a backbone is trained."""
+        """Return a backbone's training settings."""
         return overridden(self.training, self.recipe_of(backbone).training)
 
     def decoding_of(self, backbone: str) -> Decoding:
-        """Return how a backbone is decoded."""
+        """Return a backbone's decoding settings."""
         return overridden(self.decoding, self.recipe_of(backbone).decoding)
 
     @field_validator("results", "data", "data_root", "annotations", "downloads")
     @classmethod
     def _paths_can_be_rules(cls, value: str | None) -> str | None:
-        """Refuse characters that break a rule's path: Snakemake reads braces as wildcards."""
+        """Reject characters that break a rule's path: Snakemake reads braces as wildcards."""
         odd = next((one for one in value or "" if one in "{}" or not one.isprintable()), None)
         if odd is not None:
             raise ValueError(
-                f"a workflow's path cannot contain {odd!a}; choose another folder, or make a "
-                "link to this one and give the link"
+                f"a workflow's path cannot contain {odd!a}; choose another folder or use a link "
+                "to this one"
             )
         return value
 
@@ -179,14 +179,14 @@ class Config(Settings):
 def load_config(content: Mapping[str, Any], folder: Path, origin: Origin) -> Config:
     """Check a whole configuration and every name in it against the files in `folder`.
 
-    `folder` is `config/`; `origin` names the file or command line that a key came from.
-    Raises GapinitError that names the key, what was expected and what was found.
+    `folder` is `config/`; `origin` names the file or command line of a key.
+    Raises GapinitError that names the key, the expected and the found value.
     """
     config = check_settings(content, Config, origin)
     if "recipes" in content:
         raise GapinitError(
-            f"{place_of(origin, ['recipes'])}: key 'recipes': a configuration has none, expected a "
-            f"backbone's own recipe in its file, {folder}/backbones/NAME.yaml"
+            f"{place_of(origin, ['recipes'])}: key 'recipes': not allowed in a configuration; "
+            f"expected a backbone's recipe in {folder}/backbones/NAME.yaml"
         )
     names = [
         ("backbones", "backbone", config.backbone),

@@ -1,8 +1,8 @@
 """Experiments: the rows of a paper's table, and their runs.
 
-An experiment is one file, `config/experiments/<name>.yaml`: rows of factors, where a list stands
-for every value in it, the metrics measured on the rows, and the claims that they test. No torch:
-the Snakefile reads this at every parse.
+An experiment is a file `config/experiments/<name>.yaml`: rows of factors (a list makes one row per
+value), the metrics of the rows, and the claims about them. No torch: the Snakefile reads this at
+every parse.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from gapinit.errors import GapinitError
 
 @dataclass(frozen=True)
 class Metric:
-    """A column of a table: where its score comes from."""
+    """The source of a table column."""
 
     score: str
     """Its name in score files (percent)."""
     part: str | None = None
-    """The dataset it is measured on; None: the one that the experiment evaluates on."""
+    """Part of the dataset that it is measured on; None: the experiment's."""
     of_training: bool = False
-    """Whether it is measured on the training itself (`gapinit/tables/measures.py`)."""
+    """Whether it is measured on the training (`gapinit/tables/measures.py`)."""
 
 
 METRICS = {
@@ -48,8 +48,8 @@ METRICS = {
     },
     "VQAv2_accuracy": Metric("accuracy", "vqa"),
     "OKVQA_accuracy": Metric("accuracy", "okvqa"),
-    # ASSUME: the paper prints one F1 without saying how the three files of POPE make it one; the
-    # mean over files is what others print.
+    # ASSUME: the paper prints one F1 and does not say how it combines POPE's three files; others
+    # print the mean over files.
     "POPE_F1": Metric("mean_f1", "pope"),
     "POPE_accuracy": Metric("mean_accuracy", "pope"),
     "POPE_yes_rate": Metric("mean_yes_rate", "pope"),
@@ -68,19 +68,19 @@ METRICS = {
         )
     },
 }
-"""Metrics that an experiment may ask for, by the names of the published numbers."""
+"""Metrics of experiments, by the names of the published numbers."""
 
 Noise = Annotated[float, Field(ge=0, le=1000)]
 
 
 class Row(Settings):
-    """A row of a table: factors, each a value or a list of values to multiply out."""
+    """A row of a table: factors, each a value or a list that makes one row per value."""
 
     id: str
-    """Name of the row within its table; may hold factors in braces when lists multiply it."""
+    """Name of the row in its table; may contain factors in braces."""
     label: str
     backbone: Name | list[Name] | None = None
-    """Part of the configuration's `backbones`; None: its main backbone."""
+    """Part in the configuration's `backbones`; None: the main backbone."""
     method: str | list[str]
     rank: Positive | list[Positive] = 1
     layers: Strategy | list[Strategy] = "naive"
@@ -90,9 +90,9 @@ class Row(Settings):
     noise: Noise | list[Noise] = 0.0
     noise_scale: NoiseScale | list[NoiseScale] = "unit"
     published: str | None = None
-    """Row of `config/published/*.csv` to print beside it; may hold factors in braces."""
+    """Row of `config/published/*.csv` to print beside it; may contain factors in braces."""
     reference: str | None = None
-    """Id of the row to compare with, if not the experiment's; may hold factors in braces."""
+    """Id of the row to compare with; default: the experiment's. May contain factors in braces."""
 
     @model_validator(mode="after")
     def _multiplies_out(self) -> Row:
@@ -100,7 +100,7 @@ class Row(Settings):
             if getattr(self, factor) == []:
                 raise ValueError(f"'{factor}' of row '{self.id}' is an empty list")
         for noise in _values(self.noise):
-            # A run's path spells the noise with six digits: more would make two runs one.
+            # A run's path has six digits of the noise; with more, two runs could share a path.
             if float(f"{noise:g}") != noise:
                 raise ValueError(f"noise {noise!r} has more than six significant digits")
         for template in (self.id, self.label, self.published or "", self.reference or ""):
@@ -118,9 +118,9 @@ class Claim(Settings):
 
     text: str
     claim: str
-    """The same as an expression over the rows (`gapinit/config/claim_language.py`)."""
+    """The statement as an expression over the rows (`gapinit/config/claim_language.py`)."""
     question: str | None = None
-    """The question that several claims answer together, if there is one."""
+    """The question that several claims answer together."""
 
     @field_validator("claim")
     @classmethod
@@ -134,7 +134,7 @@ class Claim(Settings):
         return parse_claim(self.claim)
 
     def rows(self, rows: Sequence[TableRow], origin: str) -> tuple[TableRow, TableRow]:
-        """Return the rows that should be better and worse; one that is not there is an error."""
+        """Return the better and the worse row; raise GapinitError for an unknown row."""
         statement = self.statement
         try:
             return statement.better.find(rows), statement.worse.find(rows)
@@ -143,7 +143,7 @@ class Claim(Settings):
 
 
 class Experiment(Settings):
-    """One table of a paper: its rows, their metrics, and the claims that they test."""
+    """One table of a paper: its rows, their metrics, and claims about them."""
 
     title: str
     paper: Name
@@ -151,14 +151,13 @@ class Experiment(Settings):
     train: Literal["in-domain", "vqa", "instruct"] = "in-domain"
     """Part of the dataset that runs are fine-tuned on."""
     evaluate: Literal["in-domain", "ood"] = "in-domain"
-    """Part of the dataset that captions are scored on; other metrics have theirs."""
+    """Part of the dataset for caption scores; other metrics have their own part."""
     metrics: Annotated[list[str], Field(min_length=1)]
     seeds: Annotated[list[int], Field(min_length=1)] | None = None
     target_loss: float | None = None
     """The loss at which `steps_to_loss` stops counting."""
     reference: str | None = None
-    """Id of the row to compare all others with, seed by seed and image by image, unless a row names
-    its own."""
+    """Id of the row that all others are compared with, by seed and image; a row may override it."""
     rows: Annotated[list[Row], Field(min_length=1)]
     claims: list[Claim] = []
     note: str = ""
@@ -176,29 +175,29 @@ class Experiment(Settings):
             metric = claim.statement.metric
             if metric not in self.metrics:
                 raise ValueError(
-                    f"claim '{claim.claim}' speaks of metric '{metric}', the table has: "
+                    f"claim '{claim.claim}': unknown metric '{metric}', expected one of: "
                     f"{', '.join(self.metrics)}"
                 )
         without = [row.id for row in self.rows if row.reference is None]
         if self.reference is None and 0 < len(without) < len(self.rows):
             raise ValueError(
-                f"row '{without[0]}' has no 'reference', but other rows have: give it one, or the "
-                "experiment one for all"
+                f"row '{without[0]}' has no 'reference', but other rows have one: add it to the "
+                "row, or add one for all rows to the experiment"
             )
         return self
 
     def part(self, metric: str) -> str:
-        """Return the part of the dataset that a metric is measured on."""
+        """Return the part of the dataset for a metric."""
         return METRICS[metric].part or self.evaluate
 
     def parts(self) -> list[str]:
-        """Return the parts that runs are scored on; none if only trainings are measured."""
+        """Return the parts for scoring runs; none if all metrics are of the training."""
         scored = (metric for metric in self.metrics if not METRICS[metric].of_training)
         return list(dict.fromkeys(self.part(metric) for metric in scored))
 
 
 def load_experiment(path: Path) -> Experiment:
-    """Read one experiment file; wrong keys, unknown methods and claims on no row are errors."""
+    """Read an experiment; raise GapinitError for a wrong key, method, rank or claim."""
     experiment = check_settings(read_yaml(path), Experiment, origin=str(path))
     for row in experiment.rows:
         for method in _values(row.method):
@@ -213,16 +212,16 @@ def load_experiment(path: Path) -> Experiment:
 
 
 def table_rows(experiment: Experiment, config: Config, origin: str) -> list[TableRow]:
-    """Multiply out an experiment's rows into runs, with the configuration's defaults filled in."""
+    """Return an experiment's rows, one per combination of factors, with defaults filled in."""
     rows = [row for given in experiment.rows for row in _expand(given, experiment, config, origin)]
     ids = [row.id for row in rows]
     for row in rows:
         if ids.count(row.id) > 1:
-            raise GapinitError(f"{origin}: two rows with the id '{row.id}': ids must differ")
+            raise GapinitError(f"{origin}: two rows have the id '{row.id}': ids must differ")
         if row.reference is not None and row.reference not in ids:
             raise GapinitError(
-                f"{origin}: row '{row.id}': key 'reference' names row '{row.reference}', expected "
-                f"one of: {', '.join(ids)}"
+                f"{origin}: row '{row.id}': key 'reference': unknown row '{row.reference}', "
+                f"expected one of: {', '.join(ids)}"
             )
     for claim in experiment.claims:
         claim.rows(rows, origin)
@@ -242,7 +241,7 @@ def _expand(row: Row, experiment: Experiment, config: Config, origin: str) -> li
         except GapinitError as error:
             raise GapinitError(f"{origin}: row '{row.id}': key 'backbone': {error}") from None
         point["epochs"] = point["epochs"] or config.training_of(backbone).epochs
-        # Templates name the backbone's part, runs the backbone itself.
+        # Templates contain the backbone's part, runs its name.
         named = point | {"backbone": point["backbone"] or backbone, "noise": f"{point['noise']:g}"}
         point["backbone"] = backbone
         runs = [
@@ -261,7 +260,7 @@ def _expand(row: Row, experiment: Experiment, config: Config, origin: str) -> li
 
 
 def _run(point: dict[str, Any], seed: int, config: Config, train: str) -> Run:
-    """Keep of a row's factors those that the method depends on: equal runs get equal paths."""
+    """Return a run with only the factors that its method depends on, so equal runs share a path."""
     method = METHODS[point["method"]]
     head: dict[str, Any] = {"backbone": point["backbone"], "dataset": config.datasets.of(train)}
     if not method.adapt:

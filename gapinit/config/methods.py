@@ -1,8 +1,7 @@
-"""Methods that a run can name: a function each, chosen by name in an experiment row.
+"""The registry of methods, which experiment rows select by name.
 
-This file only lists them and imports neither torch nor PEFT: the Snakefile reads it at every
-parse. To add a method, add one function to a module of `gapinit.adapters.methods` and one entry
-here.
+It imports neither torch nor PEFT: the Snakefile reads it at every parse. To add a method, add one
+function to a module of `gapinit.adapters.methods` and one entry here.
 """
 
 from __future__ import annotations
@@ -15,24 +14,24 @@ from gapinit.errors import GapinitError
 
 @dataclass(frozen=True)
 class Method:
-    """What the workflow has to know of a method before it runs."""
+    """The facts about a method that the workflow needs for planning."""
 
     name: str
     label: str
     adapt: str
-    """Module of `gapinit.adapters.methods` and function in it that make the adapter, as
-    "module:function"; empty: nothing is trained."""
+    """Function that makes the adapter, as "module:function" in `gapinit.adapters.methods`; empty:
+    untrained."""
     uses_gap: bool = False
-    """Whether its initial weights depend on a gap file, so on a calibration set."""
+    """Whether its initial weights depend on a gap file, hence on a calibration set."""
     takes_noise: bool = False
     """Whether its direction can be perturbed (paper, Appendix E)."""
     even_rank: bool = False
-    """Whether it is defined for even ranks only."""
+    """Whether only even ranks are allowed."""
     source: str = ""
     needs: Literal["nothing", "calibration pairs", "training batches"] = "nothing"
-    """Data that its initial weights are made from."""
+    """Data that determine its initial weights."""
     applies: str = "any rank"
-    """Where it applies."""
+    """Ranks and modules that it supports, and its effect on the base."""
 
 
 _WIDTH = "any rank; modules that read or write the hidden width"
@@ -210,8 +209,8 @@ METHODS: dict[str, Method] = {
 
 
 def require_rank(method: str, rank: int, origin: str) -> None:
-    """Raise GapinitError unless the method is defined at this rank."""
+    """Raise GapinitError unless the method supports this rank."""
     if METHODS[method].even_rank and rank % 2:
         raise GapinitError(
-            f"{origin}: key 'rank': method '{method}' is defined for even ranks only, found {rank}"
+            f"{origin}: key 'rank': method '{method}' needs an even rank, found {rank}"
         )

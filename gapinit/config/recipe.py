@@ -1,4 +1,4 @@
-"""What a backbone may have of its own: which layers are adapted, how it is trained and decoded."""
+"""Settings of adapted layers, training and decoding, which a backbone may override."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Positive = Annotated[int, Field(gt=0)]
 
 
 class Layers(Settings):
-    """How many decoder layers are adapted, and which are never chosen by score."""
+    """Number of adapted decoder layers, and of lowest layers that are never selected."""
 
     num_layers: Positive
     exclude_bottom: Annotated[int, Field(ge=0)] = 0
@@ -33,18 +33,18 @@ class Training(Settings):
     gradient_accumulation: Positive = 1
     epochs: Positive = 1
     group_by_length: bool = False
-    """Batches of captions of like length: less padding is computed, order is less random."""
+    """Batch captions of similar length: less padding, less random order."""
     max_caption_tokens: Positive = 32
     max_sequence_tokens: Positive = 256
-    """Prompt and answer together, of questions and conversations."""
+    """For questions and conversations, prompt plus answer."""
     trunk: Literal["auto", "layer", "vision", "off"] = "auto"
-    """What is cached of the frozen part: as much as the adapted layers allow, or less."""
+    """Cached outputs of the frozen part; "auto": as much as the adapted layers allow."""
     trunk_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of cached states on disk; the model's own."""
+    """Type of cached states on disk; "auto": the model's."""
     seeds_per_job: Positive = 1
-    """How many seeds of a row one process trains; changes no number."""
+    """Seeds of a row that one process trains; affects no number."""
     checkpoint_steps: Annotated[int, Field(ge=0)] = 200
-    """Steps between checkpoints, 0: none; changes no number."""
+    """Steps between checkpoints, 0: none; affects no number."""
 
 
 class Lora(Settings):
@@ -55,24 +55,24 @@ class Lora(Settings):
 
 
 NUMBERLESS = {"seeds_per_job", "checkpoint_steps"}
-"""Keys of `Training` that say how a run is made and change no number."""
+"""Keys of `Training` that affect no number."""
 ELSEWHERE = {"epochs", "max_caption_tokens", "max_sequence_tokens", "trunk", "trunk_dtype"}
-"""Keys of `Training` that a run's factors or other stages hold."""
+"""Keys of `Training` that belong to a run's factors or to other stages."""
 _OF_RUN = ("epochs",)
 """Keys that a run's factors override."""
 
 
 class Recipe(Lora, Training):
-    """What `gapinit train --recipe FILE` reads: the keys of `training` and `lora` in one file."""
+    """The content of `gapinit train --recipe FILE`: the keys of `training` and `lora`."""
 
     def of(self, run: Run) -> Recipe:
-        """Return the recipe of one run: its own factors stand before the keys of the file."""
+        """Return the recipe of one run, whose factors override the keys of the file."""
         own = {key: getattr(run, key) or getattr(self, key) for key in _OF_RUN}
         return self.model_copy(update=own)
 
 
 class Decoding(Settings):
-    """How captions and answers are decoded for scoring."""
+    """Settings for decoding captions and answers."""
 
     num_beams: Positive = 1
     max_new_tokens: Positive = 32

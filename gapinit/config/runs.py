@@ -1,7 +1,7 @@
 """A run, and the folder of its artifacts.
 
-A run is a point in the space of factors (method, rank, layers, calibration, noise, seed, ...).
-Its path spells the factors, so that a run that several tables need is trained once.
+A run is a combination of factors (method, rank, layers, calibration, noise, seed, ...). Its path
+contains the factors, so a run that several tables need is trained once.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ FACTORS = (
     "noise",
     "noise_scale",
 )
-"""Factors of an experiment's row that may be lists, in the order of their multiplication."""
+"""Factors of an experiment's row that may be lists; the last one varies fastest."""
 
-# Groups are named as the fields of Run.
+# The group names are the fields of Run.
 _PATH = re.compile(
     r"(?P<backbone>[^/]+)/(?P<dataset>[^/]+)/(?P<method>[^/]+)/"
     r"(?:no-adapter|rank(?P<rank>\d+)_(?P<layers>[a-z-]+)_epochs(?P<epochs>\d+)/"
@@ -40,7 +40,7 @@ _NUMBERS = {"rank": int, "epochs": int, "calibration_size": int, "noise": float,
 
 @dataclass(frozen=True)
 class Run:
-    """One training run (or the untrained backbone), told apart by its factors alone."""
+    """One training run (or the untrained backbone), identified by its factors."""
 
     backbone: str
     dataset: str
@@ -56,12 +56,12 @@ class Run:
 
     @property
     def trained(self) -> bool:
-        """Whether the run has an adapter at all."""
+        """Return whether the run has an adapter."""
         return bool(METHODS[self.method].adapt)
 
     @property
     def path(self) -> str:
-        """Return the run's folder below a stage's folder, spelling every factor that matters."""
+        """Return the run's folder below a stage's folder, made of the factors in effect."""
         head = f"{self.backbone}/{self.dataset}/{self.method}"
         if not self.trained:
             return f"{head}/no-adapter"
@@ -74,17 +74,17 @@ class Run:
 
     @property
     def row(self) -> str:
-        """Return the path without the seed: that of all runs that differ in nothing else."""
+        """Return the path without the seed."""
         return self.path.rpartition("/")[0]
 
     @property
     def factors(self) -> dict[str, Any]:
-        """Return the factors as a mapping, as they stand in `run.json` and in the tables."""
+        """Return the factors as in `run.json` and in the tables."""
         return asdict(self)
 
     @classmethod
     def parse(cls, path: str) -> Run:
-        """Return the run whose path this is; the inverse of `path`."""
+        """Return the run with this path; the inverse of `path`."""
         match = _PATH.fullmatch(path)
         if match is None or match["method"] not in METHODS:
             raise GapinitError(f"'{path}' is not the path of a run")
@@ -100,11 +100,11 @@ class Run:
 
 @dataclass(frozen=True)
 class TableRow:
-    """A row after multiplying out: its runs, one a seed."""
+    """A row with single values of its factors, and its runs, one per seed."""
 
     id: str
     label: str
     published: str | None
     runs: tuple[Run, ...]
     reference: str | None = None
-    """Id of the row to compare with; the reference names itself."""
+    """Id of the row to compare with; the reference row has its own id."""

@@ -1,7 +1,7 @@
 """The version of each stage: raise it when an edit changes the stage's numbers.
 
-Every rule has its stage's version among its parameters, because Snakemake does not see edits of
-imported modules. Raising a version reruns that stage and everything downstream.
+Every rule has its stage's version as a parameter, because Snakemake does not detect edits of
+imported modules. A raised version reruns that stage and everything downstream.
 """
 
 VERSIONS = {

@@ -1,4 +1,4 @@
-"""Read a YAML file into a pydantic model, or say which key of which file is wrong."""
+"""Read YAML files into pydantic models; error messages name the file and the key."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Origin = str | Callable[[Sequence[Any]], str]
 
 
 class Settings(BaseModel):
-    """Base of everything that is read from YAML: unknown keys are errors, values never change."""
+    """Base of all models read from YAML: immutable, without unknown keys."""
 
-    # Not strict: YAML 1.1 reads 2e-4, which has no point, as text.
+    # Not strict: YAML 1.1 reads 2e-4, without a decimal point, as text.
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse `yes` and `on`, which YAML reads as booleans and pydantic would take for 1."""
+        """Reject `yes` and `on` as numbers: YAML reads booleans, which pydantic converts to 1."""
         annotation = cls.model_fields[str(info.field_name)].annotation
         if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
             raise ValueError("input should not be a boolean")
@@ -34,20 +34,20 @@ class Settings(BaseModel):
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which a repeated key is an error; plain YAML drops the first silently."""
+    """Safe YAML loader that rejects repeated keys; plain YAML silently drops the first."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
             if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
-                problem = f"key '{key.value}' stands twice"
+                problem = f"repeated key '{key.value}'"
                 raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
 def read_settings(path: Path, model: type[Model]) -> Model:
-    """Read the YAML file at `path` as `model`; each wrong key is named with its file."""
+    """Read a YAML file as `model`; raise GapinitError that names the file and each wrong key."""
     return check_settings(read_yaml(path), model, origin=str(path))
 
 
@@ -59,7 +59,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise GapinitError(f"{path}: no such file") from None
     except OSError as error:
         raise GapinitError(f"{path}: cannot be read ({error.strerror})") from None
-    # ValueError: no UTF-8, a number of more digits than Python reads, a date that does not exist.
+    # ValueError: not UTF-8, too many digits for Python, an impossible date.
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
         problem = " ".join(str(error).split())
         raise GapinitError(f"{path}: not valid YAML ({problem})") from None
@@ -69,14 +69,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def place_of(origin: Origin, key: Sequence[Any]) -> str:
-    """Return the file that a key, given as its path from the top, came from."""
+    """Return the file of a key, given as its path from the top."""
     return origin if isinstance(origin, str) else origin(key)
 
 
 def check_settings(content: Mapping[str, Any], model: type[Model], origin: Origin) -> Model:
     """Validate `content` as `model`.
 
-    `origin` is the file that error messages name or, if `content` was merged from several files, a
+    `origin` is the file for error messages or, if `content` was merged from several files, a
     function that returns the file of a key.
     """
     try:
@@ -97,19 +97,19 @@ def _describe(problem: Mapping[str, Any], model: type[BaseModel]) -> str:
         return f"key '{key}' is missing"
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    if not problem["loc"]:  # about several keys at once: the message names them
+    if not problem["loc"]:  # about several keys, which the message names
         return message
     return f"key '{key}': {message}, found {problem['input']!r}"
 
 
 def _suggestion(location: Sequence[Any], model: type[BaseModel]) -> str:
-    """Name the accepted keys that look most like the unknown one, at its place in the model."""
+    """Return the known key most similar to the unknown one, or all known keys."""
     fields = _fields(model)
     for part in location[:-1]:  # fields of models; list indices and keys of mappings are skipped
         inner = _model_in(fields[part].annotation) if part in fields else None
         fields = _fields(inner) if inner else fields
     names = sorted(fields)
-    # A hyphen for an underscore, or the reverse, is the most frequent slip.
+    # Hyphens and underscores are most often confused.
     close = difflib.get_close_matches(location[-1].replace("_", "-"), names, n=1)
     close = close or difflib.get_close_matches(location[-1], names, n=1)
     return f" (did you mean '{close[0]}'?)" if close else f" (expected one of: {', '.join(names)})"

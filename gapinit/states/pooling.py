@@ -1,4 +1,4 @@
-"""The caption's positions in a sequence, and the mean of the states at some positions."""
+"""Positions of caption tokens in a sequence, and pooling of states over positions."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Pooling = Literal["mean", "last"]
 
 
 def caption_positions(inputs: Inputs, labels: Sequence[Sequence[int]]) -> Tensor:
-    """Return the positions of the captions' own tokens, (n, width) bool: no BOS, template, padding.
+    """Return the positions of caption tokens (no BOS, template or padding), (n, width) bool.
 
-    `labels`: each text's labels as `encode_captions` returns them, -100 where nothing is learned.
-    A label is the next token, so a caption's token follows each position that has a label.
+    `labels`: each text's labels from `encode_captions`, -100 where there is none. A label is the
+    next token, so a caption token follows each position that has a label.
     """
     where = torch.zeros(inputs.states.shape[:2], dtype=torch.bool)
     for row, (start, found) in enumerate(zip(inputs.prefix_length.tolist(), labels, strict=True)):
@@ -27,17 +27,17 @@ def caption_positions(inputs: Inputs, labels: Sequence[Sequence[int]]) -> Tensor
 
 
 def pool(states: Tensor, where: Tensor, pooling: Pooling) -> Tensor:
-    """Return the mean of each sequence's states over some positions, or the last of these states.
+    """Return each sequence's mean state over the positions in `where`, or the last of them.
 
-    `states`: (n, width, d); `where`: (n, width) bool. The result is (n, d) float64, because a mean
-    of many half-precision states would lose the small gap.
+    `states`: (n, width, d); `where`: (n, width) bool. The result is (n, d) float64: in half
+    precision the mean would round the small gap away.
     """
     return pool_sides(states, where[:, None], pooling)[:, 0]
 
 
 def pool_sides(states: Tensor, where: Tensor, pooling: Pooling) -> Tensor:
     """Pool over k sets of positions, `where` (n, k, width), as `pool` does; return (n, k, d)."""
-    if states.device.type == "mps":  # has no float64
+    if states.device.type == "mps":  # MPS has no float64
         states = states.cpu()
     where = where.to(states.device)
     if pooling == "last":

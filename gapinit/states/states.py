@@ -1,8 +1,8 @@
-"""Stage `states`: pooled vision and text hidden states of every decoder layer, into HDF5.
+"""Stage `states`: write pooled vision and text hidden states of every decoder layer to HDF5.
 
-One forward pass of the frozen model over (image, caption). For layer l and pair i,
-h_v is the mean of the layer's output over the image positions and h_t over the caption positions
-(no BOS, no template, no padding); source: paper, Section 4.2 and Appendix G.4.
+The frozen model runs one forward pass over (image, caption). For layer l and pair i, h_v is the
+mean of the layer's output over the image positions, h_t that over the caption positions (no BOS,
+no template, no padding). Source: paper, Section 4.2 and Appendix G.4.
 """
 
 from __future__ import annotations
@@ -55,9 +55,8 @@ def extract_states(
     """Write the states of `pairs` calibration pairs, drawn from one split of a dataset.
 
     The file (kind "states") holds `vision` and `text`, (L, N, d) float32, contiguous, written
-    block by block: memory does not grow with N. A prefix of the pairs is itself a calibration
-    set, so sets of several sizes are nested and cost one extraction. `shard`: "I/N", part of the
-    pairs.
+    block by block: memory does not grow with N. The first n pairs are the calibration set of size
+    n, so one extraction serves all sizes. `shard`: "I/N", part of the pairs.
     """
     from gapinit.backbones.weights_fingerprint import model_fingerprint  # imports PEFT
 
@@ -106,20 +105,20 @@ def extract_states(
 def calibration_pairs(
     images: Sequence[CaptionedImage], count: int, seed: int, origin: str
 ) -> list[tuple[CaptionedImage, str]]:
-    """Draw `count` images without repetition, and one caption of each, in a fixed random order.
+    """Draw `count` images without replacement, and one caption of each, in a fixed random order.
 
     The first n of them are the calibration set of size n.
     """
     if count > len(images):
         raise GapinitError(
-            f"{origin}: {count} calibration pairs wanted (largest calibration size and held-out "
-            f"sample together), found {len(images)} images: lower calibration.sizes, "
-            "calibration.size or calibration.heldout"
+            f"{origin}: expected at least {count} images (largest calibration size plus held-out "
+            f"sample), found {len(images)} images: lower calibration.sizes, calibration.size or "
+            "calibration.heldout"
         )
     silent = next((image.image_id for image in images if not image.captions), None)
     if silent is not None:
-        raise GapinitError(f"{origin}: image {silent!r} has no caption, expected one at least")
-    # ASSUME: one caption an image, so that no image weighs more than another.
+        raise GapinitError(f"{origin}: image {silent!r} has no caption, expected at least one")
+    # ASSUME: one caption per image, so that all images have the same weight.
     draw = random.Random(f"calibration {seed}")
     order = draw.sample(range(len(images)), len(images))
     pairs = [(images[index], draw.choice(images[index].captions)) for index in order]
@@ -138,9 +137,9 @@ def pooled_states(
 ) -> tuple[Tensor, Tensor]:
     """Return the pooled vision and text states of some pairs, each (L, n, d) float32.
 
-    Hooks read each layer's own output. Hugging Face's last entry of `hidden_states` comes after the
-    final norm, so layer L would be in other coordinates than the rest. A hook pools at once: only
-    one layer's full states are in memory. `read`: the pairs' images if they were read ahead.
+    Hooks read each layer's output: the last entry of Hugging Face's `hidden_states` is taken after
+    the final norm, so its coordinates differ from the other layers'. A hook pools immediately, so
+    only one layer's full states are in memory. `read`: the pairs' images if they were read ahead.
     """
     if read is None:
         images = backbone.look([load_image(image.path) for image, _ in pairs])
@@ -162,7 +161,7 @@ def pooled_states(
 
 
 def _pooled(backbone: Backbone, inputs: Inputs, pooling: Pooling, said: Tensor | None) -> Tensor:
-    """Return each layer's vision state and, given the captions' positions, its text state.
+    """Return each layer's vision state and, given caption positions `said`, its text state.
 
     The result is (L, n, 1 or 2, d) float32.
     """
@@ -173,7 +172,7 @@ def _pooled(backbone: Backbone, inputs: Inputs, pooling: Pooling, said: Tensor |
         if seen is states:
             sides = [where] if said is None else [where, said]
             return pool_sides(states, torch.stack(sides, dim=1), pooling).float()
-        # Cross-attended features are the same in every layer: they are pooled once.
+        # Cross-attended features are the same in every layer, so they are pooled once.
         if not (apart and apart[-1][0] is seen):
             apart.append((seen, pool(seen, where, pooling).float()))
         vision = apart[-1][1]
@@ -192,7 +191,7 @@ def _pooled_text(backbone: Backbone, inputs: Inputs, pooling: Pooling, said: Ten
 def _layer_by_layer(
     backbone: Backbone, inputs: Inputs, measure: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Run the decoder and return what `measure` makes of each layer's output, bottom first."""
+    """Run the decoder; return `measure` of each layer's output, stacked from the lowest layer."""
     found: list[Tensor] = []
 
     def keep(_module: torch.nn.Module, _arguments: object, output: Tensor) -> None:

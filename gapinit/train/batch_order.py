@@ -1,4 +1,4 @@
-"""The order of a run's samples: the order of Hugging Face's Trainer with the run's seed."""
+"""The sample order of a run: that of Hugging Face's Trainer with the run's seed."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class Order(Dataset[dict[str, Any]]):
-    """The batches of one run, epoch by epoch, drawn before anything is trained: item i is batch i.
+    """The batches of one run, drawn before training: item i is batch i of the current epoch.
 
-    They depend on the run's seed and on the data alone, not on what else the process draws.
+    They depend only on the run's seed and the data, not on other random draws of the process.
     """
 
     def __init__(self, trunk: Trunk, arguments: TrainingArguments) -> None:
         self.epoch = 0
-        """The epoch whose batches are read."""
+        """The current epoch."""
         self._trunk = trunk
         self._batch_size = arguments.train_batch_size
         devices = [arguments.device] if arguments.device.type == "cuda" else []
@@ -35,7 +35,7 @@ class Order(Dataset[dict[str, Any]]):
             )
             loader: Any = trainer.get_train_dataloader()
             self._epochs: list[list[list[int]]] = []
-            """The samples of each batch of an epoch."""
+            """Sample indices by epoch and batch."""
             for epoch in range(int(arguments.num_train_epochs)):
                 if hasattr(loader, "set_epoch"):
                     loader.set_epoch(epoch)
@@ -48,7 +48,7 @@ class Order(Dataset[dict[str, Any]]):
         return self._trunk.batch(self._epochs[self.epoch][index])
 
     def first(self, samples: int) -> list[dict[str, Tensor]]:
-        """Return as many batches as hold `samples` samples, or all of the first epoch."""
+        """Return the fewest batches with `samples` samples, at most those of the first epoch."""
         count = -(-samples // self._batch_size)
         return [self._trunk.batch(indices) for indices in self._epochs[0][:count]]
 

@@ -1,4 +1,4 @@
-"""Dropout of adapters that draws its masks from a generator of the run alone."""
+"""Adapter dropout with a random generator of its own for each run."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch import Tensor, nn
 from gapinit.adapters.lora import ADAPTER, lora_layers
 from gapinit.backbones.padding_free import layout_of
 
-# A method draws its directions from a generator of the seed itself.
+# Methods draw their directions from a generator with the plain seed.
 _OFFSET = 1_000_003
 
 
 def mask_generator(seed: int, device: torch.device) -> torch.Generator:
-    """Return the generator that a run's dropout masks are drawn from."""
+    """Return the generator of a run's dropout masks."""
     return torch.Generator(device).manual_seed(seed + _OFFSET)
 
 
 class RunDropout(nn.Module):
-    """Dropout that draws from a run's own generator: other runs of the process change no mask."""
+    """Dropout with a run's own generator: other runs of the process do not change its masks."""
 
     def __init__(self, p: float, generator: torch.Generator) -> None:
         super().__init__()
@@ -27,11 +27,11 @@ class RunDropout(nn.Module):
         self._generator = generator
 
     def forward(self, states: Tensor) -> Tensor:
-        """Return the states with a share p of them zeroed while training."""
+        """Return the states, in training mode with a share p of them zeroed."""
         if not self.training:
             return states
         layout = layout_of(states)
-        # Drawn for padded sequences: then a mask does not depend on how padding is left out.
+        # The mask has the padded shape, so that it is the same with and without padding.
         shape = states.shape if layout is None else (*layout.valid.shape, states.shape[-1])
         mask = torch.empty(shape, dtype=states.dtype, device=states.device)
         mask = mask.bernoulli_(1 - self.p, generator=self._generator).div_(1 - self.p)
@@ -39,7 +39,7 @@ class RunDropout(nn.Module):
 
 
 def use_own_dropout(model: PeftModel, generator: torch.Generator) -> None:
-    """Let an adapter's dropout draw from `generator`, module after module."""
+    """Replace an adapter's dropout in every module by dropout that draws from `generator`."""
     for module in lora_layers(model).values():
         dropout = module.lora_dropout[ADAPTER]
         if isinstance(dropout, nn.Dropout):

@@ -1,4 +1,4 @@
-"""One run of a process: its adapter is made, trained and written."""
+"""Train one run: create its adapter, train it and write it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run whose adapter is initialised, with what its record says of that."""
+    """A run with an initialised adapter, and the values of its initial state."""
 
     goal: Goal
     adapted: Adapted
@@ -54,9 +54,9 @@ class Prepared:
 
 
 def train_one(model: Backbone, job: Job, goal: Goal) -> None:
-    """Train a run and put its files where they wait for the other runs of the process.
+    """Train a run and write its files to `goal.place`; restore the backbone.
 
-    The backbone is left as it was. Raises GapinitError for a loss that is not finite.
+    Raises GapinitError for a loss that is not finite.
     """
     began = time.monotonic()
     with _unchanged(model, job.layers), tempfile.TemporaryDirectory() as scratch:
@@ -86,13 +86,13 @@ def train_one(model: Backbone, job: Job, goal: Goal) -> None:
             write_json(folder / "process.json", _process(began))
             seal(folder, goal.identity)
         base: Any = peft.base_model
-        base.unload()  # weights that a method changed stay changed
+        base.unload()  # keeps the weights that a method changed; `_unchanged` restores them
 
 
 def _prepare(goal: Goal, model: Backbone, job: Job, order: Order) -> Prepared:
     """Put a run's adapter on the backbone, and measure its initial state."""
     run = goal.run
-    assert run.seed is not None and run.rank is not None, "train_runs lets no other run come here"
+    assert run.seed is not None and run.rank is not None, "train_runs has checked the run"
     set_seed(run.seed)
     recipe = job.recipe.of(run)
     setup = Setup(
@@ -108,10 +108,10 @@ def _prepare(goal: Goal, model: Backbone, job: Job, order: Order) -> Prepared:
         vision=adapts_vision(str(run.layers)),
         first_batches=order.first,
     )
-    # Before the adapter: some methods change the weights whose gradient this is.
+    # Before the adapter: some methods change the weights.
     share = gap_share(model, job.layers, setup.batches(1)[0], setup.gap)
     adapted = adapt(run.method, setup)
-    # The gap is the decoder's: modules of the vision tower have none.
+    # Only decoder layers have a gap, not the vision tower.
     modules = decoder_modules(model)
     heldout = job.gap if job.gap.heldout is None else replace(job.gap, vectors=job.gap.heldout)
     check = module_directions(modules, heldout, untrained=True)
@@ -134,9 +134,9 @@ def _prepare(goal: Goal, model: Backbone, job: Job, order: Order) -> Prepared:
 
 @contextmanager
 def _unchanged(model: Backbone, layers: list[int]) -> Iterator[None]:
-    """Put the adapted matrices back as they were: some methods change them.
+    """Restore the adapted matrices, which some methods change, in the same memory.
 
-    Into the same memory: a product's last bits may depend on how its matrix is aligned.
+    The last bits of a product may depend on the memory alignment of its matrix.
     """
     before = {name: it.weight.data for name, it in model.named_targets(layers).items()}
     copies = {name: weight.clone() for name, weight in before.items()}
@@ -146,7 +146,7 @@ def _unchanged(model: Backbone, layers: list[int]) -> Iterator[None]:
 
 
 def _record(one: Prepared, job: Job) -> dict[str, Any]:
-    """Return what `run.json` says: the same again for the same run, wherever it is trained."""
+    """Return the content of `run.json`, which is the same whenever the run is trained."""
     return {
         "factors": one.goal.run.factors,
         "trainable_parameters": one.trainable_parameters,
@@ -164,7 +164,7 @@ def _record(one: Prepared, job: Job) -> dict[str, Any]:
 
 
 def _process(began: float) -> dict[str, Any]:
-    """Return what `process.json` says: how the run was made; none of it affects the numbers."""
+    """Return the content of `process.json`: time, memory and command, which affect no number."""
     return {
         "seconds": time.monotonic() - began,
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,

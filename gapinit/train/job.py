@@ -1,4 +1,4 @@
-"""What the runs of a process share, and the goal of each."""
+"""The inputs that the runs of a process share, and the goal of each run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """What all runs of a process share."""
+    """The inputs that all runs of a process share."""
 
     trunk: Trunk
     layers: list[int]
@@ -29,11 +29,11 @@ class Job:
     recipe: Recipe
     device: str
     inputs: Mapping[str, Any]
-    """Checksums of the inputs, as they stand in `run.json`."""
+    """Checksums of the inputs, as in `run.json`."""
 
     def recipe_of(self, run: Run) -> dict[str, Any]:
-        """Return a run's recipe as it stands in `run.json`: the keys that change numbers."""
-        assert run.rank is not None, "train_runs lets no other run come here"
+        """Return a run's recipe for `run.json`: the keys that affect numbers."""
+        assert run.rank is not None, "train_runs has checked the run"
         recipe = self.recipe.of(run)
         return {
             **recipe.model_dump(exclude=NUMBERLESS),
@@ -46,12 +46,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Goal:
-    """A run to train, and where it goes."""
+    """A run to train and its output folder."""
 
     run: Run
     output: Path
     identity: str
-    """Digest of all that decides the run's numbers."""
+    """Digest of everything that affects the run's numbers."""
 
     @classmethod
     def of(cls, run: Run, output: Path, job: Job) -> Goal:
@@ -69,10 +69,10 @@ class Goal:
 
     @property
     def place(self) -> Path:
-        """Return where the run waits for the others when it is done."""
+        """Return the folder of the finished run until all runs of the process are finished."""
         return place_of(self.output, self.identity)
 
     @property
     def done(self) -> bool:
-        """Return whether it waits there already, whole."""
+        """Return whether the finished run is in `place`, with valid checksums."""
         return sealed(self.place, self.identity)

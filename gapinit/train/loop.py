@@ -1,7 +1,7 @@
-"""The training loop of one run: Hugging Face's Trainer, its batches, its step log, checkpoints.
+"""The training loop of one run: Hugging Face's Trainer with batches, step log and checkpoints.
 
-A checkpoint holds what the next step depends on, in safetensors and JSON: nothing that is read
-back can run code, as a pickle could.
+A checkpoint holds the state that the next step depends on, in safetensors and JSON. Neither can
+run code on loading, as a pickle can.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class RunTrainer(Trainer):
         checkpoints: Path,
         identity: str,
     ) -> None:
-        """`generator`: of dropout; `checkpoints`: their folder; `identity`: of the training."""
+        """`generator`: for dropout; `checkpoints`: folder; `identity`: the training's digest."""
         self._order = order
         self._log = log
         self._generator = generator
@@ -62,19 +62,19 @@ class RunTrainer(Trainer):
         self.remove_callback(PrinterCallback)
 
     def run(self) -> None:
-        """Train to the end, from the last checkpoint of the same training if there is one."""
+        """Train to the end; resume from the last checkpoint of the same training if one exists."""
         found = newest_checkpoint(self._checkpoints, self._identity)
         if found is not None:
             step = found.name.removeprefix(_PREFIX)
-            print(f"{found.parent}: resumes from step {step}", file=sys.stderr, flush=True)
+            print(f"{found.parent}: resuming from step {step}", file=sys.stderr, flush=True)
         self.train(resume_from_checkpoint=None if found is None else str(found))
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Return the run's batches, whose order is drawn already."""
+        """Return the run's batches in the order drawn before."""
         return DataLoader(self._order, batch_size=1, collate_fn=itemgetter(0))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Keep a step's row; what Trainer logs at the end is of no step."""
+        """Add a step to the step log; ignore Trainer's summary at the end."""
         if "loss" in logs:
             self._log.add(
                 self.state.global_step, logs["loss"], logs["grad_norm"], logs["learning_rate"]
@@ -83,16 +83,16 @@ class RunTrainer(Trainer):
     # Checkpoints --------------------------------------------------------------------------------
 
     def _learned(self) -> dict[str, Tensor]:
-        assert isinstance(self.model, Tail), "as it was given"
+        assert isinstance(self.model, Tail), "RunTrainer was given a Tail"
         return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write what the next step depends on; only the newest checkpoint is kept."""
+        """Write a checkpoint and delete the older one."""
         step = self.state.global_step
         if step >= self.state.max_steps:
             return
         optimiser, scheduler = self.optimizer, self.lr_scheduler
-        assert optimiser is not None and scheduler is not None, "there has been a step"
+        assert optimiser is not None and scheduler is not None, "a step was made"
         tensors = {f"weight.{name}": value for name, value in self._learned().items()}
         for index, state in optimiser.state_dict()["state"].items():
             tensors |= {f"adamw.{index}.{name}": value for name, value in state.items()}
@@ -113,7 +113,7 @@ class RunTrainer(Trainer):
                 shutil.rmtree(older)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Put back the weights, the step log and the state of dropout."""
+        """Restore the weights, the step log and the dropout generator."""
         tensors = load_file(Path(resume_from_checkpoint) / _TENSORS)
         with torch.no_grad():
             for name, value in self._learned().items():
@@ -122,7 +122,7 @@ class RunTrainer(Trainer):
         self._log.rows = read_json(Path(resume_from_checkpoint) / _RECORD)["rows"]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Put back the state of AdamW and of the learning rate's schedule."""
+        """Restore the state of AdamW and of the learning rate schedule."""
         if checkpoint is None:
             return
         optimiser, scheduler = self.optimizer, self.lr_scheduler
@@ -138,14 +138,14 @@ class RunTrainer(Trainer):
         scheduler.load_state_dict(record["scheduler"])
 
     def _load_scaler(self, checkpoint: str | None) -> None:
-        """Do nothing: no loss is scaled, and Trainer's own file of it would be a pickle."""
+        """Do nothing: the loss is not scaled, and Trainer's scaler file would be a pickle."""
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Do nothing: a step draws from the run's own generator alone."""
+        """Do nothing: a step draws only from the run's own generator."""
 
 
 class _Watch(TrainerCallback):
-    """Chooses each epoch's batches, and measures the alignment before each step's update."""
+    """Select each epoch's batches, and measure the alignment before each step's update."""
 
     def __init__(self, order: Order, log: StepLog) -> None:
         self._order = order
@@ -163,7 +163,7 @@ class _Watch(TrainerCallback):
 
 
 def newest_checkpoint(folder: Path, identity: str) -> Path | None:
-    """Return the last whole checkpoint of the training `identity`; None: there is none."""
+    """Return the last valid checkpoint of the training `identity`, or None."""
     numbered = []
     for path in folder.glob(f"{_PREFIX}*"):
         number = path.name.removeprefix(_PREFIX)

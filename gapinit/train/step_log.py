@@ -1,6 +1,6 @@
-"""What each step of a training run measured: loss, gradient norm, learning rate and alignment.
+"""The step log of a training run: loss, gradient norm, learning rate and alignment of each step.
 
-No torch before a run is trained: tables and figures read step logs here.
+Reading a step log imports no torch: tables and figures do so.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
 STEP_COLUMNS = ("step", "loss", "grad_norm", "learning_rate", "alignment")
 Steps = Mapping[str, "NDArray[np.float64]"]
-"""By column, (steps,)."""
+"""Values by column, (steps,)."""
 
 
 class StepLog:
-    """Keep loss, gradient norm, learning rate and the alignment of B with the gap, step by step.
+    """Loss, gradient norm, learning rate and alignment of B with the gap, one row per step.
 
-    All of a step's row is measured before the step's update.
+    All values of a row are measured before the step's update.
     """
 
     def __init__(
         self, run: str, layers: Mapping[str, Any], directions: Mapping[str, Tensor]
     ) -> None:
-        """`layers`: PEFT's modules by name; `directions`: unit vectors of some, (d_out,)."""
+        """`layers`: PEFT modules by name; `directions`: unit vectors of some of them, (d_out,)."""
         self.run = run
         self.rows: list[dict[str, float]] = []
         self._layers = layers
@@ -44,7 +44,7 @@ class StepLog:
     def measure(self) -> None:
         """Measure the alignment before an update: the mean over modules of |cos(b, u)|.
 
-        b is the first column of a module's B, u its direction.
+        b is the first column of a module's B, u is the module's direction.
         """
         from gapinit.adapters.directions import column_cosine
         from gapinit.adapters.lora import ADAPTER
@@ -56,7 +56,7 @@ class StepLog:
         self._alignment = sum(abs(cosine) for cosine in cosines) / len(cosines)
 
     def add(self, step: int, loss: float, grad_norm: float, learning_rate: float) -> None:
-        """Keep a step's row; raise GapinitError for a loss or gradient that is not finite."""
+        """Add a step's row; raise GapinitError for a loss or gradient that is not finite."""
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise GapinitError(
                 f"{self.run}: the loss ({loss}) or its gradient ({grad_norm}) is not finite at "
@@ -73,19 +73,19 @@ class StepLog:
         )
 
     def mean_of_last(self, share: float) -> float:
-        """Return the mean loss of the last part of the run."""
+        """Return the mean loss of the last `share` of the run's steps."""
         last = self.rows[-max(1, round(share * len(self.rows))) :]
         return sum(row["loss"] for row in last) / len(last)
 
     def write(self, path: Path) -> None:
-        """Write the log as CSV, one line a step."""
+        """Write the log as CSV, one line per step."""
         lines = [",".join(STEP_COLUMNS)]
         lines += [",".join(repr(row[column]) for column in STEP_COLUMNS) for row in self.rows]
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def read_steps(path: Path) -> Steps:
-    """Read a step log; a missing or damaged one is an error that names it."""
+    """Return the columns of a step log; raise GapinitError for a missing or damaged file."""
     try:
         require_unaltered(path)
         with Path(path).open(encoding="utf-8", newline="") as file:

@@ -1,4 +1,4 @@
-"""The trained part of a backbone as Trainer wants it."""
+"""The trained part of a backbone as a module for Trainer."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 
 class Tail(nn.Module):
-    """The trained part of a backbone as Trainer wants it: a batch in, a loss out."""
+    """The trained part of a backbone as a module for Trainer: maps a batch to its loss."""
 
     accepts_loss_kwargs = False
-    """Tells Trainer that `tail_loss` is a batch's mean: Trainer averages over accumulated ones."""
+    """False: `tail_loss` is a mean, so Trainer averages it over accumulated batches."""
 
     def __init__(self, model: PeftModel, backbone: Backbone) -> None:
         super().__init__()
         fuse(model)
         self.model = model
-        # In tuples: not a second owner of the parameters.
+        # In tuples, so that nn.Module does not register the parameters twice.
         self._backbone = (backbone,)
         self._dropouts = tuple(
             module for name, module in model.named_modules() if "lora_dropout" in name
@@ -33,9 +33,9 @@ class Tail(nn.Module):
         super().train(False)
 
     def train(self, mode: bool = True) -> Tail:
-        """Switch the adapters' dropout only: frozen layers always run without.
+        """Switch the dropout of adapters only; frozen layers stay in evaluation mode.
 
-        Trainer calls this at every step, so the modules are looked up once.
+        Trainer calls this at every step, so the constructor collects the modules.
         """
         for module in self._dropouts:
             module.train(mode)

@@ -1,8 +1,8 @@
-"""A run's step log in TensorBoard, Weights & Biases or MLflow, by Trainer's own callbacks.
+"""Send a run's step log to TensorBoard, Weights & Biases or MLflow through Trainer's callbacks.
 
-The callbacks are driven from `steps.csv` and `run.json` after the training: a tracker has one run
-for each run here, under its path, and runs trained earlier can still be sent. Each tracker reads
-its own environment variables (WANDB_PROJECT, MLFLOW_TRACKING_URI, ...), as it does under Trainer.
+The callbacks get the content of `steps.csv` and `run.json` after the training, so runs trained
+earlier can be sent, too. A tracker shows one run per run here, named by its path. Each tracker
+reads its own environment variables (WANDB_PROJECT, MLFLOW_TRACKING_URI, ...), as under Trainer.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from gapinit.errors import GapinitError
 from gapinit.train.step_log import Steps, read_steps
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
-"""Names that `report_to` may hold; each is that of the package, too."""
+"""Names for `report_to`, which are also the package names."""
 
 
 def report_run(run: Path, to: Sequence[str], output: Path) -> str:
-    """Send one run's loss, gradient norm, learning rate and alignment, step by step, to trackers.
+    """Send one run's loss, gradient norm, learning rate and alignment of each step to trackers.
 
     Args:
         run: folder of a trained run, with `run.json` and `steps.csv`.
         to: names of `TRACKERS`.
-        output: folder for what trackers write on this machine: TensorBoard's event files lie in
+        output: folder of local files: TensorBoard's event files in
             `<output>/tensorboard/<run path>`, W&B's files in `<output>/wandb`, MLflow's in
-            `<output>/mlflow.db` unless MLFLOW_TRACKING_URI says otherwise.
+            `<output>/mlflow.db` unless MLFLOW_TRACKING_URI is set.
 
     Returns:
         The run's path, its name in every tracker.
 
     Raises:
-        GapinitError: a tracker is unknown or not installed; the run's files are not those of a run.
+        GapinitError: a tracker is unknown or not installed, or a file of the run is invalid.
     """
     require_trackers(to)
     record, steps = read_json(run / "run.json"), read_steps(run / "steps.csv")
@@ -55,7 +55,7 @@ def report_run(run: Path, to: Sequence[str], output: Path) -> str:
 
 
 def require_trackers(to: Sequence[str]) -> None:
-    """Refuse a tracker that is unknown or whose package is not installed."""
+    """Raise GapinitError for a tracker that is unknown or whose package is not installed."""
     for name in to:
         if name not in TRACKERS:
             raise GapinitError(
@@ -63,7 +63,7 @@ def require_trackers(to: Sequence[str]) -> None:
             )
         if find_spec(name) is None:
             raise GapinitError(
-                f"report_to: '{name}' needs its package, which is not installed: pip install {name}"
+                f"report_to: the package of '{name}' is not installed: pip install {name}"
             )
 
 
@@ -89,12 +89,12 @@ def _send(
         callback.on_log(arguments, state, control, logs=logs, model=None)
     callback.on_train_end(arguments, state, control, model=None)
     if tracker == "wandb":
-        # Trainer leaves W&B's run open until the process ends; here more runs may follow.
+        # Trainer keeps W&B's run open until the process ends, but more runs may follow.
         callback._wandb.finish()
 
 
 class _NoModel:
-    """What trackers read of a model: as its configuration, a run's factors and recipe."""
+    """Stands for a model in trackers; its configuration is the run's factors and recipe."""
 
     def __init__(self, record: Mapping[str, Any]) -> None:
         from transformers import PretrainedConfig
@@ -111,7 +111,7 @@ class _NoModel:
 
 @contextmanager
 def _environment(output: Path, name: str) -> Iterator[None]:
-    """Tell the trackers where to write; variables that the user has set take precedence."""
+    """Set the trackers' output folders; variables that the user has set take precedence."""
     output.mkdir(parents=True, exist_ok=True)
     before = dict(os.environ)
     wanted = {

@@ -1,9 +1,9 @@
-"""Stage `train`: adapters of one run or several, by Hugging Face Trainer on the cached trunk.
+"""Stage `train`: train adapters of one run or several with Hugging Face Trainer on a cached trunk.
 
-The tail is the backbone's own decoder above the frozen part, fed with cached states. Loss and
-gradients are those of the whole model; only the work that no run changes is left out. Runs that
-share backbone, trunk and layers share a process, which loads the model once and trains one after
-another: each ends as it does when it is trained alone.
+The tail is the backbone's decoder above the frozen part; its inputs are cached states. Loss and
+gradients equal those of the whole model. Runs with the same backbone, trunk and layers share a
+process, which loads the model once and trains them one after another, with the same results as
+each run alone.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def train_run(
     recipe: Recipe,
     device: str = "cpu",
 ) -> None:
-    """Train one run, as `train_runs` does, into the folder `output`."""
+    """Train one run into the folder `output`; see `train_runs`."""
     train_runs([run], backbone, trunk, layers, gap, [output], recipe=recipe, device=device)
 
 
@@ -55,14 +55,14 @@ def train_runs(
 ) -> None:
     """Train runs that share backbone, trunk, layers and gap file, each into its own folder.
 
-    An output holds `adapter/`, `steps.csv` and `run.json`, which are the same bytes for the same
-    run, and `process.json` (time, memory, command). `gap` holds the direction of methods that use
-    one; the step log of every run measures the alignment of B with it.
+    An output holds `adapter/`, `steps.csv` and `run.json`, byte-identical for the same run, and
+    `process.json` (time, memory, command). `gap` holds the direction of methods that use one; the
+    step log of every run measures the alignment of B with it.
 
-    Runs that are done, and a checkpoint of the current one every `recipe.checkpoint_steps` steps,
-    are kept beside the outputs until all are done: after a kill the same call resumes from there
-    and ends in the same files. Raises GapinitError for inputs that do not belong together, and for
-    a loss that is not finite, with run and step.
+    Finished runs, and a checkpoint of the current one every `recipe.checkpoint_steps` steps, are
+    stored beside the outputs until all runs are finished. After a kill the same call resumes from
+    them and writes the same files. Raises GapinitError for inputs that do not belong together and,
+    with run and step, for a loss that is not finite.
     """
     goals_of = _require_one_trunk(runs, outputs)
     chosen = read_layers(layers, str(runs[0].layers))
@@ -92,27 +92,27 @@ def train_runs(
 
 
 def _require_one_trunk(runs: Sequence[Run], outputs: Sequence[Path]) -> list[tuple[Run, Path]]:
-    """Return each run with its output; refuse runs that cannot share a process."""
+    """Return (run, output) pairs; raise GapinitError for runs that cannot share a process."""
     if not runs or len(runs) != len(outputs):
         raise GapinitError(
-            f"--run and --output: found {len(runs)} runs and {len(outputs)} outputs, expected an "
-            "output for each run, in the same order"
+            f"--run and --output: found {len(runs)} runs and {len(outputs)} outputs, expected one "
+            "output per run, in the same order"
         )
     for run in runs:
         if run.seed is None or run.rank is None or run.layers is None:
-            raise GapinitError(f"run '{run.path}' is not one that is trained")
+            raise GapinitError(f"run '{run.path}' has no adapter to train")
         for factor in ("backbone", "dataset", "layers"):
             one, other = getattr(runs[0], factor), getattr(run, factor)
             if one != other:
                 raise GapinitError(
                     f"run '{run.path}' has the {factor} '{other}', run '{runs[0].path}' has "
                     f"'{one}': runs of one call share backbone, dataset and layers. Train them in "
-                    "calls of their own."
+                    "separate calls."
                 )
     resolved = [Path(output).resolve() for output in outputs]
     for found, what in ((list(runs), "--run"), (resolved, "--output")):
         if len(set(found)) < len(found):
-            raise GapinitError(f"{what}: the same one is given twice")
+            raise GapinitError(f"{what}: the same value is given twice")
     return [(run, Path(output)) for run, output in zip(runs, outputs, strict=True)]
 
 
@@ -136,8 +136,8 @@ def _require_first_layer(
         )
     if vision and cached.mode != "off":
         raise GapinitError(
-            f"{_named(trunk)}: holds what the frozen vision tower gave (mode '{cached.mode}'), but "
-            "this run adapts the tower. Run `gapinit trunk` with this run's layers."
+            f"{_named(trunk)}: holds outputs of the frozen vision tower (mode '{cached.mode}'), "
+            "but this run adapts the tower. Run `gapinit trunk` with this run's layers."
         )
 
 

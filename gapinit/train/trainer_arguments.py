@@ -1,4 +1,4 @@
-"""The recipe of a training in the words of Hugging Face's Trainer."""
+"""Arguments of Hugging Face's Trainer for a training recipe."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 
 def training_arguments(recipe: Recipe, run: Run, scratch: Path, device: str) -> TrainingArguments:
-    """Return a run's recipe (paper, Table 14) in Trainer's words; `scratch`: for its files."""
-    assert run.seed is not None, "no run without a seed is trained"
+    """Return Trainer's arguments for a run (paper, Table 14); `scratch`: folder of its files."""
+    assert run.seed is not None, "trained runs have a seed"
     return TrainingArguments(
         output_dir=str(scratch / "trainer"),
         per_device_train_batch_size=recipe.batch_size,

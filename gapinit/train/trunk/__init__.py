@@ -1,1 +1,1 @@
-"""What the frozen layers give, computed once: written, read back, in three modes."""
+"""The trunk: outputs of the frozen layers, computed once and cached in one of three modes."""

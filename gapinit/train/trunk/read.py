@@ -1,4 +1,4 @@
-"""Read a trunk, one file or several shards, through memory maps, a batch at a time."""
+"""Read batches of a trunk, one file or several shards, through memory maps."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ragged:
-    """Items of several rows each, stored one after another and mapped from disk."""
+    """Items of several rows each, concatenated and mapped from disk."""
 
     rows: Rows
-    """As they are stored (`gapinit.artifacts.arrays`)."""
+    """In the type on disk (`gapinit.artifacts.arrays`)."""
     offset: NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -39,22 +39,22 @@ class Ragged:
         return widened(self.rows[self.offset[index] : self.offset[index + 1]])
 
     def lengths(self, items: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return how many rows some items have."""
+        """Return the number of rows of each given item."""
         return self.offset[items + 1] - self.offset[items]
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """The images of a trunk without states: training reads them from their files."""
+    """The image files of a trunk without states, which training reads."""
 
     root: Path
     names: list[str]
-    """Below the root."""
+    """Paths below the root."""
     digests: list[str]
     """SHA-256 of each file when the trunk was made."""
 
     def load(self, index: int) -> Any:
-        """Return an image in RGB. Raises GapinitError for a missing or changed file."""
+        """Return an image in RGB; raise GapinitError for a missing or changed file."""
         from gapinit.data.images import load_image
 
         path = self.root / self.names[index]
@@ -62,27 +62,27 @@ class ImageFiles:
             content = path.read_bytes()
         except OSError as error:
             raise GapinitError(
-                f"{path}: cannot be read ({error.strerror}); the trunk refers to it. Put it back, "
-                "or run `gapinit trunk` again."
+                f"{path}: cannot be read ({error.strerror}), but the trunk refers to it. Restore "
+                "it, or run `gapinit trunk` again."
             ) from None
         if hashlib.sha256(content).hexdigest() != self.digests[index]:
             raise GapinitError(
-                f"{path}: another image than when the trunk was made. Put that back, or run "
-                "`gapinit trunk` again."
+                f"{path}: changed since the trunk was made. Restore it, or run `gapinit trunk` "
+                "again."
             )
         return load_image(path, io.BytesIO(content))
 
 
 @dataclass(frozen=True)
 class Trunk:
-    """A trunk, read through memory maps: random access without loading it."""
+    """A trunk, read through memory maps: random access without loading the file."""
 
     first_layer: int
     mode: Mode
     prefix: Ragged | None
-    """None: no states are kept (mode "off")."""
+    """None in mode "off", without states."""
     prefix_lengths: NDArray[np.int64]
-    """(images,): tokens in front of an image's texts."""
+    """(images,): number of tokens in front of an image's texts."""
     grid: NDArray[np.int64]
     text: Rows | None
     memory: Ragged | None
@@ -93,7 +93,7 @@ class Trunk:
     inputs: dict[str, Any]
     files: ImageFiles | None = None
     pixels: Callable[[Sequence[Any]], dict[str, torch.Tensor]] | None = None
-    """What the backbone's image processor makes of images; `prepare` sets it."""
+    """The backbone's image processor, set by `prepare`."""
 
     def __len__(self) -> int:
         return len(self.image_row)
@@ -104,7 +104,7 @@ class Trunk:
         return {"index": index, "input_ids": self.input_ids[start:end]}
 
     def prepare(self, backbone: Backbone) -> Trunk:
-        """Cut the cached part from a backbone, and return the trunk that feeds the rest."""
+        """Remove the cached part from a backbone; return the trunk for the rest."""
         if self.mode == "layer":
             backbone.cut_below(self.first_layer)
         elif self.mode == "vision":
@@ -112,16 +112,16 @@ class Trunk:
         return replace(self, pixels=backbone.pixels) if self.mode == "off" else self
 
     def collate(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Return the batch of the texts that Trainer's sampler chose."""
+        """Return the batch of the texts that Trainer's sampler selected."""
         return self.batch([item["index"] for item in items])
 
     def batch(self, indices: Sequence[int]) -> dict[str, Any]:
-        """Return one batch, padded on the right (`gapinit.backbones.inputs.Inputs`, and labels).
+        """Return one batch, padded on the right: `gapinit.backbones.inputs.Inputs` and labels.
 
-        `labels` (n, width; -100: none), `prefix_length`, `length`; `states` (n, width, d) as they
-        are stored, and `grid`; `input_ids` (n, width) where the texts' states are not cached;
-        `memory` where there is one. Without any states, `pixels`, as the image processor gives
-        them, of the batch's images, each once, and `image` (n,): which of them a text is about.
+        `labels` (n, width; -100: none), `prefix_length` (n,), `length` (n,); `states`
+        (n, width, d) in the type on disk, and `grid`; `input_ids` (n, width) if the states of
+        texts are not cached; `memory` if the trunk has one. Without states: `pixels`, the image
+        processor's output for the batch's distinct images, and `image` (n,), each text's row in it.
         """
         chosen = np.asarray(indices)
         images = self.image_row[chosen]
@@ -129,7 +129,7 @@ class Trunk:
         texts = self.offset[chosen + 1] - self.offset[chosen]
         length = prefix + texts
         shape = (len(chosen), int(length.max()))
-        # Places of the tokens of all texts, in the file and in the flattened batch.
+        # Positions of all text tokens, in the file and in the flattened batch.
         source = _ranges(self.offset[chosen], texts)
         target = _ranges(np.arange(len(chosen)) * shape[1] + prefix, texts)
         batch = {
@@ -153,11 +153,11 @@ class Trunk:
         return batch
 
     def _pixels(self, images: NDArray[np.int64]) -> dict[str, Any]:
-        assert self.files is not None, "a trunk without states names its images"
+        assert self.files is not None, "a trunk without states lists its images"
         if self.pixels is None:
             raise GapinitError(
-                "this trunk holds no states (mode 'off'): call Trunk.prepare(backbone), which "
-                "says how images are read"
+                "this trunk holds no states (mode 'off'): call Trunk.prepare(backbone), which sets "
+                "the image processor"
             )
         once, image = np.unique(images, return_inverse=True)
         loaded = [self.files.load(int(row)) for row in once]
@@ -165,7 +165,7 @@ class Trunk:
 
 
 def _ranges(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return start, start + 1, ... (`count` of them) for each start, one after another."""
+    """Return the concatenated ranges start, ..., start + count - 1."""
     ends = np.cumsum(counts)
     within = np.arange(ends[-1]) - np.repeat(ends - counts, counts)
     return np.repeat(starts, counts) + within
@@ -180,15 +180,15 @@ def _filled(
 
 
 def _states(shape: tuple[int, int], parts: Sequence[tuple[Rows, Any, Any, Any]]) -> torch.Tensor:
-    """Return padded states, (n, width, d), from (rows, starts, counts, places in a sequence).
+    """Return padded states, (n, width, d), from (rows, starts, counts, positions in a sequence).
 
-    Consecutive rows are copied from the map at once; an index array would copy them twice.
+    Slices of the map are copied once; an index array would copy twice.
     """
     rows = parts[0][0]
     values = np.zeros((*shape, rows.shape[1]), dtype=rows.dtype)
     for rows, starts, counts, places in parts:
         if isinstance(rows, np.ndarray):
-            rows = rows.view(np.ndarray)  # a slice of a memmap costs more than what it copies
+            rows = rows.view(np.ndarray)  # slicing a memmap is slower than the copy
         stretches = zip(starts.tolist(), counts.tolist(), places.tolist(), strict=True)
         for row, (start, count, place) in enumerate(stretches):
             values[row, place : place + count] = rows[start : start + count]
@@ -196,7 +196,7 @@ def _states(shape: tuple[int, int], parts: Sequence[tuple[Rows, Any, Any, Any]])
 
 
 def read_trunk(path: Path | Sequence[Path]) -> Trunk:
-    """Open a trunk, one file or all its shards: states are mapped from disk, the rest is read."""
+    """Open a trunk, one file or all its shards: states are mapped, other arrays are loaded."""
     paths = shard_set(path, "trunk")
     parts = [_read_file(part) for part in paths]
     if len(parts) == 1:
@@ -240,7 +240,7 @@ def _joined_files(files: Sequence[ImageFiles]) -> ImageFiles:
     roots = {it.root.resolve() for it in files}
     if len(roots) != 1:
         raise GapinitError(
-            f"the trunk's shards name images in different folders: {', '.join(map(str, roots))}"
+            f"the trunk's shards have images in different folders: {', '.join(map(str, roots))}"
         )
     names = [name for it in files for name in it.names]
     return ImageFiles(files[0].root, names, [found for it in files for found in it.digests])

@@ -1,14 +1,14 @@
-"""Stage `trunk`: what the frozen layers compute on the training set, once for all runs.
+"""Stage `trunk`: cache the outputs of the frozen layers on the training set, once for all runs.
 
-Everything below the first adapted layer is frozen: its output is the same for every seed, method,
-noise level and epoch. The trunk keeps the states that enter that layer: an image's tokens once
-(they stand first and attention is causal, so no text changes them), the tokens of a text (a
-caption, a question with its answer, a conversation) once each. Training then runs the layers
-above only. What is kept is the trunk's mode:
+All layers below the first adapted one are frozen: their output is the same for every seed, method,
+noise level and epoch. The trunk caches the states at the input of that layer: once per image (its
+tokens come first and attention is causal, so no text changes them) and once per text (a caption, a
+question with its answer, a conversation). Training then runs only the layers above. The trunk's
+mode says what is cached:
 
     layer     states at the input of the lowest adapted layer
-    vision    the images' tokens: the lowest layer itself is adapted
-    off       no states: the vision tower is adapted. Texts and names of images
+    vision    image tokens: the lowest layer itself is adapted
+    off       no states, only texts and image names: the vision tower is adapted
 """
 
 from __future__ import annotations
@@ -47,21 +47,21 @@ if TYPE_CHECKING:
 __all__ = ["Trunk", "encoded_texts", "extract_trunk", "read_trunk", "trunk_mode", "write_trunk"]
 
 ENCODED_AT_ONCE = 4096
-"""Texts that are tokenised at a time: their lists of Python numbers take much memory."""
+"""Texts tokenised at a time: lists of Python numbers need much memory."""
 PACKED_TOKENS = 1024
-"""At most so many text tokens follow one prefix: attention costs the square of the length."""
+"""Largest number of text tokens after one prefix: attention is quadratic in the length."""
 
 
 @dataclass(frozen=True)
 class Texts:
-    """All texts of some images, concatenated, as token ids and labels (-100: not learned)."""
+    """All texts of some images, concatenated, as token ids and labels (-100: none)."""
 
     input_ids: NDArray[np.int64]
     labels: NDArray[np.int64]
     offset: NDArray[np.int64]
-    """(texts + 1,): where each text begins."""
+    """(texts + 1,): start of each text."""
     first: NDArray[np.int64]
-    """(images + 1,): which text is an image's first."""
+    """(images + 1,): first text of each image."""
 
     def of_images(self, start: int, stop: int) -> Texts:
         """Return the texts of consecutive images."""
@@ -100,15 +100,15 @@ def extract_trunk(
 ) -> None:
     """Write the training set's states at the input of the lowest layer that `strategy` adapts.
 
-    The file (kind "trunk") holds, for all images one after another, `prefix` (tokens, d): what the
-    template puts in front of an image and the image's tokens; `prefix_offset` (images + 1,) and
-    `grid` (images, k). A model that reads images by cross-attention has their tokens in `memory`,
-    with `memory_offset`. For all texts one after another: `input_ids`, `labels` (the next token,
-    EOS last; -100: not learned) and, in mode "layer", `text` (tokens, d);
-    `offset` (texts + 1,) and `image_row` (texts,). In mode "off" there are no states but `image`,
-    the names below the dataset's root, and `sha256` of each.
+    The file (kind "trunk") holds for all images, concatenated: `prefix` (tokens, d), the template's
+    tokens in front of an image and the image's tokens; `prefix_offset` (images + 1,) and `grid`
+    (images, k). For a model that reads images by cross-attention, `memory` holds the image tokens,
+    with `memory_offset`. For all texts, concatenated: `input_ids`, `labels` (the next token, EOS
+    last; -100: none) and, in mode "layer", `text` (tokens, d); `offset` (texts + 1,) and
+    `image_row` (texts,). Mode "off" has no states, but `image`, the names below the dataset's root,
+    and their `sha256`.
 
-    `dtype`: the states' on disk; "auto" is the model's own. `shard`: "I/N", part of the images.
+    `dtype`: of states on disk; "auto": the model's. `shard`: "I/N", part of the images.
     """
     first = min(read_layers(layers, strategy))
     own = trunk_mode(mode, first, vision=adapts_vision(strategy))
@@ -162,7 +162,7 @@ def write_trunk(
     shard: Shard = WHOLE,
     root: Path | None = None,
 ) -> None:
-    """Write the trunk of some images and their texts, as `extract_trunk` does; cut the model."""
+    """Write the trunk of some images and their texts (see `extract_trunk`); cut the model."""
     mode = mode or trunk_mode("auto", first, vision=False)
     first = first if mode == "layer" else 0
     items = shard.of(len(images), images_per_batch)
@@ -174,7 +174,7 @@ def write_trunk(
         file.attrs["first_layer"], file.attrs["mode"] = first, mode
         offsets = _write_known(file, model, own, own_texts)
         if mode == "off":
-            assert root is not None, "images are named below a root"
+            assert root is not None, "image names are relative to a root"
             _write_names(file, own, root, output.parent)
             return
         if mode == "vision":
@@ -194,9 +194,9 @@ def write_trunk(
 def _write_known(
     file: h5py.File, model: Backbone, images: Sequence[Path], texts: Texts
 ) -> dict[str, NDArray[np.int64]]:
-    """Write what no forward pass is needed for; return where each image's rows of states begin.
+    """Write the datasets that need no forward pass; return the offsets of states.
 
-    The offsets are (images + 1,) for each dataset of states that a trunk may hold.
+    The offsets are (images + 1,) for each dataset of states.
     """
     counts = np.array([model.image_tokens(*image_size(path)) for path in images], dtype=np.int64)
     in_stream = model.stream_counts(torch.from_numpy(counts)).numpy() + len(model.head)
@@ -214,7 +214,7 @@ def _write_known(
 
 
 def _write_names(file: h5py.File, images: Sequence[Path], root: Path, folder: Path) -> None:
-    """Write which images training reads, by their names below `root`, and their checksums."""
+    """Write the names below `root` and the checksums of the images that training reads."""
     names = [Path(os.path.relpath(path, root)).as_posix() for path in images]
     file.attrs["root"] = os.path.relpath(root, folder)
     file["image"] = np.array(names, dtype=h5py.string_dtype())
@@ -224,9 +224,9 @@ def _write_names(file: h5py.File, images: Sequence[Path], root: Path, folder: Pa
 def encoded_texts(
     backbone: Backbone, manifest: Manifest, split: str, max_tokens: int, origin: str
 ) -> tuple[list[Path], Texts]:
-    """Return the images of a split and, one image after another, its samples' texts.
+    """Return the images of a split and their texts, in the order of the images.
 
-    Raises GapinitError for a text of which nothing is left to learn within `max_tokens`.
+    Raises GapinitError for a text without a label in its first `max_tokens` tokens.
     """
     texts: dict[Path, list[list[Segment]]] = {}
     for sample in manifest.split(split):
@@ -240,8 +240,8 @@ def encoded_texts(
         for row, (_, found) in enumerate(some, start):
             if all(label == -100 for label in found):
                 raise GapinitError(
-                    f"{origin}: a text about {about[row]} has nothing to learn in its first "
-                    f"{max_tokens} tokens: its prompt is longer. Raise training.max_sequence_tokens"
+                    f"{origin}: the prompt of a text about {about[row]} has more than {max_tokens} "
+                    "tokens, so no answer token remains. Raise training.max_sequence_tokens"
                 )
         lengths += [len(found) for found, _ in some]
         ids.append(np.array([token for found, _ in some for token in found], dtype=np.int64))
@@ -259,7 +259,7 @@ def encoded_texts(
 def _trunk_states(
     backbone: Backbone, block: Block, groups: Sequence[Sequence[Sequence[int]]], first: int
 ) -> tuple[NDArray[np.int64], dict[str, torch.Tensor]]:
-    """Return the grids of some images, and the states of them and of their texts, by dataset."""
+    """Return the grids of some images, and the states of images and texts by dataset name."""
     images = backbone.seen(block.pixels, block.sizes)
     grid = images.grid.cpu().numpy()
     found: dict[str, torch.Tensor] = {}
@@ -279,7 +279,7 @@ def _trunk_states(
     states = backbone.decode(inputs)
     position = torch.arange(states.shape[1], device=states.device)[None]
     is_prefix = position < inputs.prefix_length[:, None]
-    # An image's prefix is the same in all its sequences: that of the first one is kept.
+    # An image's prefix is the same in all its sequences; the first one is kept.
     once = torch.tensor([row == 0 or rows[row - 1] != rows[row] for row in range(len(rows))])
     found["prefix"] = states[is_prefix & once.to(states.device)[:, None]]
     found["text"] = states[~is_prefix & (position < inputs.length[:, None])]
@@ -289,7 +289,7 @@ def _trunk_states(
 def _packs(
     groups: Sequence[Sequence[Sequence[int]]], tokens: int
 ) -> tuple[list[int], list[list[Sequence[int]]]]:
-    """Return each sequence's image and texts: several of `tokens` together at most, or one."""
+    """Return each sequence's image row and texts: at most `tokens` tokens, or a single text."""
     rows: list[int] = []
     packs: list[list[Sequence[int]]] = []
     for row, group in enumerate(groups):
