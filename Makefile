@@ -1,5 +1,5 @@
-# Every target installs what it needs into .venv and runs from an empty clone: Python (3.11 or
-# later, with venv and pip) and make are enough. Variables: make demo PYTHON=python3.12 CORES=4
+# Every target installs its requirements into .venv and works in a fresh clone with Python (3.11 or
+# later, with venv and pip) and make. Variables: make demo PYTHON=python3.12 CORES=4
 
 PYTHON ?= python3
 CORES ?= all
@@ -9,7 +9,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
-# Relative on purpose: make splits names at spaces, and a checkout's path may hold some.
+# Relative, because make splits names at spaces and a checkout's path may contain some.
 VENV := .venv
 BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.installed-runtime
@@ -29,22 +29,22 @@ demo: $(RUNTIME) ## tables 2, 5, 7 and the figures on the embedded default, then
 	$(SNAKEMAKE) --configfile config/demo.yaml
 	$(BIN)/gapinit summary results/scenes
 
-all: $(RUNTIME) ## every table and figure of the default configuration, reusing what demo made
+all: $(RUNTIME) ## every table and figure of the default configuration, reusing the demo's results
 	$(SNAKEMAKE)
 	$(BIN)/gapinit summary results/scenes
 
-test: lint ## lint, then every test, in as many processes as there are cores (at most 8)
+test: lint ## lint, then all tests, one process per core (at most 8)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal --durations 10
 
-test-cluster: $(CLUSTER) ## the whole workflow on a private Slurm on this machine: installs it, a quarter of an hour
+test-cluster: $(CLUSTER) ## install a private Slurm and run the workflow on it (15 minutes)
 	@missing=(); for one in $(SLURM); do dpkg-query -W -f '$${Status}\n' $$one 2>/dev/null | grep -q ' installed$$' || missing+=($$one); done; \
 	if (($${#missing[@]})); then \
 	if [[ $$(id -u) != 0 ]] || ! command -v apt-get >/dev/null; then \
-	echo "Missing: $${missing[*]} (Debian's names). Install them, and run this as root: it makes device nodes." >&2; exit 1; fi; \
+	echo "Missing: $${missing[*]} (Debian's names). Install them, and run this as root: it creates device nodes." >&2; exit 1; fi; \
 	echo "Installing $${missing[*]}"; \
 	apt-get update --quiet --quiet; \
 	DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --quiet --no-install-recommends $${missing[*]} >/dev/null; fi
-	@if [[ $$(id -u) != 0 ]]; then echo "Run this as root: it makes device nodes for fake GPUs." >&2; exit 1; fi
+	@if [[ $$(id -u) != 0 ]]; then echo "Run this as root: it creates device nodes for fake GPUs." >&2; exit 1; fi
 	GAPINIT_TEST_CLUSTER=1 $(BIN)/python -m pytest tests/cluster
 
 lint: $(DEV) ## style, types, order of imports, the workflow's own rules
@@ -55,29 +55,29 @@ lint: $(DEV) ## style, types, order of imports, the workflow's own rules
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/snakemake --lint
 
-chaos: $(DEV) ## kill every stage, one fault of each kind (tests/chaos): about ten minutes
+chaos: $(DEV) ## kill every stage, with one fault of each kind (tests/chaos): about ten minutes
 	GAPINIT_TEST_CHAOS=1 $(BIN)/python -m pytest -n 0 -s tests/chaos
 
-bench: $(DEV) ## every program in benchmarks/, one after the other, then its table and figure
+bench: $(DEV) ## run all programs in benchmarks/ in sequence, then draw their table and figure
 	$(BIN)/python -m benchmarks
 
-reference: $(RUNTIME) ## keep the last complete default run in results/reference
+reference: $(RUNTIME) ## copy the last complete default run to results/reference
 	$(BIN)/gapinit reference --results results/scenes --output results/reference
 
-readme: $(RUNTIME) ## README's headline table and figure, from results/reference
+readme: $(RUNTIME) ## write README's headline table and figure from results/reference
 	$(BIN)/gapinit readme --reference results/reference --output README.md
 
-browser: ## the Chromium that tests of the report use, from Debian's packages (needs root)
+browser: ## install Debian's Chromium for the tests of the report (needs root)
 	@command -v chromium >/dev/null || { apt-get update && apt-get install --yes chromium; }
 
-clean: ## remove .venv, caches and everything in results/ that is not tracked
+clean: ## remove .venv, caches and all untracked files in results/
 	@if git rev-parse --is-inside-work-tree >/dev/null 2>&1; \
 	then git clean -fdxq -- results; \
 	else find results -mindepth 1 ! -name .gitkeep ! -path 'results/reference*' -delete; fi
 	rm -rf $(VENV) .snakemake .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
 	find gapinit tests rules -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamps are written last, so an interrupted installation is taken up again.
+# The stamps are written last, so make repeats an interrupted installation.
 $(RUNTIME): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gapinit needs Python 3.11 \
 	or later, found " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
@@ -88,7 +88,7 @@ $(RUNTIME): requirements.txt pyproject.toml
 	@touch $@
 
 $(DEV): requirements-dev.txt $(RUNTIME)
-	@echo "Installing what lint and tests need into $(VENV)"
+	@echo "Installing the requirements of lint and tests into $(VENV)"
 	@$(PIP) install --requirement requirements-dev.txt
 	@touch $@
 

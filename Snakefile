@@ -4,7 +4,7 @@
 #   snakemake --cores all --configfile config/demo.yaml       the headline tables and all figures
 #   snakemake --cores all --configfile config/local.yaml --config data_root=FOLDER
 #
-# Stages, one file a stage in rules/, in the order in which data flows:
+# Stages, one file per stage in rules/, in the order in which data flows:
 #   1 data -> 2 states -> 3 gap -> 4 train -> 5 evaluate -> 6 tables -> 7 figures and report
 
 import sys
@@ -30,11 +30,11 @@ report: "workflow/report/workflow.rst"
 SOURCES = [FOLDER / "config" / "default.yaml", *map(Path, workflow.overwrite_configfiles)]
 
 
-# Every name and number is checked here, before any job is planned.
+# `make_plan` checks every name and number before Snakemake plans a job.
 try:
     PLAN = make_plan(config, FOLDER / "config", SOURCES)
 except GapinitError as error:
-    # Not an exception: Snakemake would add the places in this file where it passed.
+    # Not an exception: Snakemake would print a traceback.
     sys.exit(f"error: {error}")
 
 CONFIG = PLAN.config
@@ -42,8 +42,8 @@ RESULTS = CONFIG.results
 OUT = f"{RESULTS}/{CONFIG.name}"
 LOGS = f"{OUT}/logs"
 
-# Rules call `python -m gapinit`: the one beside this Snakemake, or the environment's with conda.
-# glibc's defaults give every large tensor a fresh mapping; keeping freed memory is much faster.
+# Rules call `python -m gapinit` with Snakemake's Python, or with conda's.
+# By default glibc maps every large tensor anew; reusing freed memory is much faster.
 shell.prefix(
     "set -euo pipefail; "
     + PLAN.python_path(
@@ -75,7 +75,7 @@ include: "rules/6_tables.smk"
 include: "rules/7_figures.smk"
 
 
-# How far the run is and how long the rest will take, under Snakemake's own output.
+# Print the progress and the remaining time below Snakemake's output.
 onstart:
     from gapinit.workflow.progress_line import follow, look_for_jobs_once
 
@@ -90,7 +90,7 @@ rule all:
         tracked_runs,
 
 
-# On a cluster, what is downloaded is downloaded where Snakemake runs: nodes may not reach outside.
+# On a cluster, downloads run on Snakemake's machine: nodes may have no network access.
 localrules:
     all,
     retrieve,

@@ -1,15 +1,15 @@
 # Stage 1, data: from nothing (or a local folder) to checked datasets and a backbone.
 #
 # in:   config/datasets/<dataset>.yaml, config/backbones/<backbone>.yaml, config/downloads.yaml
-# out:  <data>/downloads/<file>, <data>/unpacked/<download>.json   what is retrieved
+# out:  <data>/downloads/<file>, <data>/unpacked/<download>.json   downloads
 #       results/1_data/<dataset>/manifest.json      samples of every split
-#       results/1_data/<dataset>/references/        what predictions are scored against
+#       results/1_data/<dataset>/references/        references for scoring predictions
 #       results/1_backbones/<backbone>/             a save_pretrained folder
 #
-# Datasets and backbones do not depend on the configuration: every configuration shares them.
+# Datasets and backbones do not depend on the configuration: all configurations share them.
 #
-# Snakemake's cache (`--cache`) tells jobs apart by the shell text with its wildcards unfilled and by
-# `params`: what a wildcard says to a command stands in `params`, in every rule up to a cached one.
+# Snakemake's cache (`--cache`) identifies a job by `params` and by its shell text with unfilled
+# wildcards. So every cached rule, and every rule before it, passes wildcards through `params`.
 
 DATA = f"{RESULTS}/1_data"
 BACKBONES = f"{RESULTS}/1_backbones"
@@ -39,7 +39,7 @@ rule retrieve:
         " --name {params.name:q} --output {output:q} {params.mirror}"
 
 
-# What has to be fetched by hand is asked for before gigabytes are retrieved.
+# High priority: instructions for manual downloads appear before gigabytes are downloaded.
 rule unpack:
     input:
         archive=archive_of,
@@ -68,8 +68,8 @@ rule unpack:
         " --output {output:q}"
 
 
-# A dataset is checked alone, before anything expensive starts beside it: it takes every core. Where
-# Slurm runs it, Snakemake counts again on the node and must not find more than was asked for.
+# The check of a dataset uses every core, so it runs alone and before expensive jobs. On a Slurm
+# node Snakemake evaluates `threads` again and must not get more than it requested.
 rule dataset:
     input:
         settings=FOLDER / "config/datasets/{dataset}.yaml",
@@ -96,7 +96,7 @@ rule dataset:
         local=local_options,
         version=PLAN.version("data"),
     message:
-        "Dataset {wildcards.dataset}: make or read it, and check every entry"
+        "Dataset {wildcards.dataset}: generate or read it, and check every entry"
     shell:
         "python -m gapinit --log-file {log:q} data prepare --dataset {input.settings:q}"
         " --output {params.folder:q} {params.local}"
@@ -127,7 +127,7 @@ rule pretraining_data:
         " --output {params.folder:q}"
 
 
-# Weights depend on the number of threads: it is the asked one, however few cores are given.
+# Weights depend on the number of threads, so a param fixes it even if fewer cores are available.
 rule backbone:
     input:
         settings=FOLDER / "config/backbones/{backbone}.yaml",
@@ -150,7 +150,7 @@ rule backbone:
         threads=resource("threads", 2),
         version=PLAN.version("backbone"),
     message:
-        "Backbone {wildcards.backbone}: pretrain it, or retrieve its weights"
+        "Backbone {wildcards.backbone}: pretrain it, or download its weights"
     shell:
         "env HF_HUB_OFFLINE=0 python -m gapinit --log-file {log:q} backbone --settings {input.settings:q}"
         " {params.data:q} --output {output:q} --threads {params.threads}"

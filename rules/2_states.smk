@@ -3,7 +3,7 @@
 # in:   results/1_data/<dataset>/manifest.json, results/1_backbones/<backbone>/
 # out:  results/<name>/2_states/<backbone>/<dataset>.h5   (L, N, d), vision and text
 #
-# One extraction serves every calibration size: smaller sets are prefixes of the largest.
+# One extraction serves every calibration size: smaller sets are the first pairs of the largest.
 
 STATES = f"{OUT}/2_states"
 

@@ -40,8 +40,8 @@ rule gap:
         " --smoothing {params.smoothing}"
 
 
-# The choice is made once, from the default calibration, so that ablations of calibration and
-# noise change the direction alone.
+# Layers are selected once, from the default calibration, so that ablations of calibration and
+# noise change only the direction.
 rule layers:
     input:
         f"{GAPS}/{{backbone}}/{CONFIG.calibration.source}-{CONFIG.calibration.size}.h5",

@@ -1,13 +1,13 @@
-# Stage 4, train: from gap vectors and cached trunks to one adapter a run.
+# Stage 4, train: from gap vectors and cached trunks to one adapter per run.
 #
 # in:   results/<name>/3_gap/, results/1_backbones/<backbone>/, results/1_data/<dataset>/
 # out:  results/<name>/4_train/trunk/<backbone>/<dataset>/<layers>.h5
 #       results/<name>/4_train/recipes/<backbone>.json
 #       results/<name>/4_train/runs/<run>/{adapter/,steps.csv,run.json,process.json}
 #
-# <run> spells the run's factors (gapinit/config/runs.py); a run that several tables ask for is made once.
-# <row> is the same without the seed: a job trains some seeds of a row, at most
-# training.seeds_per_job of them, and there is a rule for each set of seeds that some row has.
+# <run> is made of the run's factors (gapinit/config/runs.py); a run in several tables is trained
+# once. <row> is the same without the seed: a job trains at most training.seeds_per_job seeds of a
+# row, and each set of seeds has a rule.
 
 
 TRUNKS = f"{OUT}/4_train/trunk"
@@ -49,7 +49,7 @@ rule trunk:
         " --max-tokens {params.max_tokens} --mode {params.mode} --dtype {params.dtype} {params.shard}"
 
 
-# What decides a backbone's trainings besides their runs' factors; a change of the file reruns them.
+# The settings of a backbone's trainings except the runs' factors; a change of the file retrains.
 rule recipe:
     output:
         f"{RECIPES}/{{backbone}}.json",

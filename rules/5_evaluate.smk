@@ -4,7 +4,7 @@
 # out:  results/<name>/5_evaluate/features/<backbone>/<dataset>.h5
 #       results/<name>/5_evaluate/runs/<run>/<dataset>.{predictions,scores}.json
 
-# A row's seeds share a job: its processes load a backbone, or start Java, once.
+# A row's seeds share a job, which loads the backbone, or starts Java, once.
 
 FEATURES = f"{OUT}/5_evaluate/features"
 EVALUATIONS = f"{OUT}/5_evaluate/runs"
@@ -38,11 +38,11 @@ rule features:
         " --manifest {input.manifest:q} --output {output:q} --split test {params.shard}"
 
 
-# Where `shards.predict` says so, several jobs answer a part each, and another puts them together.
+# If `shards.predict` is above 1, several jobs answer one part each, and another joins the parts.
 ANSWERS = ".predictions.json" if CONFIG.shards.predict == 1 else ".{shard}.answers.json"
 
 
-# One rule for each form of a job: which seeds, on which datasets. `row` is a run's path less its seed.
+# One rule per combination of seeds and datasets. `row` is a run's path without its seed.
 for jobs in EVALUATION_JOBS:
 
     rule:
@@ -119,14 +119,14 @@ for jobs in EVALUATION_JOBS:
                 output=lambda wildcards, output: [f"--output={path}" for path in output],
                 version=PLAN.version("predict"),
             message:
-                f"Predictions for {', '.join(jobs.datasets)} by {{wildcards.row}}, put together"
+                f"Predictions for {', '.join(jobs.datasets)} by {{wildcards.row}}, joined"
             shell:
                 "python -m gapinit --log-file {log:q} gather {params.manifest:q} {params.parts:q}"
                 " {params.output:q}"
 
 
-# The name of the group stands here since the rule's own depends on the plan: on a cluster several
-# share a submission; on one machine a group means nothing.
+# A cluster submits several jobs of a group together; on one machine a group has no effect. The
+# profile cannot set the group because the rule's name depends on the plan.
 for seeds, rows in SCORED_TOGETHER.items():
 
     rule:
@@ -162,7 +162,7 @@ for seeds, rows in SCORED_TOGETHER.items():
             output=lambda wildcards, output: [f"--output={path}" for path in output],
             version=PLAN.version("score"),
         message:
-            "Scores on {wildcards.dataset} of {wildcards.row}, its seeds together"
+            "Scores of all seeds of {wildcards.row} on {wildcards.dataset}"
         shell:
             "python -m gapinit --log-file {log:q} score {params.benchmark} {params.references:q}"
             " {params.predictions:q} {params.output:q}"

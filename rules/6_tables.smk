@@ -1,16 +1,15 @@
-# Stage 6, tables: from scores to the paper's tables, published numbers beside measured ones.
+# Stage 6, tables: from scores to the paper's tables, with published and measured numbers.
 #
 # in:   results/<name>/5_evaluate/runs/, results/<name>/4_train/runs/, config/published/*.csv
 # out:  results/<name>/6_tables/<table>.{csv,md,tex}, results/<name>/6_tables/runs.{csv,parquet},
 #       results/<name>/claims.{csv,md}
-#       results/<name>/trackers/ where `report_to` names TensorBoard, W&B or MLflow
+#       results/<name>/trackers/ if `report_to` names TensorBoard, W&B or MLflow
 
 TABLES = f"{OUT}/6_tables"
 TRACKED = f"{OUT}/trackers"
 
 
-# Tables multiply the same experiment files out as the Snakefile does, so they read the same
-# configuration.
+# The commands for tables read the Snakefile's checked configuration.
 rule configuration:
     output:
         f"{OUT}/configuration.json",
@@ -23,7 +22,7 @@ rule configuration:
     params:
         content=PLAN.as_json(),
     message:
-        "Configuration, as checked"
+        "Checked configuration"
     shell:
         "python -m gapinit --log-file {log:q} configuration --content {params.content:q}"
         " --output {output:q}"
@@ -103,7 +102,7 @@ rule runs:
         runs=RUNS,
         version=PLAN.version("tables"),
     message:
-        "All runs, one line for each metric"
+        "All runs, one line per metric"
     shell:
         "python -m gapinit --log-file {log:q} runs {params.experiments:q}"
         " --configuration {input.configuration:q} --evaluations {params.evaluations:q}"
@@ -143,7 +142,7 @@ rule claims:
         " --runs {params.runs:q} --output {output.csv:q}"
 
 
-# Training metrics besides the step log, for runs that were just trained or long ago.
+# Step logs of runs to trackers, also of runs trained earlier.
 rule track:
     input:
         record=f"{RUNS}/{{run}}/run.json",

@@ -3,7 +3,7 @@
 # in:   results/<name>/{2_states,3_gap,4_train,5_evaluate,6_tables}/
 # out:  results/<name>/7_figures/<figure>.{pdf,png,svg,csv}, results/<name>/report.html
 #
-# gapinit/figures/__init__.py lists the figures; figure_inputs() in inputs.smk says what each draws.
+# gapinit/figures/__init__.py lists the figures; figure_inputs() in inputs.smk lists their inputs.
 
 FIGURES = f"{OUT}/7_figures"
 DEFAULT_GAP = f"{GAPS}/{CONFIG.backbone}/{CONFIG.calibration.source}-{CONFIG.calibration.size}.h5"

@@ -1,6 +1,7 @@
-# Which files a job reads: the functions that the rules of all stages take as inputs and options.
+# Functions for the inputs and options of the rules of all stages.
 #
-# A run's factors stand in its path (gapinit/config/runs.py); the plan (gapinit/workflow/plan.py) knows the rest.
+# A run's path contains its factors (gapinit/config/runs.py), the plan all other settings
+# (gapinit/workflow/plan.py).
 
 import json
 import re
@@ -24,20 +25,20 @@ FILES = {download.file_name: name for name, download in DOWNLOADS.items() if dow
 
 
 def download_of(wildcards):
-    """The name of the download that a file is."""
+    """Return the name of a file's download."""
     return FILES[wildcards.file]
 
 
 def archive_of(wildcards):
-    """The retrieved file of a download; nothing for what the user has to fetch."""
+    """Return the file of a download; nothing for a manual download."""
     download = DOWNLOADS[wildcards.download]
     return f"{RETRIEVED}/downloads/{download.file_name}" if download.url else []
 
 
 def dataset_files(wildcards):
-    """What a dataset is made of: downloads, or the annotation files of a local folder.
+    """Return a dataset's inputs: downloads, or the annotation files of a local folder.
 
-    An edit of those reruns what follows.
+    An edit of annotation files reruns all later stages.
     """
     name = wildcards.dataset
     if PLAN.retrieved(name):
@@ -46,23 +47,23 @@ def dataset_files(wildcards):
 
 
 def local_options(wildcards):
-    """Where a local folder is, as options of the command; nothing for generated datasets."""
+    """Return the options for a local folder; nothing for generated datasets."""
     return PLAN.local_options(wildcards.dataset)
 
 
 def pretraining_manifest(wildcards):
-    """What a backbone is pretrained on; nothing for one that is retrieved."""
+    """Return the manifest of a backbone's pretraining data; nothing for downloaded weights."""
     dataset = PLAN.backbone_setting(wildcards.backbone, "pretraining")
     return [f"{DATA}/{dataset}/manifest.json"] if dataset else []
 
 
 def part_of(stage):
-    """What stands in an extraction's path where it is made by several jobs; nothing for one."""
+    """Return the shard part of an extraction's path; nothing for a single job."""
     return ".{shard}" if getattr(CONFIG.shards, stage) > 1 else ""
 
 
 def shards_of(stage, stem):
-    """The files of an extraction: one, or its shards."""
+    """Return the files of an extraction: one, or its shards."""
     count = getattr(CONFIG.shards, stage)
     if count == 1:
         return [f"{stem}.h5"]
@@ -70,13 +71,13 @@ def shards_of(stage, stem):
 
 
 def shard_option(wildcards):
-    """Which part of an extraction a job makes, as an option; nothing for all of it."""
+    """Return the option for a job's shard; nothing for a single job."""
     shard = wildcards.get("shard")
     return f"--shard={shard.replace('-of-', '/')}" if shard else ""
 
 
 def states_of(wildcards):
-    """The states that a calibration source draws from: one dataset's, or two for a mixture."""
+    """Return the states of a calibration source: of one dataset, or of two for a mixture."""
     return [
         path
         for dataset in PLAN.sources(wildcards.calibration)
@@ -85,52 +86,52 @@ def states_of(wildcards):
 
 
 def run_of(wildcards):
-    """The run that a job is about; of a row, one of its runs: seeds share all inputs."""
+    """Return a job's run; for a row, one of its runs, since all seeds share their inputs."""
     return Run.parse(wildcards.get("run") or f"{wildcards.row}/seed0")
 
 
 def trunk_of(wildcards):
-    """The trunk below the layers that a run adapts."""
+    """Return the trunk below a run's adapted layers."""
     run = run_of(wildcards)
     return shards_of("trunk", f"{TRUNKS}/{run.backbone}/{run.dataset}/{run.layers}")
 
 
 def gap_of(wildcards):
-    """A run's gap: its direction, or for methods without one what B is compared with."""
+    """Return a run's gap file: for its direction, or only for the alignment of B."""
     run = run_of(wildcards)
     return f"{GAPS}/{run.backbone}/{PLAN.gap_name(run)}.h5"
 
 
 def backbone_name(wildcards):
-    """The backbone that a job is about: the path's own, or that of its run or row."""
+    """Return the name of a job's backbone, from the wildcard or from the path of its run or row."""
     path = wildcards.get("run") or wildcards.get("row")
     return wildcards.get("backbone") or path.split("/")[0]
 
 
 def layers_setting(key):
-    """What the plan says of the layers of a job's backbone."""
+    """Return a function for a `layers` setting of a job's backbone."""
     return lambda wildcards: getattr(PLAN.config.layers_of(backbone_name(wildcards)), key)
 
 
 def training_setting(key):
-    """What the plan says of the training of a job's backbone."""
+    """Return a function for a `training` setting of a job's backbone."""
     return lambda wildcards: getattr(PLAN.config.training_of(backbone_name(wildcards)), key)
 
 
 def decoding_setting(key):
-    """What the plan says of the decoding of a job's backbone."""
+    """Return a function for a `decoding` setting of a job's backbone."""
     return lambda wildcards: getattr(PLAN.config.decoding_of(backbone_name(wildcards)), key)
 
 
 def resource(name, default=None):
-    """What a job needs: what its backbone's file says, or the rule's default; None: unset."""
+    """Return a function for a resource: from the backbone's file, else the rule's default."""
     return lambda wildcards: PLAN.resource(backbone_name(wildcards), name, default)
 
 
 def runtime_of(minutes, runs, shards=1):
-    """What a job takes that does the same for several runs one after another, in minutes.
+    """Return a function for the runtime, in minutes, of a job with several runs in sequence.
 
-    ASSUME: as long as they would take in jobs of their own, though they load the backbone once.
+    ASSUME: the sum of the runtimes of single jobs, although the job loads the backbone once.
     """
     return lambda wildcards: -(
         -runs * PLAN.resource(backbone_name(wildcards), "runtime", minutes) // shards
@@ -138,24 +139,24 @@ def runtime_of(minutes, runs, shards=1):
 
 
 def memory(megabytes):
-    """What a job asks for, and as much again on each retry."""
+    """Return a function for the memory of a job, which grows by `megabytes` on each retry."""
     return lambda wildcards, attempt: attempt * megabytes
 
 
 def backbone_memory(default):
-    """The same for a job that loads a backbone, whose file may say more than the rule."""
+    """Return the same for a job that loads a backbone, whose file may override the default."""
     return lambda wildcards, attempt: (
         attempt * PLAN.resource(backbone_name(wildcards), "mem_mb", default)
     )
 
 
 def max_tokens(wildcards):
-    """The length to which a training text is cut."""
+    """Return the largest number of tokens of a training text."""
     return PLAN.max_tokens(wildcards.dataset, backbone_name(wildcards))
 
 
 def max_new_tokens(jobs):
-    """How long predictions for each dataset may become, as options of the command."""
+    """Return a function for the options with the largest prediction length per dataset."""
     return lambda wildcards: [
         f"--max-new-tokens={PLAN.max_new_tokens(dataset, backbone_name(wildcards))}"
         for dataset in jobs.datasets
@@ -163,17 +164,17 @@ def max_new_tokens(jobs):
 
 
 def recipe_of(wildcards):
-    """The training recipe of a run's backbone."""
+    """Return the recipe file of a run's backbone."""
     return f"{RECIPES}/{backbone_name(wildcards)}.json"
 
 
 def recipe_json(wildcards):
-    """The same recipe as JSON: a change of it reruns the trainings that read the file."""
+    """Return the recipe of a backbone as JSON; a change reruns its trainings."""
     return json.dumps(PLAN.recipe(wildcards.backbone))
 
 
 def train_options(wildcards, output):
-    """The runs of a job, their folders, and how often a checkpoint is written, as options.
+    """Return the options for a job's runs, their folders and the steps between checkpoints.
 
     Derived from the outputs, so that Snakemake does not retrain when they change; none of them
     affects the numbers.
@@ -187,17 +188,17 @@ def train_options(wildcards, output):
 
 
 def layers_of(wildcards):
-    """The layer choice of a run's backbone."""
+    """Return the layer choice of a run's backbone."""
     return f"{GAPS}/{run_of(wildcards).backbone}/layers.json"
 
 
 def backbone_of(wildcards):
-    """The backbone's folder."""
+    """Return the folder of a job's backbone."""
     return f"{BACKBONES}/{backbone_name(wildcards)}"
 
 
 def features_of(jobs):
-    """Image features of the datasets that runs are evaluated on, each dataset's shards together."""
+    """Return a function for the image features of the jobs' datasets, dataset by dataset."""
 
     def paths(wildcards):
         stem = f"{FEATURES}/{backbone_name(wildcards)}"
@@ -209,7 +210,7 @@ def features_of(jobs):
 
 
 def adapters_of(jobs):
-    """The adapters of a row's seeds; nothing for the backbone as it is."""
+    """Return a function for the adapters of a row's seeds; nothing for the untrained backbone."""
     return lambda wildcards: [
         f"{RUNS}/{wildcards.row}/{seed}/adapter/adapter_model.safetensors"
         for seed in jobs.seeds
@@ -218,12 +219,12 @@ def adapters_of(jobs):
 
 
 def scoring_name(seeds):
-    """What tells the rule that scores some seeds from the others."""
+    """Return the part of a scoring rule's name that lists its seeds."""
     return "_".join(seed.removeprefix("seed") for seed in seeds).replace("-", "_")
 
 
 def score_options(seeds):
-    """What predictions are scored against, and by what, as options of the dataset's scorer."""
+    """Return a function for the options of a dataset's scorer: references and metrics."""
 
     def options(wildcards, input):
         runs = [Run.parse(f"{wildcards.row}/{seed}") for seed in seeds]
@@ -233,50 +234,50 @@ def score_options(seeds):
 
 
 def scores_of(wildcards):
-    """Every score that a table stands on."""
+    """Return all score files of a table."""
     return [f"{EVALUATIONS}/{path}" for path in PLAN.scores(wildcards.table)]
 
 
 def published_of(wildcards):
-    """The published numbers of the paper that a table is of."""
+    """Return the published numbers of a table's paper."""
     paper = PLAN.experiments[wildcards.table].paper
     return str(FOLDER / f"config/published/{paper}.csv")
 
 
 def records_of(wildcards):
-    """The record of every trained run in a table."""
+    """Return the record of every trained run in a table."""
     return [f"{RUNS}/{run.path}/run.json" for run in PLAN.trained(wildcards.table)]
 
 
 def all_scores(wildcards):
-    """Every score of the configuration."""
+    """Return all score files of the configuration."""
     paths = [f"{EVALUATIONS}/{path}" for table in PLAN.rows for path in PLAN.scores(table)]
     return list(dict.fromkeys(paths))
 
 
 def all_records(wildcards):
-    """The record of every trained run of the configuration."""
+    """Return the record of every trained run of the configuration."""
     return [f"{RUNS}/{run.path}/run.json" for run in PLAN.trained()]
 
 
 def tracked_runs(wildcards):
-    """The mark of every trained run that the configuration sends to trackers."""
+    """Return the tracker record of every trained run; nothing without trackers."""
     runs = PLAN.trained() if CONFIG.report_to else []
     return [f"{TRACKED}/{run.path}.json" for run in runs]
 
 
 def tracked_folder(wildcards, output):
-    """The folder for what trackers write, above the mark of a run."""
+    """Return the folder for the trackers' files, above the record of a run."""
     return str(Path(output[0]).parents[len(Path(wildcards.run).parts) - 1])
 
 
 def experiment_files(wildcards):
-    """The experiment files of the configuration, in its order."""
+    """Return the experiment files in the order of the configuration."""
     return [str(FOLDER / f"config/experiments/{name}.yaml") for name in PLAN.experiments]
 
 
 def figure_inputs(wildcards):
-    """The files that a figure draws, by the name of its command's option."""
+    """Return a figure's input files by the name of the command's option."""
     first = next(iter(PLAN.experiments))
     studied = PLAN.first_with("loss_oscillation")
     dynamics = [f"{RUNS}/{run.path}/run.json" for run in PLAN.trained(studied)] if studied else []
@@ -304,7 +305,7 @@ def figure_inputs(wildcards):
 
 
 def figure_options(wildcards, input):
-    """The same files as options of the command, a list as an option repeated."""
+    """Return a figure's input files as options of the command."""
     options = []
     for name, paths in figure_inputs(wildcards).items():
         paths = [paths] if isinstance(paths, str) else paths

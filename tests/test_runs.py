@@ -219,7 +219,7 @@ WRONG = {
     "attribute": (experiment(rows=[row(label="{noise.real}")]), "braces in '{noise.real}'"),
     "open brace": (experiment(rows=[row(reference="a {noise")]), "braces in 'a {noise'"),
     "same id": (experiment(rows=[row(), row()]), "two rows have the id 'r'"),
-    "unknown reference": (experiment(reference="gapinit"), "names row 'gapinit', expected one of"),
+    "unknown reference": (experiment(reference="gapinit"), "unknown row 'gapinit', expected"),
     "unknown reference of a row": (
         experiment(reference="gap", rows=[row(id="gap"), row(reference="{method}")]),
         "row 'r': key 'reference': unknown row 'gap-init', expected one of: gap, r",
@@ -241,7 +241,7 @@ WRONG = {
         claiming("CIDEr(gap) > CIDEr(gap-init, r=8)"),
         "no row for CIDEr(gap-init, r=8), expected one of: gap (method=gap-init",
     ),
-    "claim on no metric": (claiming("Bleu_4(r) > Bleu_4(r)"), "metric 'Bleu_4', the table has"),
+    "claim on no metric": (claiming("Bleu_4(r) > Bleu_4(r)"), "unknown metric 'Bleu_4'"),
     "claim that says nothing": (
         claiming("CIDEr(r)"),
         "claims.0.claim': 'CIDEr(r)': expected METRIC",

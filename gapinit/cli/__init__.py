@@ -1,7 +1,7 @@
-"""The command line: a command a stage, in the order in which data flows.
+"""The command line: one command per stage, in the order in which data flows.
 
-Each command is a thin layer over one typed function; the function is imported when its command
-runs, so that `gapinit --help` and scoring never pay for torch.
+Each command calls one typed function and imports it when it runs, so that `gapinit --help` and
+scoring do not import torch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _STARTED = time.monotonic()
 
 
 def _finished(*_: Any, **__: Any) -> None:
-    """End the log file with what the command took; the benchmarks read it."""
+    """Write the command's wall and CPU time to the log file, where the benchmarks read it."""
     if isinstance(sys.stderr, _Tee):
         used = os.times()
         processor = used.user + used.system + used.children_user + used.children_system
@@ -35,7 +35,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Gap-Init: at rank 1, which direction should LoRA start from?",
+    help="Gap-Init: rank-1 LoRA initialised along the modality gap.",
 )
 app.add_typer(data.app, name="data")
 app.add_typer(stages.app)
@@ -50,7 +50,7 @@ app.add_typer(cluster.app, name="cluster")
 @app.callback()
 def _options(
     log_file: Annotated[
-        Path | None, typer.Option(help="Also write everything that goes to standard error here.")
+        Path | None, typer.Option(help="File for a copy of standard error.")
     ] = None,
 ) -> None:
     if log_file is not None:
@@ -61,24 +61,24 @@ def _options(
 
 
 class _Tee:
-    """A standard error that is kept in a file as well."""
+    """Standard error with a copy in a file."""
 
     def __init__(self, terminal: TextIO, file: TextIO) -> None:
         self._terminal, self._file = terminal, file
 
     def write(self, text: str) -> int:
-        # A full disk must not keep anyone from reading why.
+        # With a full disk, the error message must still reach the terminal.
         with suppress(OSError):
             self._file.write(text)
         return self._terminal.write(text)
 
     def note(self, line: str) -> None:
-        """Write a line to the file alone."""
+        """Write a line to the file only."""
         with suppress(OSError):
             self._file.write(f"{line}\n")
 
     def isatty(self) -> bool:
-        """No terminal: a bar's control codes would fill the file, and jobs run side by side."""
+        """Return False: a progress bar's control codes would fill the file."""
         return False
 
     def __getattr__(self, name: str) -> Any:
@@ -86,7 +86,7 @@ class _Tee:
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one message and exit status 1."""
+    """Run the command line; print a user's mistake as one message and exit with status 1."""
     try:
         app()
     except GapinitError as error:

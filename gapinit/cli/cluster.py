@@ -1,4 +1,4 @@
-"""What a cluster needs beside the workflow."""
+"""`gapinit cluster`: manage the workflow's jobs on a cluster."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Look after the workflow's jobs on a cluster.")
+app = typer.Typer(no_args_is_help=True, help="Manage the workflow's jobs on a cluster.")
 
 
 @app.command()
 def cancel(
     folder: Annotated[
-        Path, typer.Option(help="Where Snakemake was called.", exists=True, file_okay=False)
+        Path, typer.Option(help="Snakemake's working folder.", exists=True, file_okay=False)
     ] = Path("."),
 ) -> None:
-    """Cancel the Slurm jobs that a killed Snakemake left, and unlock its folder."""
+    """Cancel the remaining Slurm jobs of a killed Snakemake, and unlock its folder."""
     from gapinit.workflow.cluster import cancel_leftover_jobs
 
     jobs = cancel_leftover_jobs(folder)

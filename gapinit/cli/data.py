@@ -10,7 +10,7 @@ import typer
 
 from gapinit.cli.options import Output
 
-Downloads = Annotated[Path, typer.Option(help="Table of the files, config/downloads.yaml.")]
+Downloads = Annotated[Path, typer.Option(help="Table of downloads, config/downloads.yaml.")]
 DownloadName = Annotated[str, typer.Option(help="Entry of the table.")]
 
 app = typer.Typer(no_args_is_help=True, help="Make, read and check datasets.")
@@ -36,11 +36,9 @@ def data_retrieve(
     downloads: Downloads,
     name: DownloadName,
     output: Output,
-    mirror: Annotated[
-        str | None, typer.Option(help="Address of a folder that holds the files, for all URLs.")
-    ] = None,
+    mirror: Annotated[str | None, typer.Option(help="Base URL of a mirror of all files.")] = None,
 ) -> None:
-    """Fetch one file of a real dataset, or the rest of it, and verify its SHA-256."""
+    """Download one file of a real dataset, or resume its download, and verify its SHA-256."""
     from gapinit.data.retrieve import retrieve
 
     retrieve(name, downloads, output, mirror=mirror)
@@ -53,10 +51,10 @@ def data_unpack(
     root: Annotated[Path, typer.Option(help="Data folder.")],
     output: Output,
     archive: Annotated[
-        Path | None, typer.Option(help="What `gapinit data retrieve` wrote; none if by hand.")
+        Path | None, typer.Option(help="File by `gapinit data retrieve`; none: manual download.")
     ] = None,
 ) -> None:
-    """Put a fetched file in its place in the data folder; write a stamp of what is there."""
+    """Unpack or copy a downloaded file into the data folder; write a list of its content."""
     from gapinit.data.unpack import unpack
 
     unpack(name, downloads, root, output, archive=archive)
@@ -80,7 +78,7 @@ def data_check(
         print(f"note: {note}", file=sys.stderr)
     summary = checked.summary()
     for line in map(str, checked.defects or summary):
-        # File names may hold bytes that are no text.
+        # File names may contain bytes that are not text.
         print(line.encode("utf-8", "backslashreplace").decode())
     count = len(checked.defects)
     none = "no defects" if summary else "nothing to check yet"

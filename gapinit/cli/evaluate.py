@@ -21,7 +21,7 @@ from gapinit.cli.options import (
 Predictions = Annotated[
     list[Path], typer.Option(help="Predictions in the benchmark's result format; may be repeated.")
 ]
-Outputs = Annotated[list[Path], typer.Option(help="Scores of each of the predictions.")]
+Outputs = Annotated[list[Path], typer.Option(help="Scores, one file per --predictions.")]
 
 app = typer.Typer()
 score_app = typer.Typer(no_args_is_help=True, help="Score predictions.")
@@ -51,26 +51,26 @@ def predict_command(
     ],
     features: Annotated[
         list[Path],
-        typer.Option(help="Its image features, of `gapinit features`, or all their shards."),
+        typer.Option(help="Image features by `gapinit features`, or all shards, per dataset."),
     ],
     output: Annotated[
         list[Path],
-        typer.Option(help="Answers to each dataset, of the first adapter, then of the next."),
+        typer.Option(help="Answers by dataset for the first adapter, then for the next."),
     ],
     adapter: Annotated[
         list[Path] | None,
-        typer.Option(help="PEFT adapter folder, may be repeated; none: zero-shot."),
+        typer.Option(help="PEFT adapter folder; may be repeated; none: zero-shot."),
     ] = None,
     num_beams: Annotated[int, typer.Option(help="1: greedy.", min=1)] = 1,
     max_new_tokens: Annotated[
         list[int] | None,
-        typer.Option(help="Of all datasets, or one for each; none: 32.", min=1),
+        typer.Option(help="One for all datasets, or one per dataset; default: 32.", min=1),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     shard: Shard = None,
     device: Device = "auto",
 ) -> None:
-    """Caption or answer one split or several, each in its benchmark's own format.
+    """Write captions or answers for one or more splits, each in its benchmark's format.
 
     The backbone is loaded once for all datasets and adapters.
     """
@@ -107,14 +107,14 @@ def gather(
         list[Path], typer.Option(help="manifest.json of a dataset; may be repeated.")
     ],
     part: Annotated[
-        list[Path], typer.Option(help="Parts of `gapinit predict --shard`, output by output.")
+        list[Path], typer.Option(help="Parts by `gapinit predict --shard`, output by output.")
     ],
     output: Annotated[
         list[Path],
-        typer.Option(help="Predictions for each dataset, of the first adapter, then of the next."),
+        typer.Option(help="Predictions by dataset for the first adapter, then for the next."),
     ],
 ) -> None:
-    """Join the parts of predictions that several jobs made."""
+    """Join parts of predictions from several jobs."""
     from gapinit.evaluate.predictions import gather_predictions
 
     shards = max(1, len(part) // len(output))
@@ -167,8 +167,7 @@ def score_pope_command(
     predictions: Annotated[
         list[Path],
         typer.Option(
-            help="Answers: one file for each of --questions, or one with categories; of the latter "
-            "several, if --output is given as often."
+            help="Answers: one file per --questions, or one file with categories per --output."
         ),
     ],
     output: Outputs,

@@ -1,4 +1,4 @@
-"""What methods there are, where they come from, what they need and where they apply."""
+"""`gapinit methods`: list the methods."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ app = typer.Typer()
 
 @app.command()
 def methods() -> None:
-    """List every method: its source, what it needs and where it applies."""
+    """List every method with its source, the data it needs and its limits."""
     from gapinit.config.methods import METHODS
     from gapinit.progress import print_table
 

@@ -1,4 +1,4 @@
-"""Options that several commands take, and the checks that they share."""
+"""Options and checks that several commands share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from gapinit.errors import GapinitError
 
-Output = Annotated[Path, typer.Option(help="What is written, whole or not at all.")]
+Output = Annotated[Path, typer.Option(help="Output file or folder, written atomically.")]
 Backbone = Annotated[Path, typer.Option(help="save_pretrained folder of the backbone.")]
 Manifest = Annotated[Path, typer.Option(help="manifest.json of `gapinit data prepare`.")]
 Split = Annotated[str, typer.Option(help="Split of the dataset.")]
@@ -18,12 +18,12 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:0, ... or auto: a GPU
 
 Shard = Annotated[
     str | None,
-    typer.Option(help="I/N: this part of N, a file of its own; readers take all N files."),
+    typer.Option(help="I/N: write shard I of N; later stages read all N files."),
 ]
 
 
 def choice(value: str, name: str, known: tuple[str, ...]) -> Any:
-    """Return `value` if it is one of the `known` ones; else an error that names the option."""
+    """Return `value` if it is in `known`; raise GapinitError that names the option otherwise."""
     if value not in known:
         raise GapinitError(
             f"--{name}: unknown value '{value}', expected one of: {', '.join(known)}"
@@ -32,7 +32,7 @@ def choice(value: str, name: str, known: tuple[str, ...]) -> Any:
 
 
 def same_number(name: str, given: Sequence[object], wanted: int, of: str) -> None:
-    """Raise GapinitError unless an option is given as often as others ask for."""
+    """Raise GapinitError unless an option is given as often as expected."""
     if len(given) != wanted:
         raise GapinitError(
             f"--{name}: given {len(given)} times, expected {wanted}: one for each {of}"
@@ -40,14 +40,14 @@ def same_number(name: str, given: Sequence[object], wanted: int, of: str) -> Non
 
 
 def one_line(path: Path) -> str:
-    """Return a path as one line that any terminal can show, whatever its name holds."""
+    """Return a path as one printable line; other characters are escaped."""
     return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in str(path))
 
 
 def device_name(name: str) -> str:
     """Return the device to use; `auto` claims a free GPU if there is one (`gapinit.devices`).
 
-    To be called before a stage is imported: CUDA must not have started.
+    Call it before a stage is imported, since CUDA must not have started.
     """
     if name == "cpu":
         return name
@@ -66,7 +66,7 @@ def device_name(name: str) -> str:
 
 
 def existing_device(name: str) -> str:
-    """Return a device's name; GapinitError if PyTorch knows no such device or cannot use it."""
+    """Return a device's name; raise GapinitError if PyTorch cannot use the device."""
     import torch
 
     try:
@@ -78,7 +78,7 @@ def existing_device(name: str) -> str:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and (device.index or 0) >= count:
         raise GapinitError(
-            f"--device {name}: PyTorch {torch.__version__} sees {count or 'no'} GPUs here. Take "
+            f"--device {name}: PyTorch {torch.__version__} sees {count or 'no'} GPUs here. Use "
             "--device cpu"
         )
     return name

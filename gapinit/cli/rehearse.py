@@ -1,4 +1,4 @@
-"""Before a long run: what a backbone's shapes say, and what a configuration will need."""
+"""`gapinit rehearse` and `gapinit doctor`: check a backbone or configuration before a long run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ app = typer.Typer()
 
 
 def config_folder(given: Path | None) -> Path:
-    """Return the folder with backbones/ and architectures/, or say where it was looked for."""
+    """Return the folder with backbones/; raise GapinitError with the searched folders if none."""
     checkout = Path(__file__).resolve().parents[2] / "config"
     tried = [given] if given is not None else [checkout, Path("config")]
     for folder in tried:
@@ -23,8 +23,8 @@ def config_folder(given: Path | None) -> Path:
             return folder
     places = ", ".join(map(str, tried))
     raise GapinitError(
-        f"no config folder (with backbones/ in it) at {places}: give the checkout's with "
-        "--config-folder FOLDER"
+        f"no config folder (with backbones/ in it) at {places}: set --config-folder to the "
+        "checkout's"
     )
 
 
@@ -37,7 +37,7 @@ def rehearse_command(
     device: Annotated[
         str,
         typer.Option(
-            help="cuda, cpu: every stage on random weights; meta: shapes alone; auto: a GPU if "
+            help="cuda, cpu: every stage on random weights; meta: shapes only; auto: a GPU if "
             "there is one, else meta."
         ),
     ] = "auto",
@@ -46,7 +46,7 @@ def rehearse_command(
     layers: Annotated[int, typer.Option(help="Top layers to adapt.", min=1)] = 6,
     rank: Annotated[int, typer.Option(min=1)] = 1,
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
-    output: Annotated[Path | None, typer.Option(help="Also write it all as JSON.")] = None,
+    output: Annotated[Path | None, typer.Option(help="JSON file for the results.")] = None,
     config_folder_: Annotated[
         Path | None, typer.Option("--config-folder", help="The checkout's config folder.")
     ] = None,
@@ -94,27 +94,27 @@ def _gpu_or_meta() -> str:
 
     if torch.cuda.is_available():
         return "cuda"
-    print("no GPU here: shapes and counts alone (--device cpu runs every stage)", file=sys.stderr)
+    print("no GPU here: shapes and counts only (--device cpu runs every stage)", file=sys.stderr)
     return "meta"
 
 
 @app.command("doctor")
 def doctor_command(
     configfile: Annotated[
-        Path | None, typer.Option(help="Configuration, on top of config/default.yaml.")
+        Path | None, typer.Option(help="Configuration that overrides config/default.yaml.")
     ] = None,
     config: Annotated[
-        list[str] | None, typer.Option(help="KEY=VALUE on top of that; may be repeated.")
+        list[str] | None, typer.Option(help="KEY=VALUE that overrides the file; may be repeated.")
     ] = None,
     tflops: Annotated[
-        float | None, typer.Option(help="What the GPU reaches in bfloat16, TFLOP/s.", min=0.001)
+        float | None, typer.Option(help="Speed of the GPU in bfloat16, TFLOP/s.", min=0.001)
     ] = None,
     strict: Annotated[bool, typer.Option(help="Exit with 1 if something is missing.")] = False,
     config_folder_: Annotated[
         Path | None, typer.Option("--config-folder", help="The checkout's config folder.")
     ] = None,
 ) -> None:
-    """Say beforehand what a configuration downloads, writes and takes, and what is missing."""
+    """Report a configuration's downloads, disk space, duration and missing requirements."""
     from gapinit.workflow.doctor import examine
     from gapinit.workflow.doctor.show import print_diagnosis
     from gapinit.workflow.plan import read_plan

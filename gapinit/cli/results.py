@@ -25,7 +25,7 @@ Experiments = Annotated[list[Path], typer.Option(help="Experiment file; may be r
 def configuration(
     content: Annotated[str, typer.Option(help="The configuration as JSON.")], output: Output
 ) -> None:
-    """Check a configuration and write it for the commands that multiply out experiments."""
+    """Check a configuration and write it for the commands that read experiments."""
     import json
 
     from gapinit.artifacts.artifacts import write_json
@@ -45,7 +45,7 @@ def table(
     published: Published,
     output: Output,
 ) -> None:
-    """Write one table: published and measured numbers side by side (CSV, Markdown, LaTeX)."""
+    """Write one table with published and measured numbers (CSV, Markdown, LaTeX)."""
     from gapinit.tables.table import make_table
 
     make_table(experiment, _config(configuration), evaluations, runs, published, output)
@@ -59,7 +59,7 @@ def runs(
     runs: Runs,
     output: Output,
 ) -> None:
-    """Write every run, dataset and metric as one tidy table (CSV)."""
+    """Write one table with a row for every run, dataset and metric (CSV)."""
     from gapinit.tables.table import tidy_runs
 
     tidy_runs(experiment, _config(configuration), evaluations, runs, output)
@@ -82,15 +82,15 @@ def claims(
 @app.command()
 def figure(
     name: Annotated[str, typer.Argument(help="Name of the figure.")],
-    output: Annotated[Path, typer.Option(help="Stem of the PDF, PNG, SVG and CSV written.")],
+    output: Annotated[Path, typer.Option(help="Path of all output files without suffix.")],
     table: Annotated[Path | None, typer.Option(help="Table, CSV.")] = None,
     states: Annotated[
-        list[Path] | None, typer.Option(help="States file; its shards if it has some.")
+        list[Path] | None, typer.Option(help="States file, or all its shards.")
     ] = None,
     gap: Annotated[Path | None, typer.Option(help="Gap file.")] = None,
     run: Annotated[list[Path] | None, typer.Option(help="A run's run.json; may repeat.")] = None,
 ) -> None:
-    """Draw one figure (PDF, PNG, SVG) and write the numbers drawn (CSV)."""
+    """Draw one figure (PDF, PNG, SVG) and write its numbers (CSV)."""
     from importlib import import_module
 
     from gapinit.figures import FIGURES
@@ -142,9 +142,9 @@ def report(
 @app.command()
 def verify(
     results: Annotated[Path, typer.Argument(help="Folder of one configuration's results.")],
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say which files of some results are altered, missing or unknown; exit status 1 if any is."""
+    """List altered, missing and unknown files of a results folder; exit with 1 if there are any."""
     import json
 
     from gapinit.workflow.verify import verify_results
@@ -168,7 +168,7 @@ def verify(
 def summary(
     results: Annotated[Path, typer.Argument(help="Folder of one configuration's results.")],
 ) -> None:
-    """Print where the report is, the headline table and the verdicts."""
+    """Print the path of the report, the headline table and the verdicts."""
     from gapinit.report.summary import print_summary
 
     print_summary(results)
@@ -178,8 +178,8 @@ def summary(
 def track(
     run: Annotated[Path, typer.Option(help="Folder of a trained run: run.json, steps.csv.")],
     report_to: Annotated[list[str], typer.Option(help="tensorboard, wandb, mlflow; may repeat.")],
-    folder: Annotated[Path, typer.Option(help="Folder for what trackers write here.")],
-    output: Annotated[Path | None, typer.Option(help="Marker of what was reported, JSON.")] = None,
+    folder: Annotated[Path, typer.Option(help="Folder for the trackers' local files.")],
+    output: Annotated[Path | None, typer.Option(help="Record of the report, JSON.")] = None,
 ) -> None:
     """Send a run's training metrics to TensorBoard, Weights & Biases or MLflow."""
     from gapinit.artifacts.artifacts import write_json
@@ -196,7 +196,7 @@ def reference(
     output: Output,
     project: Annotated[Path, typer.Option(help="The checkout, with config/ and docs/.")] = Path(),
 ) -> None:
-    """Keep tables, figures, claims and report of a complete run, with digests."""
+    """Copy tables, figures, claims and report of a complete run, with checksums."""
     from gapinit.report.reference import make_reference
 
     make_reference(results, output, project)
@@ -207,7 +207,7 @@ def readme(
     reference: Annotated[Path, typer.Option(help="A reference result.")],
     output: Output,
 ) -> None:
-    """Write the headline of a README from a reference result, between its two markers."""
+    """Write the headline of a reference result between the two markers of a README."""
     from gapinit.report.readme import write_readme
 
     write_readme(output, reference)

@@ -1,4 +1,4 @@
-"""From a backbone to one adapter a run: backbone, states, gap, layers, trunk, train."""
+"""From a backbone to one adapter per run: backbone, states, gap, layers, trunk, train."""
 
 from __future__ import annotations
 
@@ -77,15 +77,11 @@ def states(
 def gap(
     states: Annotated[
         list[Path],
-        typer.Option(
-            help="States file, or all its shards; several are mixed, a pair of each in turn."
-        ),
+        typer.Option(help="States file, or all its shards; several files are mixed pair by pair."),
     ],
     output: Output,
-    size: Annotated[int, typer.Option(help="Calibration pairs, a prefix of the states.", min=2)],
-    heldout: Annotated[
-        int, typer.Option(help="Pairs after those, to measure the gap again.", min=0)
-    ] = 0,
+    size: Annotated[int, typer.Option(help="Number of calibration pairs (the first).", min=2)],
+    heldout: Annotated[int, typer.Option(help="Number of held-out pairs (the next).", min=0)] = 0,
     neighbours: Annotated[int, typer.Option(help="k of SPOT-Gap.", min=1)] = 10,
     alpha_semantic: float = 1.0,
     alpha_geometric: float = 1.0,
@@ -112,10 +108,10 @@ def layers(
     output: Output,
     num_layers: Annotated[int, typer.Option(help="Layers to adapt.", min=1)],
     exclude_bottom: Annotated[
-        int, typer.Option(help="Bottom layers that GG-Safe never takes.", min=0)
+        int, typer.Option(help="Lowest layers that GG-Safe excludes.", min=0)
     ] = 0,
 ) -> None:
-    """Choose the adapted layers: naive (last k), gg-safe (top k by SPOT-Gap), all (JSON)."""
+    """Select the adapted layers: naive (last k), gg-safe (top k by SPOT-Gap), all (JSON)."""
     from gapinit.gap.layers import write_layers
 
     write_layers(gap, output, num_layers=num_layers, exclude_bottom=exclude_bottom)
@@ -125,22 +121,22 @@ def layers(
 def trunk(
     backbone: Backbone,
     manifest: Manifest,
-    layers: Annotated[Path, typer.Option(help="Layer choice, of `gapinit layers`.")],
+    layers: Annotated[Path, typer.Option(help="Layer choice by `gapinit layers`.")],
     strategy: Annotated[str, typer.Option(help="naive, gg-safe, all or all-vision.")],
     output: Output,
     split: Split = "train",
     max_tokens: Annotated[
-        int, typer.Option(help="Of a caption, or of prompt and answer.", min=2)
+        int, typer.Option(help="Limit for a caption, or for prompt plus answer.", min=2)
     ] = 32,
     mode: Annotated[
         str,
         typer.Option(
-            help="What is kept: layer (states below the adapted layers), vision (image tokens), "
+            help="Cached content: layer (states below the adapted layers), vision (image tokens), "
             "off (no states: the vision tower runs in training), or auto."
         ),
     ] = "auto",
     dtype: Annotated[
-        str, typer.Option(help="Of the states on disk: float32, bfloat16, or auto: the model's.")
+        str, typer.Option(help="Type of states on disk: float32, bfloat16, or auto: the model's.")
     ] = "auto",
     shard: Shard = None,
     device: Device = "auto",
@@ -184,35 +180,35 @@ def train(
     run: Annotated[
         list[str],
         typer.Option(
-            help="A run's path, which spells its factors; may repeat, for runs that share "
+            help="A run's path, made of its factors; may be repeated for runs with the same "
             "backbone, dataset, layers and gap file."
         ),
     ],
     backbone: Backbone,
     trunk: Annotated[list[Path], typer.Option(help="Trunk of the runs' layers, or its shards.")],
-    layers: Annotated[Path, typer.Option(help="Layer choice, of `gapinit layers`.")],
-    gap: Annotated[Path, typer.Option(help="Gap file: direction, and what B is compared with.")],
+    layers: Annotated[Path, typer.Option(help="Layer choice by `gapinit layers`.")],
+    gap: Annotated[Path, typer.Option(help="Gap file, also for the alignment of B.")],
     output: Annotated[
-        list[Path], typer.Option(help="A run's folder, written whole; one for each run, in order.")
+        list[Path], typer.Option(help="A run's folder, written atomically; one per run, in order.")
     ],
     recipe: Annotated[
         Path | None,
         typer.Option(
-            help="YAML or JSON file with keys of a configuration's `training` and `lora`; a key "
-            "that is not in it has its default, the paper's value."
+            help="YAML or JSON file with keys of a configuration's `training` and `lora`; the "
+            "default of each key is the paper's value."
         ),
     ] = None,
     checkpoint_steps: Annotated[
         int | None,
         typer.Option(
-            help="Steps between checkpoints, 0: none; instead of the recipe's. A killed call "
-            "resumes from the last one; no number depends on it.",
+            help="Steps between checkpoints, 0: none; overrides the recipe. A killed call resumes "
+            "from the last one; affects no number.",
             min=0,
         ),
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Train runs on the trunk: for each its adapter folder, step log and run.json."""
+    """Train runs on the trunk; write each run's adapter folder, step log and run.json."""
     from gapinit.config.recipe import Recipe
     from gapinit.config.runs import Run
     from gapinit.config.yaml_files import read_settings
