@@ -148,7 +148,7 @@ MISTAKES = {
     "image twice": (
         images({"cocoid": 1, "sentences": []}, {"cocoid": 1, "sentences": []}),
         ONE,
-        r"images\[1\]: 'cocoid' 1 is there twice",
+        r"images\[1\]: 'cocoid' 1 is repeated",
     ),
     "sentences": (
         images({"cocoid": 1, "sentences": "a dog"}),

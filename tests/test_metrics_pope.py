@@ -253,7 +253,7 @@ class TestMatching:
         assert score(tmp_path, questions, answers)["metrics"]["accuracy"] == 100
         (tmp_path / "s.json").unlink()
         told = refusal(tmp_path, asked("yn") + asked("y"), said("y") + said("yn"))
-        assert "in their order or with ids that differ, found 3 answers" in told
+        assert "with unique ids, found 3 answers" in told
 
     @pytest.mark.parametrize(
         ("answers", "message"),
@@ -265,10 +265,10 @@ class TestMatching:
             (without("question_id", said("yyn")), "4 questions, .*, found 3 answers"),
             (
                 said("yyn") + without("question_id", said("n")),
-                "a.jsonl: line 4: no 'question_id', which other answers have",
+                "a.jsonl: line 4: no 'question_id', but other answers",
             ),
             (without("answer", said("yynn")), "a.jsonl: line 1: expected the key 'answer', found"),
-            (asked("yynn"), "found the questions themselves, expected answers"),
+            (asked("yynn"), "expected answers, found the questions"),
         ],
     )
     def test_refusals(self, tmp_path: Path, answers: Any, message: str) -> None:
@@ -324,15 +324,15 @@ class TestSeveralFiles:
     @pytest.mark.parametrize(
         ("questions", "answers", "message"),
         [
-            ("random popular", said("yn"), "a.jsonl: line 1: expected a 'category' .* null"),
+            ("random popular", said("yn"), "a.jsonl: line 1: 'category': expected .* null"),
             (
                 "random popular",
                 said("yn", category="random") + said("yn", category="adversarial"),
                 r"a.jsonl: line 3: .* question files \(random, popular\), found 'adversarial'",
             ),
             ("random x_random", said("yn"), "x_random.json: expected names .* random, random"),
-            ("random popular other", {"a": said("yn"), "b": said("yn")}, "or one for each"),
-            ("random", {"a": said("yn"), "b": said("yn")}, "the 1 question files, found 2"),
+            ("random popular other", {"a": said("yn"), "b": said("yn")}, "expected 1 file, or 3"),
+            ("random", {"a": said("yn"), "b": said("yn")}, "expected 1 file.*; found 2"),
             (
                 "random popular",
                 {"a": said("yn", category="popular"), "b": said("yn", category="random")},
@@ -365,7 +365,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            (b"[]", "a.json: nothing in it; expected a JSON object on each line"),
+            (b"[]", "a.json: empty; expected a JSON object on each line"),
             (b'{"answer": "no"}\n{"answer"', "a.json: line 2: not valid JSON"),
             (b'[{"answer": "no"}', "a.json: not valid JSON .*; expected a JSON object on each"),
             (b"[3]", "a.json: entry 0: expected an object, found 3"),

@@ -325,7 +325,7 @@ def changed(**fields: Any) -> list[dict[str, Any]]:
     ("predictions", "message"),
     [
         ({1: "yes"}, "p.json: 1 of the 2 questions of .*a.json have no answer .such as 2.*"),
-        ({}, "p.json: no predictions in it"),
+        ({}, "p.json: expected predictions"),
         (BOTH | {9: "no"}, r"p.json: entry 2 \(question_id 9\): not in .*q.json.*such as 1, 2"),
         (BOTH | {"1": "no"}, r"p.json: entry 2 \(question_id '1'\): a second prediction"),
         ({1: "yes", 2: 3}, r"p.json: entry 1 \(question_id 2\): 'answer': expected text, found 3"),
@@ -341,8 +341,8 @@ def test_wrong_predictions(tmp_path: Path, predictions: Any, message: str) -> No
 @pytest.mark.parametrize(
     ("annotations", "message"),
     [
-        ([], "a.json: no annotations in it"),
-        ([*ONE, ONE[0]], r"annotations\[2\] \(question 1\): annotated a second time"),
+        ([], "a.json: expected annotations"),
+        ([*ONE, ONE[0]], r"annotations\[2\] \(question 1\): a second annotation"),
         (changed(answers=[]), r"\[0\] \(question 1\): 'answers': expected .*, found none"),
         (changed(answers="yes"), "'answers': expected a list, found 'yes'"),
         (changed(answers=["yes"]), r"answers\[0\]: expected an object, found 'yes'"),
@@ -359,8 +359,8 @@ def test_wrong_annotations(tmp_path: Path, annotations: Any, message: str) -> No
     ("questions", "message"),
     [
         ([{"question_id": 1, "image_id": 7}], r"annotations\[1\] \(question 2\): not in .*q.json"),
-        ([{"question_id": k, "image_id": 8} for k in (1, 2)], "about image 7, but .* image 8"),
-        ([{"question_id": 1, "image_id": 7}] * 2, r"questions\[1\]: question 1 is there twice"),
+        ([{"question_id": k, "image_id": 8} for k in (1, 2)], "image 7, but image 8"),
+        ([{"question_id": 1, "image_id": 7}] * 2, r"questions\[1\]: question 1 is repeated"),
         ([{"question_id": 1}], r"questions\[0\]: expected the key 'image_id'"),
         ({}, "q.json: 'questions': expected a list, found an object"),
     ],

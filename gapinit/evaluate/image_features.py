@@ -1,4 +1,4 @@
-"""The image features that decoding starts from: read from feature files, or computed anew."""
+"""Image features for decoding, read from feature files or computed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 Take = Callable[[Sequence[str]], Images]
-"""Return the tokens of some images, in the order given, by their names below a dataset's root."""
+"""Map image names below a dataset's root to the images' tokens, in the given order."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Features:
     row_of: dict[str, int]
 
     def counts_of(self, names: Sequence[str]) -> NDArray[np.int64]:
-        """Return how many tokens some images have."""
+        """Return the number of tokens of each given image."""
         return self.counts[[self.row_of[name] for name in names]]
 
     def take(self, names: Sequence[str]) -> Images:
-        """Return the tokens of some images, in the order given."""
+        """Return the tokens of some images, in the given order."""
         chosen = np.array([self.row_of[name] for name in names], dtype=np.int64)
         ends = np.cumsum(self.counts)
         spans = zip((ends - self.counts)[chosen].tolist(), ends[chosen].tolist(), strict=True)
@@ -77,8 +77,8 @@ def read_features(path: Path | Sequence[Path]) -> Features:
 
 @torch.inference_mode()
 def look(backbone: Backbone, root: Path, names: Sequence[str]) -> Images:
-    """Return the tokens of some images as the backbone's vision tower, adapted or not, sees them.
+    """Compute the tokens of some images with the backbone's vision tower, adapted or not.
 
-    `names` are below `root`.
+    `names` are relative to `root`.
     """
     return backbone.look([load_image(root / name) for name in names])

@@ -1,7 +1,7 @@
 """Stage `predict`: captions and answers for an evaluation split, from cached image features.
 
-The vision part is frozen, so an image's features are the same for every run: they are computed
-once for each backbone and split.
+The vision part is frozen, so image features are the same for every run: they are computed once per
+backbone and split.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def extract_features(
     """Write the image tokens of a split in the language model's space (kind "features").
 
     The file holds `features` (tokens of all images, d), `counts` (images,), `grid` (images, k) and
-    `image`, the names. An image about which several questions are asked stands there once.
+    `image`, the names. Each image has one entry, however many questions are about it.
     `shard`: "I/N", part of the images.
     """
     data = read_manifest(manifest)
@@ -87,13 +87,13 @@ def extract_features(
 
 @dataclass(frozen=True)
 class Questions:
-    """A dataset's samples to answer, with the features of its images."""
+    """A dataset to answer, with the features of its images."""
 
     manifest: Path
     features: Path | Sequence[Path]
     """One file, or all its shards."""
     max_new_tokens: int
-    """The largest length of an answer."""
+    """Largest number of tokens of an answer."""
 
 
 def predict(
@@ -108,12 +108,12 @@ def predict(
     batch_size: int,
     device: str = "cpu",
 ) -> None:
-    """Answer every sample of the split that a feature file holds, in the benchmark's own format.
+    """Answer every sample of a feature file's split, in the benchmark's format.
 
     Captions: COCO's result format. VQAv2 and OK-VQA: a list of {question_id, answer}. POPE: JSON
     lines of {question_id, category, question, answer}.
 
-    `adapter`: a PEFT adapter folder, or None for the backbone as it is (zero-shot).
+    `adapter`: a PEFT adapter folder, or None for the untrained backbone (zero-shot).
     """
     predict_several(
         backbone,
@@ -139,9 +139,9 @@ def predict_several(
 ) -> None:
     """Answer several datasets with several adapters on one backbone, which is loaded once.
 
-    `outputs[i][j]`: the file for the answers of `adapters[i]` to `questions[j]`, byte for byte
-    what `predict` would write. All inputs are checked before the first answer. `shard`: "I/N",
-    part of the batches; an output is then a part, for `gapinit gather`.
+    `outputs[i][j]`: the file for the answers of `adapters[i]` to `questions[j]`, byte-identical to
+    that of `predict`. All inputs are checked before the first answer. `shard`: "I/N", part of the
+    batches; each output is then a part, for `gapinit gather`.
     """
     part = Shard.parse(shard)
     asked = [_read(backbone, one) for one in questions]
@@ -155,9 +155,9 @@ def predict_several(
         with adapter_on(model, adapter) if adapter else nullcontext(False) as changes_tower:
             for one, blocks, output in zip(asked, batches, paths, strict=True):
                 take: Take = one.features.take
-                if changes_tower:  # the stored features are those of the frozen tower
+                if changes_tower:  # the cached features come from the frozen tower
                     take = partial(look, model, one.data.root)
-                # Every N-th: batches are ordered by length, and parts should take equally long.
+                # Every N-th batch: batches are sorted by length, so parts take similar time.
                 own = blocks[part.index - 1 :: part.count]
                 answers = _answers(model, one, take, own, num_beams)
                 if part.count == 1:
@@ -174,7 +174,7 @@ def predict_several(
 
 @dataclass(frozen=True)
 class _Asked:
-    """Samples and the features of their images, read and checked."""
+    """Checked samples and the features of their images."""
 
     data: Manifest
     samples: Sequence[Sample]
@@ -185,7 +185,7 @@ class _Asked:
 
 
 def _read(backbone: Path, questions: Questions) -> _Asked:
-    """Read a manifest and the features made from it; GapinitError if they were not."""
+    """Read a manifest and its features; raise GapinitError for features of other inputs."""
     data = read_manifest(questions.manifest)
     features = read_features(questions.features)
     expected = {"backbone": backbone_digest(backbone), "manifest": sha256(questions.manifest)}
@@ -201,9 +201,9 @@ def _read(backbone: Path, questions: Questions) -> _Asked:
 
 
 def _batches(model: Backbone, asked: _Asked, batch_size: int) -> list[list[int]]:
-    """Return batches of samples of similar length, image tokens included, to avoid padding.
+    """Return batches of samples with similar length, image tokens included, to avoid padding.
 
-    The longest come first, so that a batch too large for the memory fails at once.
+    The longest come first, so that a batch that is too large for the memory fails at once.
     """
     prompts = [sample_prompt(model.prompts, sample) for sample in asked.samples]
     different = list(dict.fromkeys(prompts))

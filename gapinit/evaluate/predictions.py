@@ -1,7 +1,7 @@
-"""Prediction files, and parts of them: several jobs answer part of the batches, one joins them.
+"""Prediction files, and parts of them: several jobs answer some batches each, one joins the parts.
 
-The batches are those of one job, and so are the answers. A part is JSON: its shard, what was asked,
-and the answers by the index of their sample in the split.
+Batches and answers equal those of a single job. A part is JSON: its shard, its inputs, and the
+answers by the index of the sample in the split.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
 
 class PredictionPart(Settings):
-    """What a file of a part holds."""
+    """The content of a part's file."""
 
     kind: Literal["part of predictions"] = "part of predictions"
     shard: tuple[int, int]
-    """Its number, from 1, and the number of parts."""
+    """The number of this part, from 1, and the number of all parts."""
     asked: dict[str, Any]
-    """What the answers depend on; the same in every part."""
+    """The inputs of the answers; the same in every part."""
     answers: dict[int, str]
 
 
 def write_part(
     output: Path, part: Shard, asked: Mapping[str, Any], answers: Mapping[int, str]
 ) -> None:
-    """Write a part: some of the answers, by the index of their sample."""
+    """Write a part: some answers, by the index of the sample."""
     content = PredictionPart(
         shard=(part.index, part.count), asked=dict(asked), answers=dict(sorted(answers.items()))
     )
@@ -42,23 +42,22 @@ def write_part(
 
 
 def gather_predictions(manifest: Path, parts: Sequence[Path], output: Path) -> None:
-    """Write the predictions whose parts are given, as one job would have written them.
+    """Join parts into a prediction file that equals that of a single job.
 
-    Raises GapinitError for a file that is no part, or a set that is incomplete or mixed.
+    Raises GapinitError for a file that is not a part, and for incomplete or mixed parts.
     """
     read = [(path, check_settings(read_json(path), PredictionPart, str(path))) for path in parts]
     first_path, first = read[0]
     if first.asked.get("manifest") != sha256(manifest):
         raise GapinitError(
-            f"{first_path}: answers to another dataset than {manifest}. Delete it and run `gapinit "
-            "predict` again."
+            f"{first_path}: not answers to {manifest}. Delete it and run `gapinit predict` again."
         )
     answers: dict[int, str] = {}
     for path, part in read:
         if part.asked != first.asked or part.shard[1] != first.shard[1]:
             raise GapinitError(
-                f"{path} and {first_path}: not parts of the same predictions (other inputs, or "
-                "another number of parts). Delete them and run `gapinit predict` again."
+                f"{path} and {first_path}: not parts of the same predictions (different inputs or "
+                "numbers of parts). Delete them and run `gapinit predict` again."
             )
         answers |= part.answers
     data = read_manifest(manifest)
@@ -66,8 +65,8 @@ def gather_predictions(manifest: Path, parts: Sequence[Path], output: Path) -> N
     if set(answers) != set(range(len(samples))):
         found = ", ".join("{}/{}".format(*part.shard) for _, part in read)
         raise GapinitError(
-            f"{first_path}: expected each of {first.shard[1]} parts once, with all answers of "
-            f"{len(samples)} samples; found {found}, with {len(answers)}"
+            f"{first_path}: expected each of {first.shard[1]} parts once, with {len(samples)} "
+            f"answers; found {found}, with {len(answers)} answers"
         )
     write_predictions(output, data, samples, [answers[index] for index in range(len(samples))])
 
@@ -75,7 +74,7 @@ def gather_predictions(manifest: Path, parts: Sequence[Path], output: Path) -> N
 def write_predictions(
     output: Path, data: Manifest, samples: Sequence[Any], answers: Sequence[str]
 ) -> None:
-    """Write the answers to samples in the benchmark's own format.
+    """Write answers to samples in the benchmark's format.
 
     Captions: COCO's result format. VQAv2 and OK-VQA: a list of {question_id, answer}. POPE: JSON
     lines of {question_id, category, question, answer}.

@@ -1,4 +1,4 @@
-"""Scores of predictions against their references. Nothing in here imports torch or pandas."""
+"""Scores of predictions against references. No torch, no pandas."""
 
 CAPTION_METRICS = {
     "cider": ("CIDEr",),
@@ -6,4 +6,4 @@ CAPTION_METRICS = {
     "meteor": ("METEOR",),
     "rouge": ("ROUGE_L",),
 }
-"""What each scorer of captions measures, by the official names."""
+"""Metrics of each caption scorer, by the official names."""

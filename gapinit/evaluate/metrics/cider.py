@@ -1,11 +1,11 @@
-"""CIDEr-D, to the last digit that of the COCO caption evaluation, and many times faster.
+"""CIDEr-D, equal to the COCO caption evaluation's to the last digit, and many times faster.
 
-The official code looks a logarithm up in NumPy for every n-gram of every caption and goes through
-all n-grams of a prediction for each of its references. Here n-grams are numbers and all captions
-are weighted and compared at once; references are prepared once for all predictions. Every sum has
-the official terms in the official order: `np.bincount` adds one weight after the other, and an
-n-gram that a reference does not have adds zero. Logarithms and powers are NumPy's of single
-numbers, as there: those of whole arrays may differ in the last digit.
+The official code calls a NumPy logarithm for every n-gram of every caption and loops over all
+n-grams of a prediction for each reference. Here n-grams are integers, all captions are weighted and
+compared at once, and references are prepared once for all predictions. Every sum has the official
+terms in the official order: `np.bincount` adds the weights in sequence, and n-grams that are not in
+a reference add zero. As in the official code, NumPy computes logarithms and powers of single
+numbers: those of whole arrays may differ in the last digit.
 """
 
 from __future__ import annotations
@@ -20,38 +20,38 @@ import numpy.typing as npt
 NGRAMS = 4
 SIGMA = 6.0
 _WORDS = np.int64(1 << 31)
-"""More than there are words or n-grams: an n-gram and its next word make one number."""
+"""Above the number of words and n-grams; combines an n-gram and its next word into one integer."""
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 
 class _Vectors(NamedTuple):
-    """The n-grams of one length in all captions, once each caption, in order of first use."""
+    """The n-grams of one length in all captions, once per caption, in order of first use."""
 
     caption: Ints
     ngram: Ints
     weight: Floats
     """tf * idf."""
     norm: Floats
-    """(captions,): length of each caption's vector."""
+    """(captions,): norm of each caption's vector."""
 
 
 class CiderReferences:
-    """The references of a set of images, which fix the document frequencies.
+    """The references of a set of images, which determine the document frequencies.
 
     Source: Vedantam et al. 2015 (arXiv 1411.5726), section 4; n = 1 to 4, sigma = 6, as in the
     COCO caption evaluation.
     """
 
     def __init__(self, references: Sequence[Sequence[str]]) -> None:
-        """Count n-grams in the tokenised references of each image, at least one an image."""
+        """Count n-grams in the tokenised references of each image, at least one per image."""
         self._sizes = np.array([len(captions) for captions in references])
         self._image = np.repeat(np.arange(len(references)), self._sizes)
         self._log_images = np.log(float(len(references)))
         self._words: dict[str, int] = {}
         self._keys: list[Ints] = []
-        """For each n, the sorted numbers of the references' n-grams."""
+        """For each n, the sorted integers of the references' n-grams."""
         self._frequency: list[Ints] = []
         captions = [caption for group in references for caption in group]
         self._vectors, self._length = self._weigh(captions)
@@ -73,7 +73,7 @@ class CiderReferences:
             norms = vectors[n].norm[self._image] * self._vectors[n].norm
             np.divide(cosine, norms, out=cosine, where=norms != 0)
             total[:, n] = np.bincount(self._image, cosine * penalties, len(hypotheses))
-        # The mean of each on its own: NumPy adds the columns of a table in another order.
+        # One mean per row: for a whole array NumPy adds the columns in another order.
         values = [
             float(np.mean(row)) / size * 10.0
             for row, size in zip(total, self._sizes.tolist(), strict=True)
@@ -81,10 +81,10 @@ class CiderReferences:
         return float(np.mean(np.array(values))), values
 
     def _products(self, n: int, hypotheses: _Vectors) -> Floats:
-        """Return each reference's clipped inner product with its image's hypothesis."""
+        """Return each reference's clipped inner product with the hypothesis, (captions,)."""
         known = hypotheses.ngram < len(self._frequency[n])
         image, ngram, weight = (part[known] for part in hypotheses[:3])
-        # Every n-gram of a hypothesis meets every reference of its image.
+        # Pair every n-gram of a hypothesis with every reference of its image.
         sizes = self._sizes[image]
         first = self._sizes.cumsum() - self._sizes
         within = np.arange(sizes.sum()) - np.repeat(sizes.cumsum() - sizes, sizes)
@@ -94,12 +94,12 @@ class CiderReferences:
         theirs = self._vectors[n].weight[self._order[n][place[met]]]
         own = np.repeat(weight, sizes)[met]
         products = np.bincount(caption[met], np.minimum(own, theirs) * theirs, len(self._image))
-        return products.astype(np.float64, copy=False)  # of nothing it makes integers
+        return products.astype(np.float64, copy=False)  # empty input gives integers
 
     def _weigh(self, captions: Sequence[str]) -> tuple[list[_Vectors], Ints]:
-        """Return the vectors of captions for each n, and what stands for their lengths.
+        """Return the vectors of captions for each n, and the captions' numbers of word pairs.
 
-        The first captions that come here are the references: they number words and n-grams.
+        The first call, with the references, numbers words and n-grams.
         """
         split = [caption.split() for caption in captions]
         sizes = np.array([len(words) for words in split])
@@ -111,19 +111,19 @@ class CiderReferences:
         vectors, ngram = [], np.zeros_like(words)
         length = np.zeros(len(captions), np.int64)
         for n in range(NGRAMS):
-            # An n-gram is an (n-1)-gram and the word behind it, in the same caption.
+            # An n-gram is an (n-1)-gram and the next word of the same caption.
             start = np.flatnonzero(owner[: max(len(owner) - n, 0)] == owner[n:])
             keys = ngram[start] * _WORDS + words[start + n]
             found = self._numbered(n, keys, owner[start])
             ngram = np.full(len(words), -1)
             ngram[start] = found
             vectors.append(self._vector(n, owner[start], found, len(captions)))
-            if n == 1:  # the official code counts pairs of words
+            if n == 1:  # the official length is the number of word pairs
                 length = np.bincount(owner[start], minlength=len(captions))
         return vectors, length
 
     def _numbered(self, n: int, keys: Ints, caption: Ints) -> Ints:
-        """Return the number of each n-gram; those that no reference has come after all others."""
+        """Return the integer of each n-gram; n-grams that are not in a reference come last."""
         if len(self._keys) == n:
             known, numbers = np.unique(keys, return_inverse=True)
             self._keys.append(known)
@@ -151,13 +151,13 @@ class CiderReferences:
         return _Vectors(caption, ngram, weight, norm)
 
     def _weight(self, count: int, frequency: int) -> tuple[float, float]:
-        """Return tf * idf of an n-gram and its square, by the official code's own operations."""
+        """Return tf * idf of an n-gram and its square, by the official code's operations."""
         weight = float(count) * (self._log_images - np.log(max(1.0, float(frequency))))
         return float(weight), float(pow(weight, 2))
 
 
 def _find(known: Ints, wanted: Ints) -> tuple[Ints, npt.NDArray[np.bool_]]:
-    """Return where each wanted number stands in a sorted list, and whether it is there."""
+    """Return the position of each wanted number in a sorted array, and whether it is in it."""
     place = np.searchsorted(known, wanted)
     met = place < len(known)
     met[met] = known[place[met]] == wanted[met]

@@ -1,4 +1,4 @@
-"""Read what is scored: entries of prediction and reference files, their ids and their texts."""
+"""Read entries of prediction and reference files, their ids and texts."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from gapinit.errors import GapinitError
 
 EntryId = int | str
 
-# Half of a UTF-16 pair: legal in JSON, but no UTF-8 file can hold it.
+# Half of a UTF-16 pair: valid in JSON, but not in UTF-8.
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def entry_id(entry: Any, key: str, place: str) -> EntryId:
-    """Return an id, which is a number or text; `place` names the entry in error messages."""
+    """Return an id, a number or text; `place` names the entry in error messages."""
     value = _field(entry, key, place)
     if isinstance(value, str):
         return _LONE_SURROGATE.sub("\ufffd", value)
     if isinstance(value, float) and value.is_integer():
-        return int(value)  # pandas writes a column of ids with gaps as floats
+        return int(value)  # pandas writes ids as floats if some are missing
     if isinstance(value, bool) or not isinstance(value, int):
         raise GapinitError(f"{place}: '{key}': expected a number or text, found {shown(value)}")
     return value
@@ -60,7 +60,7 @@ def examples(ids: Iterable[EntryId]) -> str:
 
 
 class KnownIds:
-    """The ids in a file. They match across types: 7 finds "7", and "7" finds 7."""
+    """The ids in a file. They match across types: 7 matches "7"."""
 
     def __init__(self, ids: Iterable[EntryId], path: Path) -> None:
         self._ids = dict.fromkeys(ids)
@@ -68,7 +68,7 @@ class KnownIds:
         self._path = path
 
     def require(self, value: EntryId, place: str) -> EntryId:
-        """Return the id that `value` matches, one of its own type first; none is an error."""
+        """Return the id that `value` matches, preferably of its type; else raise GapinitError."""
         found = value if value in self._ids else self._by_text.get(str(value))
         if found is None:
             raise GapinitError(
@@ -81,8 +81,8 @@ class KnownIds:
 def read_results(path: Path, id_key: str, text_key: str, known: KnownIds) -> dict[EntryId, str]:
     """Read predictions in a benchmark's result format, a list of {id_key, text_key}.
 
-    Returns the texts by their ids in `known`. An empty text is legal: a model may say nothing.
-    Raises GapinitError for an id that is not in `known` or that stands there twice.
+    Returns the texts by their ids in `known`. A text may be empty.
+    Raises GapinitError for an id that is unknown or repeated.
     """
     content = read_json(path)
     if not isinstance(content, list):
@@ -95,8 +95,8 @@ def read_results(path: Path, id_key: str, text_key: str, known: KnownIds) -> dic
         text = entry_text(entry, text_key, place)
         meant = known.require(given, place)
         if meant in found:
-            raise GapinitError(f"{place}: a second prediction; expected one for each {id_key}")
+            raise GapinitError(f"{place}: a second prediction; expected one per {id_key}")
         found[meant] = text
     if not found:
-        raise GapinitError(f"{path}: no predictions in it; there is nothing to score")
+        raise GapinitError(f"{path}: expected predictions, found none")
     return found

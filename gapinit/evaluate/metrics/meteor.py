@@ -1,4 +1,4 @@
-"""METEOR by its published Java program, with a time limit."""
+"""METEOR, computed by its published Java program with a time limit."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import Path
 from gapinit.errors import GapinitError
 from gapinit.evaluate.metrics.java import JavaProcess
 
-# Measured: 8 to 15 s to load the paraphrase table, then about 3 ms a caption.
+# Measured: 8 to 15 s to load the paraphrase table, then about 3 ms per caption.
 SECONDS = 300.0
 SECONDS_PER_CAPTION = 0.1
 _SEPARATOR = "|||"
 
 
 def meteor_process(java: Path, captions: int) -> JavaProcess:
-    """Start METEOR for a number of captions; it loads its tables while others compute.
+    """Start METEOR for a number of captions; it loads its tables in the background.
 
-    Same program, flags and memory as pycocoevalcap's wrapper, which is not used itself: when it
-    fails, it waits for ever on a lock that it holds.
+    Program, flags and memory are those of pycocoevalcap's wrapper, which is not used because it
+    deadlocks on failure.
     """
     from pycocoevalcap.meteor import meteor
 
@@ -34,10 +34,10 @@ def meteor_scores(
 ) -> tuple[float, list[float]]:
     """Return METEOR of the corpus and of each hypothesis, in [0, 1].
 
-    The corpus value comes from the summed match statistics, so it is not the mean of the others.
-    `references[i]` are the tokenised references of `hypotheses[i]`, at least one each. A
-    hypothesis without a word has no match and scores 0. Source: METEOR 1.5 (Denkowski and
-    Lavie 2014), in the protocol of the COCO caption evaluation.
+    The corpus value is computed from the summed match statistics, so it is not the mean of the
+    others. `references[i]` are the tokenised references of `hypotheses[i]`, at least one. A
+    hypothesis without a word has no match and scores 0. Source: METEOR 1.5 (Denkowski and Lavie
+    2014), in the protocol of the COCO caption evaluation.
     """
     statistics = []
     for alternatives, hypothesis in zip(references, hypotheses, strict=True):
@@ -50,10 +50,10 @@ def meteor_scores(
 
 
 def _field(caption: str) -> str:
-    """Remove what METEOR's line format reads as its own separator.
+    """Remove METEOR's field separator from a caption.
 
-    ASSUME: from references too. The official wrapper does it for hypotheses only, and a
-    reference with the separator in it then counts as two.
+    ASSUME: from references, too. The official wrapper does so for hypotheses only, and then a
+    reference with the separator counts as two.
     """
     return caption.replace(_SEPARATOR, "").replace("  ", " ")
 

@@ -1,4 +1,4 @@
-"""POPE scores (does a model see objects that are not there?), equal to the official program's."""
+"""POPE scores of object hallucination, equal to the official program's."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def score_pope(
     """Score yes/no answers by POPE's rules and write the scores as JSON.
 
     `questions`: POPE question files, JSON lines of {question_id, image, text, label}.
-    `predictions`: for each of these one file of answers, in the same order; or one file for all,
-    whose entries then carry `category` (random, popular or adversarial), which also ends the names
-    of the question files. An answer is the entry's `answer` or, if it has none, its `text`. Any
-    file may be a JSON list instead of JSON lines. All shares are percent; yes is the positive
-    class. `metrics` counts all questions together, its `mean_` values are means over the files.
-    Returns what it wrote. Raises GapinitError for every mistake in a file.
+    `predictions`: one file of answers per question file, in the same order; or one file for all,
+    whose entries have a `category` (random, popular or adversarial) that is also the end of a
+    question file's name. An answer is the entry's `answer` or, without one, its `text`. Any file
+    may be a JSON list instead of JSON lines. All shares are percent; yes is the positive class.
+    `metrics` pools all questions; its `mean_` values are means over the files. Returns the written
+    content. Raises GapinitError for every mistake in a file.
 
     Source: POPE (Li et al. 2023, arXiv 2305.10355) and its evaluate.py.
     """
@@ -68,9 +68,10 @@ def score_pope(
 
 
 def yes_or_no(text: str) -> str:
-    """Return what an answer says by POPE's rule: no if its first sentence has No, not or no.
+    """Return "yes" or "no" by POPE's rule: no if the first sentence has the word No, not or no.
 
-    Commas go; words are what single spaces part. All else is yes, "NO", "none" and "" included.
+    Commas are removed and words split at single spaces. Anything else is yes, even "NO", "none"
+    and "".
     """
     words = text.partition(".")[0].replace(",", "").split(" ")
     return "no" if not {"No", "not", "no"}.isdisjoint(words) else "yes"
@@ -79,7 +80,7 @@ def yes_or_no(text: str) -> str:
 def pope_metrics(samples: Sequence[Mapping[str, Any]], place: str) -> dict[str, float]:
     """Return the shares, in percent, and counts of samples with `prediction` and `label`.
 
-    A share of nothing is 0 and a warning that names `place`; the official program stops there.
+    A share with denominator 0 is 0, with a warning that names `place`; the official program fails.
     """
     counts = Counter((sample["prediction"], sample["label"]) for sample in samples)
     tp, fp = counts["yes", "yes"], counts["yes", "no"]
@@ -88,14 +89,12 @@ def pope_metrics(samples: Sequence[Mapping[str, Any]], place: str) -> dict[str, 
     def share(part: float, whole: float, name: str, reason: str) -> float:
         if whole:
             return part / whole
-        print(f"warning: {place}: {name} is set to 0, since {reason}", file=sys.stderr)
+        print(f"warning: {place}: {name} is set to 0 because {reason}", file=sys.stderr)
         return 0.0
 
     precision = share(tp, tp + fp, "precision", "no answer is yes")
     recall = share(tp, tp + fn, "recall", "no label is yes")
-    f1 = share(
-        2 * precision * recall, precision + recall, "f1", "no question is rightly answered yes"
-    )
+    f1 = share(2 * precision * recall, precision + recall, "f1", "no answer of yes is correct")
     total = len(samples)
     values = ((tp + tn) / total, precision, recall, f1, (tp + fp) / total)
     shares = {name: 100 * value for name, value in zip(SHARES, values, strict=True)}

@@ -18,7 +18,7 @@ from gapinit.evaluate.metrics.entries import EntryId, entry_id, entry_text, exam
 
 @dataclass(frozen=True, slots=True)
 class PopeQuestion:
-    """One question, the image it is about (if the file says so) and the right answer."""
+    """One question, its image (if the file names it) and the correct answer."""
 
     question_id: EntryId
     image: str | None
@@ -28,7 +28,7 @@ class PopeQuestion:
 
 @dataclass(frozen=True, slots=True)
 class PopeAnswer:
-    """A model's answer, with what its entry says about the question that it answers."""
+    """A model's answer, with the question's id and category if its entry has them."""
 
     place: str
     question_id: EntryId | None
@@ -50,7 +50,7 @@ def read_pope_questions(path: Path) -> list[PopeQuestion]:
 
 
 def read_pope_answers(path: Path) -> list[PopeAnswer]:
-    """Read a model's answers: under `answer` as POPE has them, else under `text` as LLaVA does."""
+    """Read a model's answers from the key `answer` (POPE), else `text` (LLaVA)."""
     answers = []
     for place, entry in read_entries(path):
         given_id, category = entry.get("question_id"), entry.get("category")
@@ -69,7 +69,7 @@ def read_pope_answers(path: Path) -> list[PopeAnswer]:
 def read_entries(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """Return the objects of a JSON-lines file or a JSON list, each with its place for errors.
 
-    A byte-order mark, CRLF line ends and empty lines are legal: copies of POPE have them.
+    A byte-order mark, CRLF line ends and empty lines, which occur in copies of POPE, are allowed.
     """
     text = read_text(path, encoding="utf-8-sig")
     if text.lstrip().startswith("["):
@@ -79,7 +79,7 @@ def read_entries(path: Path) -> list[tuple[str, dict[str, Any]]]:
         places = ((f"{path}: line {n}", line) for n, line in enumerate(text.split("\n"), start=1))
         found = [(place, _parsed(line, place)) for place, line in places if line.strip()]
     if not found:
-        raise GapinitError(f"{path}: nothing in it; expected a JSON object on each line")
+        raise GapinitError(f"{path}: empty; expected a JSON object on each line")
     for place, entry in found:
         if not isinstance(entry, dict):
             raise GapinitError(f"{place}: expected an object, found {shown(entry)}")
@@ -96,10 +96,7 @@ def _parsed(text: str, place: str) -> Any:
 
 
 def file_names(paths: Sequence[Path]) -> list[str]:
-    """Return a name for each question file: its category, else its file name, else its path.
-
-    All names are different.
-    """
+    """Return a unique name for each question file: its category, else file name, else path."""
     short = [category_of(path) or path.name for path in paths]
     for names in (short, [path.name for path in paths], [str(path) for path in paths]):
         if len(set(names)) == len(names):
@@ -108,7 +105,7 @@ def file_names(paths: Sequence[Path]) -> list[str]:
 
 
 def category_of(path: Path) -> str | None:
-    """Return the category that ends a file's name, as in coco_pope_random.json, or None."""
+    """Return the category at the end of a file's name, as in coco_pope_random.json, or None."""
     found = re.search(rf"(?:^|[^a-z])({'|'.join(CATEGORIES)})$", path.stem.lower())
     return found[1] if found else None
 
@@ -116,14 +113,14 @@ def category_of(path: Path) -> str | None:
 def read_answers_of_each(
     questions: Sequence[Path], predictions: Sequence[Path]
 ) -> list[tuple[Path, list[PopeAnswer]]]:
-    """Return for each question file the file with its answers, and these answers."""
+    """Return for each question file the file of its answers, and the answers."""
     if len(predictions) == 1 and len(questions) > 1:
         by_category = _by_category(questions, predictions[0])
         return [(predictions[0], by_category[category_of(path)]) for path in questions]
     if len(predictions) != len(questions):
         raise GapinitError(
-            f"predictions: expected one file, or one for each of the {len(questions)} question "
-            f"files, found {len(predictions)}"
+            f"predictions: expected 1 file, or {len(questions)}, one per question file; found "
+            f"{len(predictions)}"
         )
     found = [(path, read_pope_answers(path)) for path in predictions]
     for asked, (path, answers) in zip(questions, found, strict=True):
@@ -132,9 +129,9 @@ def read_answers_of_each(
         others = categories & set(CATEGORIES) - {category}
         if category and others:
             raise GapinitError(
-                f"{path}: expected answers of category '{category}', to {asked}, found "
-                f"'{', '.join(map(str, others))}'. Give the files of questions and of predictions "
-                "in the same order, or all question files for one file of predictions."
+                f"{path}: expected answers of category '{category}' to {asked}, found "
+                f"'{', '.join(map(str, others))}'. Give question and prediction files in the same "
+                "order, or one prediction file for all question files."
             )
     return found
 
@@ -142,19 +139,19 @@ def read_answers_of_each(
 def _by_category(
     questions: Sequence[Path], predictions: Path
 ) -> dict[str | None, list[PopeAnswer]]:
-    """Group one file's answers by the category of the question files, which must all differ."""
+    """Group one file's answers by the categories of the question files, which must differ."""
     found: dict[str | None, list[PopeAnswer]] = {category_of(path): [] for path in questions}
     if None in found or len(found) < len(questions):
         raise GapinitError(
             f"{', '.join(map(str, questions))}: expected names that end in different categories "
             f"({', '.join(CATEGORIES)}), as in coco_pope_random.json, found "
-            f"{', '.join(str(category_of(path)) for path in questions)}. Or give one file of "
-            "predictions for each file of questions."
+            f"{', '.join(str(category_of(path)) for path in questions)}. Or give one prediction "
+            "file per question file."
         )
     for answer in read_pope_answers(predictions):
         if answer.category is None or answer.category not in found:
             raise GapinitError(
-                f"{answer.place}: expected a 'category' of the question files "
+                f"{answer.place}: 'category': expected one of the question files "
                 f"({', '.join(map(str, found))}), found {shown(answer.category)}"
             )
         found[answer.category].append(answer)
@@ -167,16 +164,16 @@ def match_answers(
     questions_path: Path,
     predictions_path: Path,
 ) -> list[PopeAnswer]:
-    """Return the answer to each question: line by line if the ids agree or there are none.
+    """Return the answer to each question, line by line if the ids agree or there are none.
 
-    Ids in another order are matched, if each is there once. They are compared as text.
+    Unique ids may have another order. Ids are compared as text.
     """
     place = f"{predictions_path}: answers to {questions_path}"
     without = [answer for answer in answers if answer.question_id is None]
     if without and len(without) < len(answers):
         raise GapinitError(
-            f"{without[0].place}: no 'question_id', which other answers have; expected it for all "
-            f"of them or for none (then the order counts)"
+            f"{without[0].place}: no 'question_id', but other answers have one; expected it for "
+            "all answers, or for none if they are in the questions' order"
         )
     asked = [str(question.question_id) for question in questions]
     by_line = without and len(answers) == len(questions)
@@ -190,10 +187,10 @@ def match_answers(
         missing, surplus = Counter(asked) - Counter(found), Counter(found) - Counter(asked)
         raise GapinitError(
             f"{place}: expected an answer to each of {len(asked)} questions, in their order or "
-            f"with ids that differ, found {len(answers)} answers (without an answer: "
+            f"with unique ids, found {len(answers)} answers (without an answer: "
             f"{examples(missing) or 'none'}; without a question: {examples(surplus) or 'none'}). "
-            "Are these the answers to these questions?"
+            "Do the two files belong together?"
         )
     if all(one.text == answer.text for one, answer in zip(questions, matched, strict=True)):
-        raise GapinitError(f"{place}: found the questions themselves, expected answers to them")
+        raise GapinitError(f"{place}: expected answers, found the questions")
     return matched

@@ -1,4 +1,4 @@
-"""ROUGE-L, to the last digit that of the COCO caption evaluation, and several times faster."""
+"""ROUGE-L, equal to the COCO caption evaluation's to the last digit, and several times faster."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ def rouge_l(
 ) -> tuple[float, list[float]]:
     """Return ROUGE-L of the corpus and of each image's tokenised hypothesis, in [0, 1].
 
-    With the longest common subsequence's share P of the hypothesis and R of a reference, each
-    the best over the references: (1 + beta^2) P R / (R + beta^2 P), beta = 1.2.
+    (1 + beta^2) P R / (R + beta^2 P), beta = 1.2. P and R are the length of the longest common
+    subsequence, divided by that of the hypothesis and of a reference, each the best of all
+    references.
 
     Source: Lin 2004, section 2.1, in the protocol of the COCO caption evaluation.
     """
@@ -44,10 +45,10 @@ def _score(hypothesis: str, references: Sequence[str]) -> float:
 
 
 def _common(places: dict[str, int], length: int, others: Sequence[str]) -> int:
-    """Return the length of the longest common subsequence, one word of `others` after the other.
+    """Return the length of the longest common subsequence.
 
-    The bits of a number are a row of the usual table: a 0 where it grows by one. Source: Hyyrö
-    2004, "Bit-parallel LCS-length computation revisited".
+    The bits of `row` are a row of the usual table: a bit is 0 where the length grows by one.
+    Source: Hyyrö 2004, "Bit-parallel LCS-length computation revisited".
     """
     whole = (1 << length) - 1
     row = whole

@@ -1,4 +1,4 @@
-"""What every score file says about its origin."""
+"""The provenance in every score file."""
 
 from __future__ import annotations
 

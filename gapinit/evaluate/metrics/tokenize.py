@@ -1,4 +1,4 @@
-"""Tokenise captions as the COCO caption evaluation does: Stanford's PTB tokenizer."""
+"""Tokenise captions with Stanford's PTB tokenizer, as in the COCO caption evaluation."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from gapinit.evaluate.metrics.java import JavaProcess
 SECONDS = 120.0
 SECONDS_PER_CAPTION = 0.005
 
-# Besides \n these end a line for the tokenizer, which would shift every later caption by one.
-# ASSUME: only these are replaced. The official code replaces \n alone; collapsing all white space
-# would change tokens where the official result is sound ("1  1/2" is two tokens, "1 1/2" is one).
+# The tokenizer ends a line at each of these, not only at \n, which would shift all later captions.
+# ASSUME: only these are replaced. The official code replaces only \n; collapsing all white space
+# would change correct official tokens ("1  1/2" is two tokens, "1 1/2" is one).
 _LINE_BREAKS = re.compile("[\n\r\v\f\u2028\u2029]")
 
 
 def tokenize_captions(collections: Sequence[Sequence[str]], java: Path) -> list[list[str]]:
-    """Return every caption as its lower-case PTB tokens without punctuation, joined by spaces.
+    """Return each caption's lower-case PTB tokens without punctuation, joined by spaces.
 
-    Each collection (references, predictions), at least one caption, is one document to the
-    tokenizer, with one caption a line. The tokens of a line may depend on the line after it, so
-    references and predictions never share a document, and the order within a collection is part
-    of the result. One start of Java tokenises all documents. Same program, flags and removed
-    punctuation as in the COCO caption evaluation server (Chen et al. 2015, section 3). Raises
-    GapinitError when Java fails or does not return one line for each caption.
+    Each collection (references, predictions), at least one caption, is one document for the
+    tokenizer, with one caption per line. The tokens of a line may depend on the next line, so
+    references and predictions have separate documents, and the result depends on the order in a
+    collection. One Java process tokenises all documents. Program, flags and removed punctuation
+    are those of the COCO caption evaluation server (Chen et al. 2015, section 3). Raises
+    GapinitError if Java fails or does not return one line per caption.
     """
     from pycocoevalcap.tokenizer import ptbtokenizer
 
@@ -38,8 +38,8 @@ def tokenize_captions(collections: Sequence[Sequence[str]], java: Path) -> list[
         *("-preserveLines", "-lowerCase", "-ioFileList", "documents"),
     ]
     timeout = SECONDS + SECONDS_PER_CAPTION * sum(map(len, collections))
-    # A private folder with relative names: pycocoevalcap writes into site-packages, and the
-    # list of documents is split at white space, which the temporary folder's path may contain.
+    # A temporary folder, since pycocoevalcap would write into site-packages; relative names, since
+    # the list of documents is split at white space, which the folder's path may contain.
     with tempfile.TemporaryDirectory(prefix="gapinit-") as name:
         folder = Path(name)
         documents = [folder / f"{number}.txt" for number in range(len(collections))]
@@ -64,7 +64,7 @@ def _tokens(output: Path, count: int, punctuation: Sequence[str]) -> list[str]:
     if len(lines) != count:
         raise GapinitError(
             f"PTB tokenizer: expected {count} lines for {count} captions, found {len(lines)}. "
-            "Is the program a Java, or does a caption hold a character that it takes for a line "
+            "Is the program Java, or does a caption contain a character that it reads as a line "
             "break?"
         )
     removed = frozenset(punctuation)

@@ -30,7 +30,7 @@ ANNOTATORS = 10
 
 @dataclass(frozen=True, slots=True)
 class VqaQuestion:
-    """One annotated question: its kind, and what each annotator answered."""
+    """One annotated question: its type and the annotators' answers."""
 
     place: str
     """Its file and entry, for error messages."""
@@ -53,12 +53,12 @@ def score_vqa(
     Every annotated question is scored. Values are percent, unrounded (the official program rounds
     to two decimals).
 
-    `questions`: VQA questions JSON; it may hold more questions than are annotated. `annotations`:
-    VQAv2 or OK-VQA annotations JSON. `predictions`: a list of {question_id, answer}, the VQA
-    result format. `answers`: the field of the annotators' answers. OK-VQA's `answer` is stemmed
-    ("racing" became "race") while its program does not stem predictions: its models do, or answer
-    in stems learned in training. `raw_answer` is for models that answer in plain words.
-    Returns what it wrote. Raises GapinitError for every mistake in a file.
+    `questions`: VQA questions JSON; it may have questions without annotation. `annotations`: VQAv2
+    or OK-VQA annotations JSON. `predictions`: a list of {question_id, answer}, the VQA result
+    format. `answers`: the field of the annotators' answers. OK-VQA's `answer` is stemmed ("race"
+    for "racing"), but its program does not stem predictions: `answer` is for models whose answers
+    are stems, `raw_answer` for models that answer in plain words. Returns the written content.
+    Raises GapinitError for every mistake in a file.
 
     Source: GT-Vision-Lab/VQA, master for Python 3 (Antol et al. 2015, arXiv 1505.00468).
     """
@@ -72,15 +72,15 @@ def score_vqa(
     for key, one in zip(keys, annotated, strict=True):
         if str(images[key]) != str(one.image_id):
             raise GapinitError(
-                f"{one.place}: about image {one.image_id!r}, but about image {images[key]!r} in "
-                f"{questions}. Do the two files belong to the same dataset?"
+                f"{one.place}: image {one.image_id!r}, but image {images[key]!r} in {questions}. "
+                "Do the two files belong to the same dataset?"
             )
     missing = [key for key in keys if key not in given]
     if missing:
         raise GapinitError(
             f"{predictions}: {len(missing)} of the {len(annotated)} questions of {annotations} "
-            f"have no answer (such as {examples(missing)}); expected one for each. Predict the "
-            "rest, or score with the annotations of these questions only."
+            f"have no answer (such as {examples(missing)}); expected one per question. Predict the "
+            "rest, or remove the annotations of these questions."
         )
     predicted = [given[key] for key in keys]
     _warn_of_other_numbers(annotated, annotations)
@@ -116,9 +116,9 @@ def score_vqa(
 def vqa_accuracy(answers: Sequence[str], prediction: str) -> float:
     """Return the accuracy of one prediction, in [0, 1].
 
-    An annotator's verdict is min(1, matches / 3), where matches counts the other annotators whose
-    answer is the prediction; the accuracy is the mean over annotators. Answers are normalised only
-    if the annotators disagree: against a unanimous "yes", "Yes" scores 0, as it does officially.
+    The accuracy is the mean over annotators of min(1, matches / 3), where matches is the number of
+    other annotators whose answer equals the prediction. As in the official program, answers are
+    normalised only if the annotators disagree: "Yes" scores 0 against a unanimous "yes".
     """
     given = [strip_answer(answer) for answer in answers]
     said = strip_answer(prediction)
@@ -126,7 +126,7 @@ def vqa_accuracy(answers: Sequence[str], prediction: str) -> float:
         given = [normalise_answer(answer) for answer in given]
         said = normalise_answer(said)
     matches = given.count(said)
-    # Those who gave this answer see one match fewer, since they are not among the others.
+    # An annotator who gave this answer does not count as a match for himself or herself.
     agreeing = matches * min(3, matches - 1)
     disagreeing = (len(given) - matches) * min(3, matches)
     return (agreeing + disagreeing) / (3 * len(given))
@@ -139,15 +139,15 @@ def read_questions(path: Path) -> dict[EntryId, EntryId]:
         place = f"{path}: questions[{number}]"
         question_id = entry_id(entry, "question_id", place)
         if question_id in images:
-            raise GapinitError(f"{place}: question {question_id!r} is there twice; expected once")
+            raise GapinitError(f"{place}: question {question_id!r} is repeated; expected it once")
         images[question_id] = entry_id(entry, "image_id", place)
     return images
 
 
 def read_annotations(path: Path, field: str) -> list[VqaQuestion]:
-    """Read a VQAv2 or OK-VQA annotations file; `field` holds an annotator's answer.
+    """Read a VQAv2 or OK-VQA annotations file; `field` is the key of an annotator's answer.
 
-    OK-VQA names its question types by codes and explains them in `question_types`.
+    OK-VQA's question types are codes, with their names in `question_types`.
     """
     content = read_object(path)
     names = content.get("question_types") or {}
@@ -157,7 +157,7 @@ def read_annotations(path: Path, field: str) -> list[VqaQuestion]:
         question_id = entry_id(entry, "question_id", place)
         place += f" (question {question_id!r})"
         if question_id in found:
-            raise GapinitError(f"{place}: annotated a second time; expected once")
+            raise GapinitError(f"{place}: a second annotation; expected one per question")
         question_type = entry_text(entry, "question_type", place)
         found[question_id] = VqaQuestion(
             place,
@@ -173,24 +173,24 @@ def read_annotations(path: Path, field: str) -> list[VqaQuestion]:
         if not found[question_id].answers:
             raise GapinitError(f"{place}: 'answers': expected annotators' answers, found none")
     if not found:
-        raise GapinitError(f"{path}: no annotations in it; there is nothing to score")
+        raise GapinitError(f"{path}: expected annotations, found none")
     return list(found.values())
 
 
 def _warn_of_other_numbers(annotated: Sequence[VqaQuestion], path: Path) -> None:
-    """Say so if the number of annotators is not the usual one: the scores then mean less."""
+    """Print a warning if the number of answers is not 10, which makes scores less reliable."""
     other = [question for question in annotated if len(question.answers) != ANNOTATORS]
     if other:
         print(
             f"warning: {path}: {len(other)} of {len(annotated)} questions do not have {ANNOTATORS} "
             f"answers (question {other[0].question_id!r} has {len(other[0].answers)}). They are "
-            f"scored by what is there; a question with one answer always scores 0",
+            f"scored with the given answers; a question with one answer always scores 0",
             file=sys.stderr,
         )
 
 
 def _means(types: Sequence[str], scores: Sequence[float]) -> dict[str, float]:
-    """Return the mean score of each type, in the order of their names."""
+    """Return the mean score of each type, sorted by name."""
     groups: dict[str, list[float]] = {}
     for name, score in zip(types, scores, strict=True):
         groups.setdefault(name, []).append(score)

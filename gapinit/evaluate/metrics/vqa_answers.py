@@ -1,7 +1,7 @@
 """Answers to questions about images, normalised as in the official VQA evaluation.
 
 Source: the evaluation code of VQA (Antol et al. 2015, arXiv 1505.00468; Goyal et al. 2017, arXiv
-1612.00837), master for Python 3. What looks odd here is so there, and changes scores.
+1612.00837), master for Python 3. Its mistakes are kept because they affect scores.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 ARTICLES = frozenset(("a", "an", "the"))
 _COUNTED = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 NUMBERS = {word: str(number) for number, word in enumerate(_COUNTED)} | {"none": "0"}
-# "(?!<=\d)" is a slip for "(?<!\d)": it forbids nothing, so that "3." loses its period.
+# Official mistake: "(?!<=\d)" for "(?<!\d)" always matches, so "3." loses its period.
 _PERIOD = re.compile(r"(?!<=\d)(\.)(?!\d)")
-# A slip too: `re.UNICODE`, which is 32, is passed where the number of replacements goes.
+# Official mistake: `re.UNICODE`, which is 32, is passed as the number of replacements.
 _MAX_PERIODS = 32
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 
-# Any of these words with one of its apostrophes left out is corrected. Words are in lower case
-# when they are looked up, hence those with a capital are never met.
+# Any of these words with one apostrophe missing is corrected. Words are looked up in lower case, so
+# words with a capital never match.
 _CONTRACTED = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't
     haven't he'd he'd've he's how'd how'll how's I'd've I'm I've isn't it'd it'd've it'll ma'am
@@ -47,14 +47,14 @@ def strip_answer(answer: str) -> str:
 
 @lru_cache(maxsize=2**17)
 def normalise_answer(answer: str) -> str:
-    """Return a stripped answer without punctuation, articles and capitals, numbers as digits."""
+    """Return a stripped answer in lower case, without punctuation and articles, with digits."""
     return normalise_words(remove_punctuation(answer))
 
 
 def remove_punctuation(text: str) -> str:
-    """Remove each mark, or put a space for it where it stands between two words everywhere.
+    """Remove each punctuation mark, or replace it by a space if it has none beside it anywhere.
 
-    All tests are made on the text as it came, also those for a later mark.
+    All conditions refer to the original text, also those for later marks.
     """
     comma_in_number = _COMMA_IN_NUMBER.search(text) is not None
     found = text
@@ -66,6 +66,6 @@ def remove_punctuation(text: str) -> str:
 
 
 def normalise_words(text: str) -> str:
-    """Put digits for the words up to ten, drop articles, correct missing apostrophes."""
+    """Replace number words up to ten by digits, drop articles, insert missing apostrophes."""
     words = [NUMBERS.get(word, word) for word in text.lower().split()]
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
