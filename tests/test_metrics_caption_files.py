@@ -108,7 +108,7 @@ def images(*entries: dict[str, Any]) -> dict[str, Any]:
 # Of each: references, predictions, what the message says.
 MISTAKES = {
     "not a list": (GOOD, {"1": "a dog"}, "predictions.json: expected a list .*, found an object"),
-    "no predictions": (GOOD, [], "predictions.json: no predictions"),
+    "no predictions": (GOOD, [], "predictions.json: expected predictions"),
     "no image_id": (GOOD, [{"caption": "a"}], "entry 0: .* 'image_id', found 'caption'"),
     "no caption": (GOOD, [{"image_id": 1}], r"entry 0 \(image_id 1\): .* the key 'caption'"),
     "caption no text": (

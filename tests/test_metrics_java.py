@@ -107,7 +107,7 @@ def test_the_version_of_java(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("#!/bin/sh\necho out of memory >&2; exit 3", "PTB .* status 3 .*out of memory"),
-        ("#!/bin/sh\nexit 0", "expected 1 lines for 1 captions, found 0. Is the program a Java"),
+        ("#!/bin/sh\nexit 0", "expected 1 lines for 1 captions, found 0. Is the program Java"),
         ("#!/bin/sh\nprintf 'a\\nb' > 0.txt.tok", "expected 1 lines for 1 captions, found 2"),
         ("\0", "java: cannot be run as Java"),
     ],

@@ -336,7 +336,7 @@ class TestSeveralFiles:
             (
                 "random popular",
                 {"a": said("yn", category="popular"), "b": said("yn", category="random")},
-                "a.jsonl: expected answers of category 'random', to .*found 'popular'",
+                "a.jsonl: expected answers of category 'random' to .*found 'popular'",
             ),
         ],
     )
