@@ -135,8 +135,8 @@ def require_listed(listing: Path, root: Path, paths: Iterable[Path]) -> None:
         said = digests.get(Path(os.path.relpath(path, root)).as_posix())
         if said is not None and (not path.is_file() or sha256(path) != said):
             raise GapinitError(
-                f"{path}: altered or missing since the dataset was checked ({listing}). Restore it, "
-                "or delete the manifest in that folder and run `gapinit data` again."
+                f"{path}: altered or missing since the dataset was checked ({listing}). Restore "
+                "it, or delete the manifest in that folder and run `gapinit data` again."
             )
 
 
