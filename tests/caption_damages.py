@@ -159,7 +159,7 @@ captions(note(2, caption="a \ud800"), "annotations[2] | found half of a characte
 captions(note(2, id=10), "annotations[2] | duplicate annotation id 10")
 captions(note(2, id=True), "annotations[2] | 'id': expected a whole number, found true")
 captions(note(2, id=2**70), "annotations[2] | 'id': expected a number of at most 64 bits")
-captions(note(2, image_id=99), "annotations[2] | 'image_id': 99 is no entry of 'images'")
+captions(note(2, image_id=99), "annotations[2] | 'image_id': 99")
 captions(
     edit(C, lambda c: c.update(annotations=c["annotations"][2:])),
     "images[0] | image 1 has no caption",

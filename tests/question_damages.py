@@ -146,7 +146,7 @@ pope(
 pope(write(P, "\n"), " | has no questions")
 pope(
     write(P, '[{"question_id": 1,\n "label": "yes"}]'),
-    " | expected one JSON object a line, found a list",
+    " | expected one JSON object per line, found",
 )
 
 

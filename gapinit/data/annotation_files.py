@@ -1,4 +1,4 @@
-"""Find the annotation files of a folder, tell their formats by their content, and read them."""
+"""Find a folder's annotation files, detect their formats from their content, and read them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from gapinit.errors import GapinitError
 Format = Literal[
     "karpathy", "captions", "questions", "answers", "pope", "conversations", "alt_text"
 ]
-DEPTH = 4  # folders below the root that are searched
+DEPTH = 4  # levels of subfolders to search
 SUFFIXES = (".json", ".jsonl")
 OWN_FILES = ("manifest.json", "scenes.json")
-# Files of the same releases that gapinit does not read.
+# Files of COCO's and VQAv2's releases that gapinit does not read.
 _UNUSED = re.compile(
     r"^(instances|person_keypoints|stuff|panoptic|image_info)_|complementary_pairs|test2015|test-dev"
 )
@@ -45,10 +45,10 @@ _OBJECT_KEYS = {"bbox", "segmentation", "segments_info", "category_id", "keypoin
 
 @dataclass(frozen=True)
 class AnnotationFile:
-    """An annotation file, its format, and the split of its samples ('' if not known).
+    """An annotation file, its format, and the split of its samples ('': unknown).
 
-    `answers`: of a file of questions, the file that holds their annotations. `broken`: the file
-    cannot be read as JSON, which is a defect already.
+    `answers`: the annotations file of a questions file. `broken`: the file is not valid JSON, which
+    is already reported as a defect.
     """
 
     path: Path
@@ -61,7 +61,7 @@ class AnnotationFile:
 def read_samples(
     file: AnnotationFile, root: Path, defects: Defects, answer_key: AnswerKey = "answer"
 ) -> Sequence[Any]:
-    """Read an annotation file whose images lie below `root`: one reader for each format."""
+    """Read an annotation file, whose images are below `root`, with its format's reader."""
     path = file.path
     if file.format == "karpathy":
         return load_karpathy(path, root, defects)
@@ -79,10 +79,10 @@ def read_samples(
 
 
 def find_annotation_files(folder: Path, defects: Defects) -> list[AnnotationFile]:
-    """Return the annotation files of a folder, questions with their answers.
+    """Return the annotation files of a folder, questions paired with their annotations.
 
-    Noted as defects: a file that is no JSON, questions without answers and the reverse, half of
-    COCO's pair of captions files, and links that lead out of the folder.
+    Defects are: a file that is not JSON, questions or annotations without their partner, one of
+    COCO's two captions files without the other, and links that lead out of the folder.
     """
     found = (classify(path, defects) for path in _walk(folder, defects))
     files = _pair_questions([file for file in found if file is not None], defects)
@@ -91,9 +91,9 @@ def find_annotation_files(folder: Path, defects: Defects) -> list[AnnotationFile
 
 
 def given_files(paths: Sequence[Path], defects: Defects) -> list[AnnotationFile]:
-    """Return the given annotation files; a single one of questions or answers with its other half.
+    """Return the given annotation files; a single questions or annotations file with its partner.
 
-    The other half has the same name but for words such as "questions", in the same folder.
+    The partner is in the same folder, and its name differs only in words such as "questions".
     """
     files = [file for path in paths if (file := classify(path, defects)) is not None]
     if len(files) == 1 and files[0].format in ("questions", "answers"):
@@ -124,7 +124,7 @@ def _walk(folder: Path, defects: Defects) -> Iterator[Path]:
 
 
 def note_link(path: Path, folder: Path, named_by: str, defects: Defects) -> bool:
-    """Note a path that leads out of the folder through a link; tell whether it does."""
+    """Tell whether a link leads the path out of the folder, and report it."""
     link = leading_out(path, folder)
     if link is not None:
         target = os.path.realpath(link)
@@ -134,7 +134,7 @@ def note_link(path: Path, folder: Path, named_by: str, defects: Defects) -> bool
 
 
 def _is_own(path: Path) -> bool:
-    """Tell whether gapinit wrote this file beside a dataset, rather than the dataset's maker."""
+    """Tell whether gapinit wrote this file."""
     beside = path.with_name("manifest.json").is_file()
     if path.parent.name == "references":
         return (path.parent.parent / "manifest.json").is_file()
@@ -142,10 +142,7 @@ def _is_own(path: Path) -> bool:
 
 
 def classify(path: Path, defects: Defects) -> AnnotationFile | None:
-    """Tell the format and the split of a file.
-
-    None: a file of another kind, or, noted as a defect, one that cannot be read.
-    """
+    """Return a file with its format and split; None if it has another kind or is unreadable."""
     name = path.name.lower()
     if _UNUSED.search(name):
         return None
@@ -168,7 +165,7 @@ def classify(path: Path, defects: Defects) -> AnnotationFile | None:
 
 
 def _has_pope_lines(path: Path) -> bool:
-    """Tell whether a file that is no JSON as a whole has lines like POPE's."""
+    """Tell whether a file is JSON lines with POPE's keys."""
     try:
         return any(_is_pope(entry.fields) for entry in read_lines(path, Defects()))
     except GapinitError:
@@ -180,18 +177,18 @@ def _is_pope(fields: dict[str, Any]) -> bool:
 
 
 def note_error(error: GapinitError, path: Path, defects: Defects) -> None:
-    """Note an error about a whole file as its defect."""
+    """Report an error as a defect of the whole file."""
     defects.add(path, "", str(error).removeprefix(f"{path}: "))
 
 
 def file_format(content: Any, name: str) -> Format | None:
-    """Tell a file's format by its content, or by its name if the content does not show it."""
+    """Return a file's format, detected from its content or else from its name."""
     known = _by_name(name)
     if isinstance(content, list):
         keys = _keys(content)
         if "conversations" in keys:
             return "conversations"
-        if "caption" in keys:  # predictions, in COCO's format of results
+        if "caption" in keys:  # predictions in COCO's results format
             return None
         return "pope" if "label" in keys else known
     if not isinstance(content, dict):
@@ -213,7 +210,7 @@ def file_format(content: Any, name: str) -> Format | None:
 
 
 def _keys(values: Any) -> set[str]:
-    """Return the keys of all objects in a list; none if there is no list."""
+    """Return the keys of all objects in a list; none if `values` is no list."""
     listed = values if isinstance(values, list) else []
     return {key for entry in listed if isinstance(entry, dict) for key in entry}
 
@@ -223,7 +220,7 @@ def _by_name(name: str) -> Format | None:
 
 
 def _pair_questions(files: Sequence[AnnotationFile], defects: Defects) -> list[AnnotationFile]:
-    """Give each file of questions the file of its annotations: same name, same folder first."""
+    """Pair each questions file with its annotations file by name; prefer the same folder."""
     answers = [file for file in files if file.format == "answers"]
     paired, used = [], set()
     for file in (file for file in files if file.format != "answers"):
@@ -245,14 +242,14 @@ def _pair_questions(files: Sequence[AnnotationFile], defects: Defects) -> list[A
 
 
 def _stem(path: Path) -> str:
-    """Return what a file of questions and the file of its annotations have in common by name."""
+    """Return the part of the name that a questions file and its annotations file share."""
     return _WORDS.sub("", path.stem.lower())
 
 
 def _note_half_pairs(files: Sequence[AnnotationFile], defects: Defects) -> None:
-    """Note COCO captions of training without those of validation, or the reverse.
+    """Report COCO training captions without validation captions, and the reverse.
 
-    Beside files of other formats one of the two may well be all that is wanted.
+    Nothing is reported if the folder has files of other formats: one of the two may then suffice.
     """
     if any(file.format != "captions" for file in files):
         return

@@ -19,13 +19,13 @@ from gapinit.data.entries import (
 )
 from gapinit.data.locate import coco_folders, karpathy_folders
 
-# Karpathy and Fei-Fei's split trains on `restval` too: the validation images it does not use.
+# `restval`: COCO's other validation images, which Karpathy and Fei-Fei use for training.
 KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 
 
 @dataclass(frozen=True)
 class CaptionedImage:
-    """One image file, its id in the annotation file, its captions and its split."""
+    """An image file with its id in the annotation file, its captions and its split."""
 
     image_id: int
     path: Path
@@ -36,12 +36,12 @@ class CaptionedImage:
 def load_karpathy(annotations: Path, image_root: Path, defects: Defects) -> list[CaptionedImage]:
     """Load every split of a Karpathy-format JSON (`dataset_coco.json`, `dataset_flickr30k.json`).
 
-    The image id is the `cocoid`, or the `imgid` in a file that has none (Flickr30k).
+    The image id is the `cocoid`, or the `imgid` in a file without `cocoid` (Flickr30k).
     Source: Karpathy and Fei-Fei, Deep Visual-Semantic Alignments, 2015 (the published splits).
     """
     seen: Seen = {}
     entries = list(read_entries(annotations, "images", defects))
-    # Not every file has these keys; a file that has one in most entries must have it in all.
+    # Optional keys; a file with one of them in most entries must have it in all.
     optional = ("cocoid", "imgid", "filepath")
     keys = {key for key in optional if 2 * sum(key in e.fields for e in entries) > len(entries)}
     images = [_karpathy_image(entry, keys, image_root, seen) for entry in entries]
@@ -86,7 +86,7 @@ def _sentences(entry: Entry, seen: Seen) -> tuple[str, ...]:
 
 
 def karpathy_held_out(annotations: Path) -> set[int]:
-    """Return the image ids of a Karpathy split's validation and test images, without files."""
+    """Return the ids of a Karpathy split's validation and test images."""
     held_out = set()
     with Defects() as defects:
         for entry in read_entries(annotations, "images", defects):
@@ -100,9 +100,9 @@ def load_coco_captions(
 ) -> list[CaptionedImage]:
     """Load a COCO captions JSON (`captions_train2017.json`) as the split `split`.
 
-    Images are looked for in `<split>2017/`, `<split>2014/`, `images/` and the root itself, and
-    under a name of COCO's in the folders of the other split too.
-    Keys that captions do not need (`type`, `categories`) are ignored.
+    Images are searched in `<split>2017/`, `<split>2014/`, `images/` and the root; images with a
+    COCO file name also in the folders of the other split. Other keys (`type`, `categories`) are
+    ignored.
     Source: the COCO data format, section "Image Captioning" (cocodataset.org).
     """
     content = read_object(annotations)
@@ -129,9 +129,9 @@ def load_coco_captions(
 def _captions_by_image(
     notes: Iterable[Entry], images: dict[int, Entry], others: list[Entry]
 ) -> dict[int, list[str]]:
-    """Return the captions by image id; an image whose captions are all defective has none.
+    """Return the captions by image id; an image with only defective captions has an empty list.
 
-    A caption without image may belong to one of `others`, whose id is wrong: a defect already.
+    A caption without an image may belong to one of `others`, whose id is already a defect.
     """
     captions: dict[int, list[str]] = {}
     seen: Seen = {}
@@ -147,5 +147,5 @@ def _captions_by_image(
             if text is not None:
                 found.append(text)
         elif not others:
-            entry.problem(f"'image_id': {image_id} is no entry of 'images'")
+            entry.problem(f"'image_id': {image_id} is not an id in 'images'")
     return captions

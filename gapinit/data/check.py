@@ -1,4 +1,4 @@
-"""Check every image of a dataset before anything expensive starts."""
+"""Check every image of a dataset before the expensive stages start."""
 
 from __future__ import annotations
 
@@ -15,23 +15,22 @@ from gapinit.data.manifest import Manifest
 from gapinit.errors import GapinitError
 from gapinit.progress import track
 
-MIN_SIDE = 8  # ASSUME: below this no vision tower sees anything; such a file is a mistake
-MAX_ASPECT = 200  # Qwen2-VL's processor refuses more
+MIN_SIDE = 8  # ASSUME: a smaller image shows a vision tower nothing, so it is a mistake
+MAX_ASPECT = 200  # the limit of Qwen2-VL's processor
 MAX_THREADS = 8
 
 
 def check_images(paths: Iterable[Path], defects: Defects) -> dict[Path, str]:
-    """Decode every image once, in threads; note those that cannot be used, hash the others.
+    """Decode every image once, in threads; return the SHA-256 of each valid file.
 
-    An image is refused if it cannot be opened, is damaged or truncated, is not in a plain image
-    format, has more pixels than Pillow's decompression-bomb limit, or has a senseless size.
-    Returns the SHA-256 of each good file.
+    An image is a defect if it cannot be opened, is damaged or truncated, is in none of `FORMATS`,
+    exceeds Pillow's decompression-bomb limit, or has an implausible size.
     """
     unique = list(dict.fromkeys(paths))
     digests = {}
     threads = min(MAX_THREADS, os.cpu_count() or 1)
     with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
-        warnings.simplefilter("ignore")  # a warning of Pillow is an error here, or harmless
+        warnings.simplefilter("ignore")  # what Pillow warns of is checked here, or harmless
         results = track(pool.map(_check_image, unique), "checking images", total=len(unique))
         for path, (problem, sha256) in zip(unique, results, strict=True):
             if problem is None:
@@ -42,7 +41,7 @@ def check_images(paths: Iterable[Path], defects: Defects) -> dict[Path, str]:
 
 
 def _check_image(path: Path) -> tuple[str | None, str]:
-    """Decode one image file to the end; return its problem, or None and its SHA-256."""
+    """Decode a whole image file; return (problem, "") or (None, SHA-256)."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -60,12 +59,12 @@ def _check_image(path: Path) -> tuple[str | None, str]:
         return f"too many pixels ({error})", ""
     except PermissionError as error:
         return f"cannot be read ({error.strerror})", ""
-    except Exception as error:  # Pillow's decoders raise many kinds on damaged bytes
+    except Exception as error:  # Pillow's decoders raise many classes on damaged bytes
         return f"damaged image ({type(error).__name__}: {error})", ""
 
 
 def size_problem(size: tuple[int, int], max_pixels: int | None) -> str | None:
-    """Return what is wrong with an image's width and height, or None."""
+    """Return the problem with an image's width and height, or None."""
     width, height = size
     if max_pixels is not None and width * height > max_pixels:
         return f"too many pixels: {width} x {height}, expected at most {max_pixels}"
@@ -77,13 +76,13 @@ def size_problem(size: tuple[int, int], max_pixels: int | None) -> str | None:
 
 
 def check_splits(manifest: Manifest, required: Sequence[str], defects: Defects) -> None:
-    """Note splits without images, and images that are both trained on and tested on."""
+    """Report splits without images, and images in both the training and a held-out split."""
     origin = ", ".join(manifest.annotations)
     for split in required:
         if not manifest.splits.get(split):
             defects.add(origin, f"split '{split}'", "has no images, expected at least 1")
     trained = {image.image_id: image.path for image in manifest.splits.get("train", ())}
-    # Validation and test may be the same images: each is reported once.
+    # Validation and test may share images: each is reported once.
     held_out = {
         image.image_id: (split, image.path)
         for split in ("val", "test")
@@ -96,10 +95,8 @@ def check_splits(manifest: Manifest, required: Sequence[str], defects: Defects) 
 
 
 def require_pairs(manifest: Manifest, split: str, count: int) -> None:
-    """Raise unless a split has `count` calibration pairs (one pair an image)."""
+    """Raise unless a split has `count` calibration pairs (one pair per image)."""
     found = len(manifest.split(split))
-    if count < 1:
-        raise GapinitError(f"calibration: expected at least 1 pair, found {count}")
     if found < count:
         raise GapinitError(
             f"dataset '{manifest.name}': calibration needs {count} image-caption pairs, found "

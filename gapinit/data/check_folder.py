@@ -1,8 +1,8 @@
-"""Check a whole dataset folder, whatever its formats: every defect, with its file and entry."""
+"""Check a whole dataset folder of any formats; report every defect with its file and entry."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,25 +35,15 @@ SAMPLES: dict[Format, str] = {
 
 @dataclass
 class Checked:
-    """The result of `gapinit data check`: files, digests of images, defects, and notes."""
+    """The result of `gapinit data check`: files, image checksums, defects and notes."""
 
-    files: list[LoadedFile] = field(default_factory=list)
-    digests: dict[Path, str] = field(default_factory=dict)
-    defects: list[Defect] = field(default_factory=list)
+    files: list[LoadedFile]
+    digests: dict[Path, str]
+    defects: list[Defect]
     notes: list[str] = field(default_factory=list)
 
-    def add(self, other: Checked) -> None:
-        """Add the result for another folder; a defect of both is listed once."""
-        self.files += other.files
-        self.digests |= other.digests
-        self.add_defects(other.defects)
-
-    def add_defects(self, defects: Iterable[Defect]) -> None:
-        """Add defects, each once."""
-        self.defects = list(dict.fromkeys([*self.defects, *defects]))
-
     def summary(self) -> list[str]:
-        """Return a line for each file that was checked, and one for the images."""
+        """Return one line per checked file and one for the images."""
         lines = [
             f"{loaded.file.path}: {loaded.samples} {SAMPLES[loaded.file.format]}, "
             f"{len({image.path for image in loaded.images})} images"
@@ -63,18 +53,18 @@ class Checked:
 
 
 def check_folder(folder: Path, only: Sequence[Path] | None = None) -> Checked:
-    """Check the annotation files in a folder, or `only` some of them, and all that they name.
+    """Check all annotation files in a folder, or those in `only`, and the images that they name.
 
-    The folder is searched a few levels deep; links that lead out of it are not followed. A folder
-    without any annotation file is an error.
+    The search goes `DEPTH` levels deep and does not follow links that lead out of the folder. A
+    folder without annotation files is an error.
     """
     defects = Defects()
     files = given_files(only, defects) if only else find_annotation_files(folder, defects)
     if not files and not defects.found:
         names = ", ".join((*KARPATHY_NAMES, f"captions_train{YEARS[0]}.json"))
         raise GapinitError(
-            f"{folder}: no annotation file (looked for captions such as {names}, for questions of "
-            "VQAv2, OK-VQA and POPE, and for conversations of LLaVA)"
+            f"{folder}: no annotation file (expected captions such as {names}, questions of VQAv2, "
+            "OK-VQA or POPE, or conversations of LLaVA)"
         )
     loaded = [_load_file(file, folder, defects) for file in files if not file.broken]
     digests = _decode(loaded, defects)
@@ -83,7 +73,7 @@ def check_folder(folder: Path, only: Sequence[Path] | None = None) -> Checked:
 
 
 def _once(defects: Defects) -> list[Defect]:
-    """Return each defect once, with the entry that names the file if there is one."""
+    """Return each defect once; prefer the copy that has an entry."""
     named = {(defect.file, defect.problem) for defect in defects.found if defect.entry}
     return [
         defect
@@ -93,9 +83,9 @@ def _once(defects: Defects) -> list[Defect]:
 
 
 def _load_file(file: AnnotationFile, folder: Path, defects: Defects) -> LoadedFile:
-    """Load one annotation file; its images may lie below `folder` or any folder on the way to it.
+    """Load one annotation file, whose image root is `folder` or a folder between it and the file.
 
-    The first of these folders below which an image is found is the root.
+    The root is the first of these folders in which an image is found.
     """
     tries = []
     for root in _roots(file, folder):
@@ -115,16 +105,14 @@ def _roots(file: AnnotationFile, folder: Path) -> list[Path]:
     place = file.path.parent
     if file.format == "alt_text":
         return [place]
-    if not place.is_relative_to(folder):  # annotations that are kept beside the images' folder
+    if not place.is_relative_to(folder):  # the annotations are outside the images' folder
         return [folder]
-    roots = [folder]
-    for part in place.relative_to(folder).parts:
-        roots.append(roots[-1] / part)
-    return roots
+    between = place.relative_to(folder)
+    return [folder / part for part in reversed([between, *between.parents])]
 
 
 def _load(file: AnnotationFile, root: Path, defects: Defects) -> int:
-    """Load a file and return the number of its good samples; an unreadable file is a defect."""
+    """Load a file and return the number of its valid samples; an unreadable file is a defect."""
     other = file.answers or file.path.with_name(CORPUS)
     try:
         return len(read_samples(file, root, defects))
@@ -134,7 +122,7 @@ def _load(file: AnnotationFile, root: Path, defects: Defects) -> int:
 
 
 def _note_empty(file: AnnotationFile, defects: Defects) -> None:
-    """Note splits without images; called only for a file without any other defect."""
+    """Report splits without images, for a file without other defects."""
     if file.format == "karpathy":
         found = {KARPATHY_SPLITS.get(image.split) for image in defects.images}
         for split in dict.fromkeys(KARPATHY_SPLITS.values()):
@@ -145,7 +133,7 @@ def _note_empty(file: AnnotationFile, defects: Defects) -> None:
 
 
 def _inside(images: Sequence[NamedImage], root: Path, defects: Defects) -> list[NamedImage]:
-    """Return the images that do not lie outside the root by way of a link; note the links."""
+    """Return the images inside the root; report links that lead out of it."""
     outside: dict[Path, bool] = {}
     inside = []
     for image in images:
@@ -163,7 +151,7 @@ def _named_by(image: NamedImage) -> str:
 
 
 def _decode(loaded: Sequence[LoadedFile], defects: Defects) -> dict[Path, str]:
-    """Decode every image once; report a damaged one with the first entry that names it."""
+    """Decode every image once; report a damaged image with the first entry that names it."""
     first: dict[Path, NamedImage] = {}
     for file in loaded:
         for image in file.images:

@@ -1,4 +1,4 @@
-"""`gapinit data check`: find the datasets of a folder, file or configuration, and check them."""
+"""`gapinit data check`: check the datasets of a folder, file or configuration."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gapinit.data.dataset import read_dataset_settings
 from gapinit.data.defects import Defects
 from gapinit.data.folder import FolderSettings, dataset_files
 from gapinit.data.locate import find_annotations
-from gapinit.data.overlap import LoadedFile, note_overlap
+from gapinit.data.overlap import note_overlap
 from gapinit.data.scenes.settings import ScenesSettings
 from gapinit.errors import GapinitError
 
@@ -27,12 +27,12 @@ TRAINED_ON = ("in-domain", "calibration", "vqa", "instruct")
 
 @dataclass(frozen=True)
 class Place:
-    """The folder of a dataset, and its annotation files if the folder holds others too."""
+    """The folder of a dataset, and its annotation files (None: all in the folder)."""
 
     folder: Path
     only: tuple[Path, ...] | None = None
     excluded: Path | None = None
-    """A Karpathy split whose validation and test images are not trained on."""
+    """A Karpathy split whose validation and test images are not used for training."""
 
 
 def check_target(target: Path) -> Checked:
@@ -44,7 +44,7 @@ def check_target(target: Path) -> Checked:
     if not target.exists():
         raise GapinitError(f"{target}: no such file or folder")
     if suffix in SUFFIXES:
-        file = target.absolute()  # its folder's name tells whether the images are beside or above
+        file = target.absolute()  # its folder may be a subfolder of the images' root
         above = file.parent.name in ANNOTATION_FOLDERS
         return check_folder(file.parents[above], (file,))
     if suffix not in (".yaml", ".yml"):
@@ -66,11 +66,11 @@ def check_target(target: Path) -> Checked:
 
 
 def _made(folder: Path) -> Place:
-    """Return a folder as it is, or the one elsewhere from which the manifest in it was made."""
+    """Return the folder, or, if it has a manifest, the folder that the manifest describes."""
     path = folder / "manifest.json"
     try:
         content = read_json(path)
-    except GapinitError:  # no manifest, or a damaged one: the folder itself is checked
+    except GapinitError:  # no manifest, or a damaged one
         return Place(folder)
     root = content.get("root") if isinstance(content, dict) else None
     names = content.get("annotations") if isinstance(content, dict) else None
@@ -82,37 +82,34 @@ def _made(folder: Path) -> Place:
 def _check_datasets(
     files: Iterable[Path], configuration: Mapping[str, Any], trained: Sequence[Any]
 ) -> Checked:
-    """Check every dataset that is there, then the images of each trained one against the others."""
-    whole = Checked()
+    """Check every dataset that exists, then compare training images with the other datasets."""
+    notes = []
     found: dict[str, Checked] = {}
     places: dict[str, Place] = {}
     for file in files:
         place = _place(file, configuration)
         if place is None:
-            whole.notes.append(f"dataset '{file.stem}': not made yet")
+            notes.append(f"dataset '{file.stem}': not made yet")
             continue
         places[file.stem], found[file.stem] = place, check_folder(place.folder, place.only)
-        whole.add(found[file.stem])
+    digests = {path: one for it in found.values() for path, one in it.digests.items()}
     defects = Defects()
+    defects.found = [defect for it in found.values() for defect in it.defects]
     for name in (name for name in found if name in trained):
         others = [one for key, it in found.items() if key != name for one in it.files]
         for train in found[name].files:
-            kept = _without_excluded(train, places[name])
-            note_overlap(kept, others, whole.digests, defects, same_origin=False)
-    whole.add_defects(defects.found)
-    return whole
-
-
-def _without_excluded(train: LoadedFile, place: Place) -> LoadedFile:
-    if place.excluded is None:
-        return train
-    excluded = karpathy_held_out(place.excluded)
-    kept = [image for image in train.images if image.image_id not in excluded]
-    return replace(train, images=kept)
+            excluded = places[name].excluded
+            if excluded is not None:
+                held_out = karpathy_held_out(excluded)
+                kept = [image for image in train.images if image.image_id not in held_out]
+                train = replace(train, images=kept)
+            note_overlap(train, others, digests, defects, same_origin=False)
+    loaded = [one for it in found.values() for one in it.files]
+    return Checked(loaded, digests, list(dict.fromkeys(defects.found)), notes)
 
 
 def _place(dataset_yaml: Path, configuration: Mapping[str, Any]) -> Place | None:
-    """Return where a dataset is; None if the workflow has not made or retrieved it yet."""
+    """Return a dataset's place; None if the workflow has not made or retrieved it yet."""
     settings = read_dataset_settings(dataset_yaml)
     made = Path(configuration.get("results") or "results") / "1_data" / settings.name
     is_made = (made / "manifest.json").is_file()
@@ -126,7 +123,7 @@ def _place(dataset_yaml: Path, configuration: Mapping[str, Any]) -> Place | None
         root = Path(configuration.get("data") or "data") / (settings.root or settings.name)
         try:
             return _folder_place(settings, root, None)
-        except GapinitError:  # not all of it is there yet
+        except GapinitError:  # some downloads are still missing
             return None
     given = data_root or settings.root
     if given is None:
@@ -135,7 +132,7 @@ def _place(dataset_yaml: Path, configuration: Mapping[str, Any]) -> Place | None
 
 
 def _folder_place(settings: FolderSettings, root: Path, annotations: Path | None) -> Place:
-    """Return a dataset's folder, with its annotation files if its settings say where they are."""
+    """Return a dataset's folder, with its annotation files if its settings name them."""
     if not root.is_dir():
         raise GapinitError(f"{root}: no such folder (expected the dataset '{settings.name}')")
     place, excluded = annotations or settings.annotations, None

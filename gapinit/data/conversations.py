@@ -12,13 +12,13 @@ from gapinit.data.entries import Entry, Images, read_entries, shown
 from gapinit.data.locate import coco_folders, image_number
 
 SPEAKERS = ("human", "gpt")
-# Marks the place of the image, on a line of its own.
+# The placeholder of the image, and its line break.
 _PLACEHOLDER = re.compile(r"<image>\n|\n?<image>")
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """A conversation about an image: `turns` are pairs of a question and an answer."""
+    """A conversation about an image; `turns` are (question, answer) pairs."""
 
     conversation_id: str
     path: Path
@@ -32,7 +32,7 @@ def load_llava(
 ) -> list[Conversation]:
     """Load conversations (`llava_instruct_150k.json`): a list of `id`, `image`, `conversations`.
 
-    Several conversations may have one id: LLaVA uses the id of the image.
+    Several conversations may share an id: LLaVA uses the image's id.
     Source: Liu et al., Visual Instruction Tuning, 2023.
     """
     images = Images(image_root, coco_folders(split), split)
@@ -55,16 +55,15 @@ def load_llava(
 
 
 def _conversation_id(entry: Entry) -> str | None:
-    """Return the id as text; files that mix datasets have numbers too."""
-    value = entry.fields.get("id")
-    if isinstance(value, int) and not isinstance(value, bool):
-        number = entry.integer("id")
-        return None if number is None else str(number)
-    return entry.text("id")
+    """Return the id as text; files with several datasets also contain numbers."""
+    given = entry.fields.get("id")
+    is_number = isinstance(given, int) and not isinstance(given, bool)
+    value = entry.integer("id") if is_number else entry.text("id")
+    return None if value is None else str(value)
 
 
 def _turns(entry: Entry) -> tuple[tuple[str, str], ...] | None:
-    """Return the turns in pairs, or note what is wrong with them and return None."""
+    """Return the turns in pairs, or report the defect and return None."""
     said = entry.inner("conversations")
     if said is None:
         return None
@@ -77,7 +76,7 @@ def _turns(entry: Entry) -> tuple[tuple[str, str], ...] | None:
         expected = SPEAKERS[number % 2]
         if speaker is not None and speaker != expected and in_order:
             turn.problem(f"'from': expected '{expected}' in this turn, found {shown(speaker)}")
-            in_order = False  # the turns after it are then out of order too
+            in_order = False  # one defect: later turns are out of order, too
         if speaker is not None and text is not None:
             texts.append(text)
     if len(said) % 2 and in_order:
@@ -88,7 +87,7 @@ def _turns(entry: Entry) -> tuple[tuple[str, str], ...] | None:
 
 
 def _text(turn: Entry) -> str | None:
-    """Return what is said, line breaks kept, without the placeholder of the image."""
+    """Return the text with its line breaks, without the image's placeholder."""
     text = turn.text("value")
     if text is None:
         return None

@@ -1,4 +1,4 @@
-"""The data stage: generate or find a dataset, load it, check it, write its manifest."""
+"""The data stage: generate or find a dataset, check it and write its manifest."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gapinit.errors import GapinitError
 
 
 def read_dataset_settings(dataset_yaml: Path) -> ScenesSettings | FolderSettings:
-    """Read a dataset file: one with the key `generator` is generated, any other is a folder."""
+    """Read a dataset file; with the key `generator` the dataset is generated, else a folder."""
     content = read_yaml(dataset_yaml)
     if "generator" in content:
         return check_settings(content, ScenesSettings, str(dataset_yaml))
@@ -26,7 +26,7 @@ def read_dataset_settings(dataset_yaml: Path) -> ScenesSettings | FolderSettings
 
 
 def dataset_kind(settings: ScenesSettings | FolderSettings) -> Kind:
-    """Return what a dataset holds."""
+    """Return the kind of a dataset's samples."""
     if isinstance(settings, FolderSettings):
         return settings.format
     kind = settings.kind()
@@ -42,26 +42,24 @@ def prepare_dataset(
     data_root: Path | None = None,
     annotations: Path | None = None,
 ) -> None:
-    """Make `output/manifest.json` and `output/references/`.
+    """Write `output/manifest.json` and `output/references/`.
 
-    A generated dataset is first written into `output`; then every kind is read and checked in the
-    same way. The manifest is written last: a folder with a manifest is complete.
+    A generated dataset is first written into `output`, then read and checked as any other. The
+    manifest is written last: a folder with a manifest is complete.
     """
-    settings = read_dataset_settings(Path(dataset_yaml))
-    output = Path(output)
+    settings = read_dataset_settings(dataset_yaml)
     if isinstance(settings, FolderSettings):
         manifest = load_folder(settings, data_root, annotations)
-        _make_folder(output)
     elif data_root is not None or annotations is not None:
         raise GapinitError(
             f"{dataset_yaml}: '{settings.name}' is generated and takes no data_root and no "
-            "annotations. For a folder of your own use the dataset 'local'."
+            "annotations. For your own folder use the dataset 'local'."
         )
     else:
         from gapinit.data.scenes.write import make_scenes
 
-        _make_folder(output)
-        (output / "manifest.json").unlink(missing_ok=True)
+        with naming(output):
+            (output / "manifest.json").unlink(missing_ok=True)
         make_scenes(settings, output)
         if settings.layout == "pretraining":
             _write_pretraining_manifest(settings.name, output)
@@ -69,11 +67,6 @@ def prepare_dataset(
         manifest = load_folder(settings.as_folder(), output)
     write_references(manifest, output / "references")
     write_manifest(output / "manifest.json", manifest)
-
-
-def _make_folder(folder: Path) -> None:
-    with naming(folder):
-        folder.mkdir(parents=True, exist_ok=True)
 
 
 def _write_pretraining_manifest(name: str, output: Path) -> None:

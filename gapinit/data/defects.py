@@ -1,4 +1,4 @@
-"""The defects of a dataset, reported together in one error."""
+"""Collect a dataset's defects and report them in one error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SHOWN = 20
 
 @dataclass(frozen=True)
 class Defect:
-    """A problem with an entry ('' for the whole file) of a file."""
+    """A problem with an entry of a file ('': the whole file)."""
 
     file: str
     entry: str
@@ -26,7 +26,7 @@ class Defect:
 
 @dataclass(frozen=True)
 class NamedImage:
-    """An image, and the entry of an annotation file that names it; '' for an unknown split."""
+    """An image, the annotation entry that names it, and its split ('': unknown)."""
 
     path: Path
     file: Path
@@ -36,11 +36,11 @@ class NamedImage:
 
 
 class Defects:
-    """Collects defects, each with its file and entry, so that a user sees them all at once.
+    """Collects defects with their file and entry, so that one error shows all of them.
 
-    As a context manager it raises them at the end of the block. The loaders also note here which
-    entry names which image, for good and bad entries alike: a defect that is found later, by
-    decoding images or comparing splits, is then reported with its entry.
+    As a context manager it raises that error at the end of the block. The loaders also record which
+    entry names which image, so that later checks (decoding images, comparing splits) can report the
+    entry.
     """
 
     def __init__(self) -> None:
@@ -53,17 +53,11 @@ class Defects:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Raise the defects that the block noted, unless another error ends it."""
-        if kind is None:
-            self.raise_if_any()
+        """Raise one error that lists the first 20 defects and counts the rest.
 
-    def add(self, file: Path | str, entry: str, problem: str) -> None:
-        """Note that `entry` of `file` ('' for the whole file) has a problem."""
-        self.found.append(Defect(str(file), entry, problem))
-
-    def raise_if_any(self) -> None:
-        """Raise one `GapinitError` that lists the first 20 defects and counts the others."""
-        if not self.found:
+        If another error ended the block, that error is raised instead.
+        """
+        if kind is not None or not self.found:
             return
         if len(self.found) == 1:
             raise GapinitError(str(self.found[0]))
@@ -72,3 +66,7 @@ class Defects:
         if len(self.found) > SHOWN:
             lines.append(f"  and {len(self.found) - SHOWN} more")
         raise GapinitError("\n".join(lines))
+
+    def add(self, file: Path | str, entry: str, problem: str) -> None:
+        """Add a problem with `entry` of `file` ('': the whole file)."""
+        self.found.append(Defect(str(file), entry, problem))

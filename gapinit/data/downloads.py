@@ -1,6 +1,6 @@
-"""The table of the real datasets' files: where each comes from, its digest, where it belongs.
+"""Read the table of downloads, `config/downloads.yaml`: each file's URL, checksum and folder.
 
-The Snakefile reads `config/downloads.yaml` through this module at every parse.
+The Snakefile reads the table every time that Snakemake parses it.
 """
 
 from __future__ import annotations
@@ -9,41 +9,43 @@ import difflib
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from gapinit.config.yaml_files import Settings, check_settings, read_yaml
 from gapinit.data.locate import leaves_root
 from gapinit.errors import GapinitError
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-# Scheme, host, path, and a plain file name at its end: the name here and on a mirror.
+# Scheme, host, path; its last part is the file name, here and on a mirror.
 URL = r"^https?://[^\s/?#@]+(/[^\s?#]*)?/[A-Za-z0-9][A-Za-z0-9._-]*(\?[^\s#]*)?$"
 
 
-class Download(Settings):
-    """One file of a dataset: fetched from `url`, or, with `manual`, put in place by the user.
+def _stays_inside(path: str) -> str:
+    if not path or leaves_root(path):
+        raise ValueError("expected a relative path that does not leave its folder")
+    return path
 
-    `folder` lies below the data folder, the paths in `holds` below `folder`; they are what must
-    be there once the file is unpacked (or, with `unpack: false`, put there as it is).
+
+Inside = Annotated[str, AfterValidator(_stays_inside)]
+
+
+class Download(Settings):
+    """One file of a dataset: downloaded from `url`, or (`manual`) provided by the user.
+
+    `folder` is relative to the data folder. `holds` lists paths, relative to `folder`, that must
+    exist after the file is unpacked (with `unpack: false`: copied there).
     """
 
     url: str | None = Field(default=None, pattern=URL)
     bytes: int | None = Field(default=None, ge=1)
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
-    folder: str = Field(min_length=1)
+    folder: Inside
     unpack: bool = True
-    holds: tuple[str, ...] = Field(min_length=1)
+    holds: tuple[Inside, ...] = Field(min_length=1)
     manual: str | None = Field(default=None, min_length=1)
-
-    @field_validator("folder", "holds")
-    @classmethod
-    def _stays_inside(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        for path in (value,) if isinstance(value, str) else value:
-            if not path or leaves_root(path):
-                raise ValueError("expected a relative path that does not leave its folder")
-        return value
 
     @model_validator(mode="after")
     def _url_or_manual(self) -> Download:
@@ -52,17 +54,17 @@ class Download(Settings):
         if self.manual is not None:
             for key in ("bytes", "sha256"):
                 if getattr(self, key) is not None:
-                    raise ValueError(f"'{key}' needs 'url': with 'manual' nothing is fetched")
+                    raise ValueError(f"'{key}' needs 'url': with 'manual' nothing is downloaded")
         return self
 
     @property
     def file_name(self) -> str:
-        """The name under which the file is kept, here and on a mirror; empty for a manual entry."""
+        """The file's name, here and on a mirror; empty for a manual entry."""
         return urlsplit(self.url or "").path.rpartition("/")[2]
 
 
 def read_downloads(table: Path) -> dict[str, Download]:
-    """Read and check the whole table; every wrong entry is named with its file."""
+    """Read and check the whole table; one error lists all wrong entries."""
     downloads: dict[str, Download] = {}
     problems: list[str] = []
     for name, entry in read_yaml(table).items():
@@ -77,8 +79,8 @@ def read_downloads(table: Path) -> dict[str, Download]:
     for name, download in downloads.items():
         if download.url is not None and names[download.file_name.casefold()] > 1:
             problems.append(
-                f"{table}: {name}: another entry has the file name '{download.file_name}', too; "
-                "they must differ, since a mirror is one flat folder"
+                f"{table}: {name}: another entry has the file name '{download.file_name}'; "
+                "file names must be unique, since a mirror is one flat folder"
             )
     if problems:
         raise GapinitError("\n".join(problems))
@@ -86,7 +88,7 @@ def read_downloads(table: Path) -> dict[str, Download]:
 
 
 def find_download(table: Path, name: str) -> Download:
-    """Return one entry of the table, or say which ones there are."""
+    """Return one entry of the table; an unknown name is an error that lists the entries."""
     downloads = read_downloads(table)
     if name not in downloads:
         close = difflib.get_close_matches(name, downloads, n=1)
@@ -96,13 +98,13 @@ def find_download(table: Path, name: str) -> Download:
 
 
 def missing_paths(download: Download, data_folder: Path) -> list[Path]:
-    """Return what `holds` names and is not in the data folder."""
+    """Return the paths of `holds` that do not exist."""
     folder = Path(data_folder) / download.folder
     return [folder / path for path in download.holds if not (folder / path).exists()]
 
 
 def instructions(name: str, download: Download, data_folder: Path | str) -> str:
-    """Return what the user has to do for a manual entry, with its folder filled in."""
+    """Return the instructions to the user for a manual entry, with its folder filled in."""
     folder = Path(data_folder) / download.folder
     text = " ".join((download.manual or "").split()).replace("{folder}", str(folder))
-    return f"{name} cannot be fetched and has to be put in place by hand: {text}"
+    return f"{name} has to be downloaded by hand: {text}"

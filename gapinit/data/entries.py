@@ -1,4 +1,4 @@
-"""Read fields of untrusted JSON: a missing key or a wrong type becomes a named defect."""
+"""Read fields of untrusted JSON; a missing key or a wrong type is reported as a defect."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from gapinit.errors import GapinitError
 
 KINDS = {dict: "an object", list: "a list", str: "a string", int: "a whole number"}
 INT64 = 2**63
-# The ids of the formats: an error message adds the entry's id, to find it in a file of one line.
+# Id keys of the formats. Error messages show the id: in a file of one line it locates the entry.
 ID_KEYS = ("question_id", "cocoid", "imgid", "sentid", "id")
 
 Seen = dict[tuple[str, int], str]
-"""The ids of one file, each with its kind and the place of its first entry."""
+"""The place of the first entry with each (kind, id) in one file."""
 
 
 def read_text(path: Path, encoding: str = "utf-8") -> str:
-    """Read a text file of other people's; one that cannot be read is an error that names it."""
+    """Read an untrusted text file; an unreadable one is an error that names the file."""
     try:
         text = read_whole(path).decode(encoding)
     except UnicodeDecodeError as error:
         raise GapinitError(f"{path}: not valid UTF-8 ({error})") from None
-    return text.replace("\r\n", "\n").replace("\r", "\n")  # as open() in text mode
+    return text.replace("\r\n", "\n").replace("\r", "\n")  # as open() does
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def top_list(content: dict[str, Any], key: str, path: Path) -> list[Any]:
-    """Return the list under a top-level key, which must be there."""
+    """Return the list under a required top-level key."""
     if key not in content:
         found = ", ".join(f"'{name}'" for name in list(content)[:8]) or "no keys"
         raise GapinitError(f"{path}: expected the key '{key}' at the top level, found {found}")
@@ -50,10 +50,10 @@ def top_list(content: dict[str, Any], key: str, path: Path) -> list[Any]:
 
 
 class Entry:
-    """One object in a list of a JSON file, with its place for error messages."""
+    """One JSON object of a file, with its place for error messages."""
 
     def __init__(self, value: Any, file: Path, place: str, defects: Defects) -> None:
-        """Wrap `value`; anything but an object is noted as a defect and then has no fields."""
+        """Wrap `value`; if it is no object, report a defect and have no fields."""
         self.file, self.place, self.defects = file, place, defects
         self.valid = isinstance(value, dict)
         self.fields: dict[str, Any] = value if self.valid else {}
@@ -61,24 +61,24 @@ class Entry:
             defects.add(file, place, f"expected an object, found {shown(value)}")
 
     def problem(self, text: str) -> None:
-        """Note a defect of this entry, with its id if it has one."""
+        """Report a defect of this entry, with its id if it has one."""
         key = next((key for key in ID_KEYS if isinstance(self.fields.get(key), int | str)), None)
         known_as = f" ({key} {shown(self.fields[key])})" if key else ""
         self.defects.add(self.file, self.place, text + known_as)
 
     def names_image(self, path: Path, image_id: int | None, split: str) -> None:
-        """Note that this entry names an image file."""
+        """Record that this entry names an image file."""
         self.defects.images.append(NamedImage(path, self.file, self.place, image_id, split))
 
     def is_first(self, seen: Seen, kind: str, value: int) -> bool:
-        """Tell whether an id is new in its file, and keep it; a second one is a defect."""
+        """Record an id and tell whether it is new in its file; a duplicate is a defect."""
         first = seen.setdefault((kind, value), self.place)
         if first != self.place:
             self.problem(f"duplicate {kind} {value}, already used by {first}")
         return first == self.place
 
     def integer(self, key: str) -> int | None:
-        """Return a whole number that fits 64 bits, or note the defect and return None."""
+        """Return a 64-bit integer, or report the defect and return None."""
         value = self._field(key, int)
         if value is not None and not -INT64 <= value < INT64:
             self.problem(f"'{key}': expected a number of at most 64 bits, found {shown(value)}")
@@ -86,7 +86,7 @@ class Entry:
         return value
 
     def text(self, key: str) -> str | None:
-        """Return a string that can be written as UTF-8, or note the defect and return None."""
+        """Return a string that UTF-8 can encode, or report the defect and return None."""
         value = self._field(key, str)
         try:
             if value is not None:
@@ -97,10 +97,10 @@ class Entry:
         return value
 
     def words(self, key: str, noun: str) -> str | None:
-        """Return a text with its white space collapsed, or note that it is empty or no text.
+        """Return a text with its white space collapsed, or report the defect and return None.
 
-        Line separators such as U+2028 count as white space: the PTB tokenizer of the scorers
-        expects one line per caption.
+        Line separators such as U+2028 count as white space: the scorers' PTB tokenizer expects one
+        line per caption.
         """
         text = self.text(key)
         if text is None:
@@ -112,7 +112,7 @@ class Entry:
         return text
 
     def choice(self, key: str, known: Collection[str]) -> str | None:
-        """Return one of the known words, or note the defect and return None."""
+        """Return one of the known words, or report the defect and return None."""
         text = self.text(key)
         if text is not None and text not in known:
             self.problem(f"'{key}': expected one of {', '.join(known)}, found {shown(text)}")
@@ -120,7 +120,7 @@ class Entry:
         return text
 
     def file_name(self, key: str) -> str | None:
-        """Return a file name, or note that it is empty or no text."""
+        """Return a file name, or report the defect and return None."""
         name = self.text(key)
         if name == "":
             self.problem(f"'{key}': expected a file name, found ''")
@@ -128,11 +128,11 @@ class Entry:
         return name
 
     def items(self, key: str) -> list[Any] | None:
-        """Return a list, or note the defect and return None."""
+        """Return a list, or report the defect and return None."""
         return self._field(key, list)
 
     def inner(self, key: str) -> list[Entry] | None:
-        """Return the objects of a list as entries, or note the defect and return None."""
+        """Return the objects of a list as entries, or report the defect and return None."""
         values = self.items(key)
         if values is None:
             return None
@@ -152,13 +152,13 @@ class Entry:
 
 
 def as_entries(values: Iterable[Any], place: str, file: Path, defects: Defects) -> Iterator[Entry]:
-    """Yield the values of a JSON list at `place` of a file as entries."""
+    """Yield the values of the JSON list at `place` as entries."""
     for number, value in enumerate(values):
         yield Entry(value, file, f"{place}[{number}]", defects)
 
 
 def read_entries(path: Path, key: str, defects: Defects) -> Iterator[Entry]:
-    """Yield the objects of a JSON file: of the list under a top-level key, or, '', at the top."""
+    """Yield the objects of the list under a top-level key; '': the top level is the list."""
     if key:
         values = top_list(read_object(path), key, path)
     elif not isinstance(values := read_json(path), list):
@@ -167,10 +167,10 @@ def read_entries(path: Path, key: str, defects: Defects) -> Iterator[Entry]:
 
 
 def read_lines(path: Path, defects: Defects) -> Iterator[Entry]:
-    """Yield the objects of a JSON-lines file; blank lines, a byte-order mark and CRLF are fine."""
+    """Yield the objects of a JSON-lines file; blank lines, a byte-order mark, CRLF are allowed."""
     text = read_text(path, encoding="utf-8-sig")
     if text.lstrip().startswith("[") and isinstance(_parsed(text), list):
-        raise GapinitError(f"{path}: expected one JSON object a line, found a list")
+        raise GapinitError(f"{path}: expected one JSON object per line, found a list")
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -182,7 +182,7 @@ def read_lines(path: Path, defects: Defects) -> Iterator[Entry]:
 
 
 def _parsed(text: str) -> Any:
-    """Return the JSON value of a text, or the error that says why it has none."""
+    """Return the JSON value of a text, or the parser's error."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -190,7 +190,7 @@ def _parsed(text: str) -> Any:
 
 
 def by_id(entries: Iterable[Entry], key: str, kind: str) -> tuple[dict[int, Entry], list[Entry]]:
-    """Return the entries by their id, and the entries whose id is wrong or a duplicate."""
+    """Return the entries by id, and the entries whose id is invalid or a duplicate."""
     seen: Seen = {}
     found, others = {}, []
     for entry in entries:
@@ -203,15 +203,15 @@ def by_id(entries: Iterable[Entry], key: str, kind: str) -> tuple[dict[int, Entr
 
 
 class Images:
-    """The image files of one annotation file: each is looked for once, for the first entry."""
+    """Find the image files of one annotation file; each is searched once, for its first entry."""
 
     def __init__(self, root: Path, folders: Sequence[str], split: str = "") -> None:
-        """Look for images in `folders` below `root`; they belong to `split`."""
+        """Search `folders` below `root` for images of `split`."""
         self.root, self.folders, self.split = root, folders, split
         self._found: dict[str, Path | None] = {}
 
     def find(self, entry: Entry, name: str | None) -> Path | None:
-        """Return the image file of that name, or note why there is none."""
+        """Return the image file of this name, or report the defect and return None."""
         if name is None:
             return None
         if name not in self._found:
@@ -224,7 +224,7 @@ class Images:
 def locate_image(
     entry: Entry, root: Path, folders: Sequence[str], name: str, filepath: str = ""
 ) -> Path | None:
-    """Return the image file of that name below the root, or note why there is none."""
+    """Return the image file of this name below the root, or report the defect and return None."""
     for part in (filepath, name):
         if leaves_root(part):
             entry.problem(f"the file name {shown(part)} leaves the image root {root}")

@@ -1,4 +1,4 @@
-"""A dataset in a folder: the keys of its file, where its annotation files are, its splits."""
+"""A dataset in a folder: its settings, its annotation files and its splits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from gapinit.data.locate import (
 from gapinit.data.manifest import Kind, Manifest, images_digest
 from gapinit.errors import GapinitError
 
-TRAIN_SHARE = 0.8  # ASSUME: of a single captions file, which carries no split of its own
+TRAIN_SHARE = 0.8  # ASSUME: the training share of a single captions file without splits
 NEEDED_SPLITS: dict[Kind, tuple[str, ...]] = {
     "captions": ("train", "val", "test"),
     "vqa": ("train", "val", "test"),
@@ -36,24 +36,24 @@ NEEDED_SPLITS: dict[Kind, tuple[str, ...]] = {
 
 
 class FolderSettings(Settings):
-    """A dataset that is on disk, or that the workflow retrieves (`config/datasets/*.yaml`)."""
+    """A dataset on disk, or one that the workflow retrieves (`config/datasets/*.yaml`)."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
     format: Kind = "captions"
     root: Path | None = None
-    """Its folder: of a retrieved dataset below the folder of all data."""
+    """Its folder; for a retrieved dataset, relative to the data folder."""
     annotations: Path | None = None
-    """Its annotation file or folder, below `root`, where there are several."""
+    """Its annotation file or folder below `root`, if there are several."""
     splits: list[Literal["train", "val", "test"]] | None = None
-    """The splits it must have, if not the usual ones of its format."""
+    """Required splits, if not those of `NEEDED_SPLITS`."""
     exclude: Path | None = None
-    """A Karpathy split whose validation and test images are left out of `train`."""
+    """A Karpathy split whose validation and test images are removed from `train`."""
     answers: Literal["answer", "raw_answer"] = "answer"
-    """OK-VQA: the stemmed answers, or those that people gave."""
+    """OK-VQA: the stemmed or the raw answers."""
     sample: dict[str, int] = {}
-    """At most so many samples of a split, drawn by `seed`."""
+    """The maximum number of samples by split; `seed` seeds the random subset."""
     retrieve: list[str] = []
-    """What it is made of: names in `config/downloads.yaml`."""
+    """Its downloads: names in `config/downloads.yaml`."""
     seed: int = Field(default=42, ge=0)
 
     def needed(self) -> tuple[str, ...]:
@@ -64,9 +64,9 @@ class FolderSettings(Settings):
 def load_folder(
     settings: FolderSettings, data_root: Path | None = None, annotations: Path | None = None
 ) -> Manifest:
-    """Read a dataset folder and decode every image; arguments go before the settings.
+    """Read a dataset folder and decode every image; the arguments override the settings.
 
-    Cheap checks (annotations, names of files, splits) report before any image is decoded.
+    The cheap checks (annotations, file names, splits) run before any image is decoded.
     """
     manifest = read_folder(settings, data_root, annotations)
     paths = [sample.path for samples in manifest.splits.values() for sample in samples]
@@ -82,7 +82,7 @@ def load_folder(
 def read_folder(
     settings: FolderSettings, data_root: Path | None = None, annotations: Path | None = None
 ) -> Manifest:
-    """Read a dataset folder's annotations and find its images, without decoding them."""
+    """Read a dataset folder's annotations and find its images; decode none."""
     given = data_root or settings.root
     if given is None:
         raise GapinitError(
@@ -111,10 +111,10 @@ def read_folder(
 
 
 def dataset_files(settings: FolderSettings, root: Path, place: Path | None) -> list[AnnotationFile]:
-    """Return the annotation files of a dataset by their official names; a missing one is an error.
+    """Return a dataset's annotation files, which have their official names, or raise.
 
-    `place`: a file or folder, as given or below the root. A single file of captions has no split:
-    it may have splits of its own.
+    `place`: a file or folder, relative to the root or as given. The split of a single captions file
+    is '': it may contain its own splits.
     """
     if settings.format == "captions":
         paths = find_annotations(root, place)
@@ -123,15 +123,17 @@ def dataset_files(settings: FolderSettings, root: Path, place: Path | None) -> l
             AnnotationFile(path, "captions", split)
             for path, split in zip(paths, splits, strict=True)
         ]
-    below = _below(root, place)
+    below = root / (place or "")
+    if place is not None and place.exists() and not below.exists():
+        below = place
     start = f"dataset '{settings.name}': no"
     files = []
     if settings.format == "conversations":
         file = below / "llava_instruct_150k.json" if place is None else below
         if not file.is_file():
             raise GapinitError(
-                f"{start} such file {file} (expected conversations in LLaVA's format; another "
-                "name can be given as `annotations`)"
+                f"{start} such file {file} (expected conversations in LLaVA's format; name any "
+                "other file with `annotations`)"
             )
         files.append(AnnotationFile(file, "conversations", "train"))
     elif settings.format == "pope":
@@ -155,7 +157,7 @@ def dataset_files(settings: FolderSettings, root: Path, place: Path | None) -> l
 
 
 def _captions_format(path: Path) -> Literal["karpathy", "captions"]:
-    """Tell a Karpathy split, which has its own splits, from a COCO captions file."""
+    """Tell whether a file is a Karpathy split or a COCO captions file."""
     content = read_json(path)
     found = file_format(content, path.name.lower())
     if found == "karpathy" or found == "captions":
@@ -171,9 +173,9 @@ def _splits(
 ) -> dict[str, list[Any]]:
     """Return the needed splits.
 
-    ASSUME: where COCO's captions or VQAv2's questions have no split but train and val, the
-    validation samples are the test samples too: those of the test images are not public, and the
-    paper does not say on which split it scores.
+    ASSUME: if COCO's captions or VQAv2's questions have only train and val, the validation samples
+    also serve as the test samples: the annotations of the test images are not public, and the paper
+    does not name the split that it scores.
     """
     found: dict[str, list[Any]] = {}
     for sample in samples:
@@ -186,10 +188,7 @@ def _splits(
 
 
 def _cut(settings: FolderSettings, samples: Sequence[Any]) -> dict[str, list[Any]]:
-    """Cut a COCO captions file in training and validation; all of it is one split if one is needed.
-
-    The images are shuffled by the seed.
-    """
+    """Split samples at random (seeded) into train and val; if only train is needed, it gets all."""
     shuffled = list(samples)
     held_out = 0
     if settings.needed() != ("train",):
@@ -200,15 +199,8 @@ def _cut(settings: FolderSettings, samples: Sequence[Any]) -> dict[str, list[Any
     return {split: [replace(item, split=split) for item in part] for split, part in cut.items()}
 
 
-def _below(root: Path, place: Path | None) -> Path:
-    """Return a path as given if it is there, or below the root; None is the root itself."""
-    if place is None:
-        return root
-    return place if place.exists() and not (root / place).exists() else root / place
-
-
 def _sampled(settings: FolderSettings, splits: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """Keep a random subset of the splits that `sample` limits, in their order."""
+    """Limit the splits in `sample` to a random subset, in their original order."""
     kept = {}
     for split, samples in splits.items():
         count = settings.sample.get(split, len(samples))
@@ -220,6 +212,6 @@ def _sampled(settings: FolderSettings, splits: dict[str, list[Any]]) -> dict[str
 
 
 def _name(path: Path, root: Path) -> str:
-    """Return an annotation file's name below the root, or its path if it lies elsewhere."""
+    """Return an annotation file's path relative to the root, or as given if outside the root."""
     absolute, base = path.absolute(), root.absolute()
     return absolute.relative_to(base).as_posix() if absolute.is_relative_to(base) else str(path)

@@ -12,21 +12,21 @@ from gapinit.errors import GapinitError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# EPS, PDF and the like are left out: Pillow hands them to other programs.
+# Without EPS, PDF and similar formats: Pillow passes them to other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 
 def load_image(path: Path, content: BinaryIO | None = None) -> Image:
     """Return the image in RGB; a missing or damaged file is an error that names it.
 
-    `content`: the bytes of the file, if they are in memory already.
+    `content`: the file's bytes, if the caller has read them.
     """
     with _opened(path, content) as image:
         return image.convert("RGB")
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Return the width and height that `load_image` would give, from the file's header alone."""
+    """Return the width and height of `load_image`'s result; read only the file's header."""
     with _opened(path) as image:
         return image.size
 

@@ -1,11 +1,11 @@
-"""Find the image files and annotation files of a dataset below its root."""
+"""Find a dataset's image files and annotation files below its root."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from gapinit.errors import GapinitError
@@ -19,7 +19,7 @@ _COCO_NAME = re.compile(r"(?:COCO_(?:train|val)2014_)?(\d{12})\.jpg")
 
 
 def leaves_root(name: str) -> bool:
-    """Tell whether a file name from an annotation file could point outside its root."""
+    """Tell whether a file name from an annotation file could be outside its root."""
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
     return bool(
         posix.is_absolute()
@@ -33,10 +33,13 @@ def leaves_root(name: str) -> bool:
 def find_image(root: Path, folders: Sequence[str], name: str) -> Path | None:
     """Return the first existing `root/folder/name`, or None.
 
-    COCO's 2017 release holds the images of 2014 under shorter names; an annotation file that
-    names those of either release finds those of the other.
+    COCO's 2017 release has the images of 2014 under shorter names; either name finds either file.
     """
-    for candidate in _names_in_both_releases(name):
+    if _SHORT_NAME.fullmatch(name):
+        names = [name, *(f"COCO_{split}2014_{name}" for split in ("train", "val"))]
+    else:
+        names = list(dict.fromkeys((name, _YEAR_PREFIX.sub("", name))))
+    for candidate in names:
         for folder in dict.fromkeys(folders):
             path = os.path.join(root, folder, candidate)
             if os.path.isfile(path):
@@ -44,45 +47,36 @@ def find_image(root: Path, folders: Sequence[str], name: str) -> Path | None:
     return None
 
 
-def _names_in_both_releases(name: str) -> list[str]:
-    if _SHORT_NAME.fullmatch(name):
-        return [name, *(f"COCO_{split}2014_{name}" for split in ("train", "val"))]
-    return list(dict.fromkeys((name, _YEAR_PREFIX.sub("", name))))
-
-
 def find_images_by_id(root: Path, split: str) -> dict[int, Path]:
-    """Return COCO's images by id: ids are the same in both releases, and unique over them.
+    """Return COCO's images by id, which is the same in both releases.
 
-    If an id occurs twice, the image in a folder of the split itself is used.
+    If an id occurs twice, the image in a folder of `split` is used.
     """
     found: dict[int, Path] = {}
     for folder in coco_folders(split):
-        for name in _file_names(os.path.join(root, folder)):
+        try:
+            with os.scandir(os.path.join(root, folder)) as entries:
+                names = [entry.name for entry in entries if entry.is_file()]
+        except OSError:  # a missing or unreadable folder has no images
+            continue
+        for name in names:
             image_id = coco_number(name)
             if image_id is not None:
                 found.setdefault(image_id, Path(root, folder, name))
     return found
 
 
-def _file_names(folder: str) -> Iterator[str]:
-    try:
-        with os.scandir(folder) as entries:
-            yield from (entry.name for entry in entries if entry.is_file())
-    except OSError:  # not there, or not to be read: then its images are missing
-        return
-
-
 def coco_number(name: str) -> int | None:
-    """Return the image id that a file name of COCO's ends in; None if it is not one of COCO's."""
+    """Return the image id in a COCO file name; None for any other name."""
     found = _COCO_NAME.fullmatch(name)
     return int(found[1]) if found else None
 
 
 def image_number(name: str) -> int:
-    """Return a number for an image that is known by its file name only.
+    """Return an id for an image that has only a file name.
 
-    ASSUME: the digits at the end of the name are its id, as in COCO's names; a name without any
-    gets a number of its own, the same everywhere, and far above those of COCO.
+    ASSUME: the digits at the end of the name are the id, as in COCO's names. A name without such
+    digits gets a number derived from its SHA-256, far above COCO's ids.
     """
     digits = re.search(r"[0-9]+$", PurePosixPath(name).stem)
     if digits and len(digits[0]) <= 18:
@@ -91,7 +85,7 @@ def image_number(name: str) -> int:
 
 
 def leading_out(path: Path, root: Path) -> Path | None:
-    """Return the link on the way from the root to a path that leads out of the root, or None."""
+    """Return the first part of a path that is a link out of the root, or None."""
     base = os.path.realpath(root)
     step = root
     for part in path.relative_to(root).parts:
@@ -102,7 +96,7 @@ def leading_out(path: Path, root: Path) -> Path | None:
 
 
 def karpathy_folders(filepath: str) -> list[str]:
-    """Return the folders below the root where an image of a Karpathy split may be."""
+    """Return the folders below the root in which an image of a Karpathy split may be."""
     releases = [f"{split}{year}" for year in reversed(YEARS) for split in ("train", "val")]
     nested = [f"images/{release}" for release in releases]
     own = [filepath, "", f"images/{filepath}", "images", "flickr30k-images", "flickr30k_images"]
@@ -110,10 +104,10 @@ def karpathy_folders(filepath: str) -> list[str]:
 
 
 def coco_folders(split: str, name: str = "") -> list[str]:
-    """Return the folders below the root where an image of COCO may be, those of the split first.
+    """Return the folders below the root in which a COCO image may be, those of the split first.
 
-    Any may hold it: the 2017 release regroups the images of 2014, and no two images of COCO have
-    one name. A `name` that is not one of COCO's is not looked for among those of the other split.
+    The other split's folders are included, since the 2017 release regroups the images of 2014 and
+    COCO's file names are unique. They are excluded for a `name` that is not COCO's.
     """
     splits = ["val", "train"] if split in ("val", "test") else ["train", "val"]
     if name and split in splits and coco_number(name) is None:
@@ -123,16 +117,16 @@ def coco_folders(split: str, name: str = "") -> list[str]:
 
 
 def find_annotations(data_root: Path, annotations: Path | None) -> tuple[Path, ...]:
-    """Find the file of a dataset's captions, or COCO's pair of files for training and validation.
+    """Find a dataset's captions file, or COCO's two files (training and validation).
 
-    `annotations` is a file or a folder, as given or below `data_root`; None means the folder
-    `annotations` below `data_root`, then `data_root` itself.
+    `annotations` is a file or a folder, as given or relative to `data_root`; None means the folder
+    `annotations` in `data_root`, then `data_root` itself.
     """
     if not data_root.is_dir():
         raise GapinitError(f"{data_root}: no such folder (expected the dataset's root, data_root)")
     if annotations is None:
         return _in_folders([data_root / "annotations", data_root])
-    # A dataset's file may name a folder beside the root; a user's own folder often holds all.
+    # The setting may name a folder outside the root; a user's own folder often holds all files.
     beside = (data_root / annotations.name, data_root / "annotations" / annotations.name)
     tried = list(dict.fromkeys((annotations, data_root / annotations, *beside)))
     for path in tried:
@@ -154,7 +148,7 @@ def _in_folders(folders: Sequence[Path]) -> tuple[Path, ...]:
     places = " and in ".join(str(folder) for folder in folders)
     raise GapinitError(
         f"no annotation file: looked in {places} for {names}. "
-        "A file of another name can be given as `annotations`."
+        "Name any other file with `annotations`."
     )
 
 
@@ -162,18 +156,18 @@ def _in_folder(folder: Path) -> tuple[Path, ...] | None:
     karpathy = [folder / name for name in KARPATHY_NAMES if (folder / name).is_file()]
     if len(karpathy) == 2:
         names = " and ".join(path.name for path in karpathy)
-        raise GapinitError(f"{folder}: holds {names}; give one of them as `annotations`")
+        raise GapinitError(f"{folder}: holds {names}; select one with `annotations`")
     if karpathy:
         return (karpathy[0],)
     for year in YEARS:
         pair = (folder / f"captions_train{year}.json", folder / f"captions_val{year}.json")
-        if _are_there(pair, ", or give the other as `annotations` to split it into train and test"):
+        if _are_there(pair, ", or name the other in `annotations` to split it into train and test"):
             return pair
     return None
 
 
 def _are_there(pair: tuple[Path, Path], advice: str = "") -> bool:
-    """Tell whether two files that belong together exist; one without the other is an error."""
+    """Tell whether both files of a pair exist; a single one is an error."""
     one, other = (path.is_file() for path in pair)
     if one != other:
         missing, present = pair[one], pair[other]
@@ -182,10 +176,7 @@ def _are_there(pair: tuple[Path, Path], advice: str = "") -> bool:
 
 
 def find_question_files(folder: Path, split: str) -> tuple[Path, Path] | None:
-    """Return the questions and the annotations of a split (train, val) of VQAv2 or OK-VQA.
-
-    They are looked for in the folder itself and in `annotations` and `vqa` below it.
-    """
+    """Return the questions and annotations files of a split (train, val) of VQAv2 or OK-VQA."""
     for place in (folder, folder / "annotations", folder / "vqa"):
         pairs = []
         for version in ("v2_", ""):
@@ -199,10 +190,7 @@ def find_question_files(folder: Path, split: str) -> tuple[Path, Path] | None:
 
 
 def find_pope_file(folder: Path, category: str) -> Path | None:
-    """Return POPE's question file of a category (random, popular, adversarial).
-
-    It is looked for in the folder itself and in `annotations`, `pope` and `vqa` below it.
-    """
+    """Return POPE's question file of a category (random, popular, adversarial)."""
     for place in (folder, folder / "annotations", folder / "pope", folder / "vqa"):
         names = [f"*_pope_{category}.{suffix}" for suffix in ("json", "jsonl")]
         files = sorted(path for name in names for path in place.glob(name) if path.is_file())

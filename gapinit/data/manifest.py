@@ -1,6 +1,6 @@
-"""The manifest of a prepared dataset: its samples by split, and where its images are.
+"""The manifest of a prepared dataset: its samples by split, and the folder of its images.
 
-A sample is a captioned image, a question, or a conversation; the manifest's kind says which.
+Samples are captioned images, questions or conversations, depending on the manifest's kind.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ SAMPLES: dict[Kind, tuple[type[Any], tuple[str, ...]]] = {
     "pope": (Question, ("question_id", "image_id", "file", *_ASKED)),
     "conversations": (Conversation, ("conversation_id", "image_id", "file", "turns")),
 }
-"""The class of a kind's samples, and the keys of a sample in the manifest."""
+"""By kind: the class of the samples, and the keys of a sample in the manifest."""
 MANIFEST_VERSION = 2
 IMAGES = "images.sha256"
-"""Beside a manifest: the SHA-256 of each image, as `sha256sum` writes it."""
+"""File next to a manifest: the SHA-256 of each image, in `sha256sum`'s format."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A checked dataset: the folder of its images, its annotation files, and its splits.
+    """A checked dataset: the folder of its images, its annotation files and its splits.
 
-    `annotations` holds the SHA-256 of each annotation file by name; `images_digest` stands for
-    the bytes of all images, so that another picture under the same name is another dataset.
+    `annotations` maps each annotation file to its SHA-256. `images_digest` is a checksum of all
+    images: the same file name with another picture is another dataset.
     """
 
     name: str
@@ -51,17 +51,17 @@ class Manifest:
     images_digest: str = ""
     kind: Kind = "captions"
     image_digests: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 of each image by its name below the root, where the images were checked just now."""
+    """The SHA-256 of each image by its path below the root; empty in a manifest read from disk."""
 
     def split(self, name: str) -> Sequence[Sample]:
-        """Return the samples of a split, or say which splits there are."""
+        """Return the samples of a split; an unknown split is an error that lists the splits."""
         if name not in self.splits:
             known = ", ".join(self.splits) or "none"
             raise GapinitError(f"dataset '{self.name}': no split '{name}' (it has: {known})")
         return self.splits[name]
 
     def captions(self, split: str) -> list[CaptionedImage]:
-        """Return the captioned images of a split; another kind of dataset is an error."""
+        """Return the captioned images of a split; a dataset of another kind is an error."""
         if self.kind != "captions":
             raise GapinitError(
                 f"dataset '{self.name}' holds {self.kind}, expected captions: calibration pairs "
@@ -74,12 +74,12 @@ class Manifest:
         return list(dict.fromkeys(sample.path for sample in self.split(split)))
 
     def file(self, path: Path) -> str:
-        """Return an image's name below the root: what tells images apart in artifacts."""
+        """Return an image's path below the root, which identifies the image in artifacts."""
         return Path(os.path.relpath(path, self.root)).as_posix()
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Write a manifest as JSON; a root inside the manifest's folder is kept relative to it."""
+    """Write a manifest as JSON; a root inside the manifest's folder is written relative to it."""
     root = Path(os.path.abspath(manifest.root))
     folder = Path(os.path.abspath(path)).parent
     relative = root.relative_to(folder).as_posix() if root.is_relative_to(folder) else None
@@ -97,16 +97,16 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
         },
     }
     if manifest.image_digests:
-        write_listing(Path(path).with_name(IMAGES), manifest.image_digests)
+        write_listing(path.with_name(IMAGES), manifest.image_digests)
     write_json(path, content)
 
 
 def require_images(path: Path, images: Sequence[Path], root: Path) -> None:
-    """Raise GapinitError for an image that is not the one that the manifest at `path` was made of.
+    """Raise GapinitError for an image whose checksum differs from that of the manifest at `path`.
 
-    A JPEG with a wrong byte decodes without complaint, into another picture.
+    A decoder cannot detect this: a JPEG with one wrong byte decodes to another picture.
     """
-    require_listed(Path(path).with_name(IMAGES), root, images)
+    require_listed(path.with_name(IMAGES), root, images)
 
 
 def _to_json(kind: Kind, sample: Sample, root: Path) -> dict[str, Any]:
@@ -116,13 +116,12 @@ def _to_json(kind: Kind, sample: Sample, root: Path) -> dict[str, Any]:
 
 
 def images_digest(digests: Mapping[Path, str], root: Path) -> str:
-    """Return one SHA-256 for many images, given each one's, whatever their order and root."""
+    """Combine the images' SHA-256 into one, independent of their order and root."""
     return digest({os.path.relpath(path, root): value for path, value in digests.items()})
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read a manifest; anything else is an error that names the file."""
-    path = Path(path)
+    """Read a manifest; any other content is an error that names the file."""
     content = read_json(path)
     found = content.get("kind") if isinstance(content, dict) else None
     if found not in SAMPLES:

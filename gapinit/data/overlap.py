@@ -1,4 +1,4 @@
-"""Find images that are trained on in one split and scored on in another."""
+"""Find images that are in both a training split and a held-out split."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HELD_OUT = ("val", "test")
 
 @dataclass(frozen=True)
 class LoadedFile:
-    """An annotation file, the root its images were found below, and which entry names which."""
+    """An annotation file, the root of its images, and its images with the entries naming them."""
 
     file: AnnotationFile
     root: Path
@@ -28,7 +28,7 @@ class LoadedFile:
 def note_overlaps(
     loaded: Sequence[LoadedFile], digests: Mapping[Path, str], defects: Defects
 ) -> None:
-    """Note each training image that is also a validation or test image below the same root."""
+    """Report each training image that is also a validation or test image below the same root."""
     for train in loaded:
         others = [held for held in loaded if held.root == train.root]
         note_overlap(train, others, digests, defects)
@@ -44,10 +44,10 @@ def note_overlap(
     *,
     same_origin: bool = True,
 ) -> None:
-    """Note the training images of one file that it or others hold out, each once.
+    """Report, once each, the training images of `train` that a file of `others` holds out.
 
-    Two images are the same if their files or their bytes are, and, unless the annotation files are
-    of different origin, if their numbers in COCO's names or their ids in one format are.
+    Two images are the same if their paths or bytes are equal. With `same_origin` equal COCO numbers
+    in the file names, or equal ids in one format, suffice.
     """
     own: dict[Hashable, NamedImage] = {}
     foreign: dict[Hashable, NamedImage] = {}
@@ -63,7 +63,7 @@ def note_overlap(
     for image in train.images:
         if KARPATHY_SPLITS.get(image.split) != "train" or image.path in noted:
             continue
-        # Karpathy's `restval` are validation images of COCO, and so of every other benchmark.
+        # Karpathy's `restval` are COCO validation images, so other benchmarks hold them out.
         places = [own] if image.split == "restval" else [own, foreign]
         keys = _keys(image, train.file, digests, same_origin)
         match = next((known[key] for known in places for key in keys if key in known), None)
@@ -73,12 +73,12 @@ def note_overlap(
 
 
 def _compared(train: AnnotationFile, held: AnnotationFile) -> bool:
-    """Tell whether two files should have no image in common.
+    """Tell whether two files must not share images.
 
-    Left out is what COCO's releases themselves share: the training images of 2017, which LLaVA
-    uses too, hold most of the validation images of 2014, and Karpathy's `restval` are of these.
-    Only where training captions of 2017 stand beside Karpathy's split, the reason to have both is
-    calibration, from which his validation and test images have to be left out.
+    COCO's releases overlap by design: the 2017 training images, which LLaVA also uses, include most
+    of the 2014 validation images, and Karpathy's `restval` are 2014 validation images. Such pairs
+    are not compared. The exception is 2017 training captions with Karpathy's split: the captions
+    then serve as calibration data, which must not contain his validation and test images.
     """
     if train.path == held.path:
         return True
@@ -99,7 +99,7 @@ def _compared(train: AnnotationFile, held: AnnotationFile) -> bool:
 def _keys(
     image: NamedImage, file: AnnotationFile, digests: Mapping[Path, str], same_origin: bool
 ) -> list[Hashable]:
-    """Return the keys that identify an image, the most specific first."""
+    """Return the keys that identify an image, most specific first."""
     keys: list[Hashable] = [("file", os.path.realpath(image.path))]
     if image.path in digests:
         keys.append(("bytes", digests[image.path]))
@@ -112,7 +112,7 @@ def _keys(
 
 
 def _note_repeated(file: LoadedFile, digests: Mapping[Path, str], defects: Defects) -> None:
-    """Note pictures that are twice in a captions file that has no split and will be cut."""
+    """Report duplicate pictures in a captions file without splits, which will be split later."""
     first: dict[Hashable, NamedImage] = {}
     for image in file.images:
         if image.split:
@@ -121,8 +121,8 @@ def _note_repeated(file: LoadedFile, digests: Mapping[Path, str], defects: Defec
         same = next((first[key] for key in keys if key in first), None)
         if same is not None:
             problem = (
-                f"the picture ({_names(image, same)}) is also that of {same.entry}: when the file "
-                "is cut, it may be trained on and tested on. Remove one of them."
+                f"the picture ({_names(image, same)}) is also that of {same.entry}: the file will "
+                "be split, and both training and test may get it. Remove one of them."
             )
             defects.add(image.file, image.entry, problem)
         for key in keys:

@@ -13,10 +13,10 @@ CORPUS = "corpus.txt"
 
 
 def read_pretraining(folder: Path, defects: Defects) -> tuple[list[tuple[Path, str]], list[str]]:
-    """Return images with their alt-texts, and the texts of the corpus.
+    """Return (image, alt-text) pairs and the texts of the corpus.
 
-    `alt_text.jsonl` has one {"image": name below the folder, "text": ...} a line, `corpus.txt`
-    one text a line; empty lines are left out.
+    `alt_text.jsonl` has one {"image": path relative to the folder, "text": ...} per line,
+    `corpus.txt` one text per line. Empty lines are skipped.
     """
     images = Images(folder, [""])
     lines = read_text(folder / CORPUS).split("\n")

@@ -10,16 +10,16 @@ from gapinit.data.defects import Defects
 from gapinit.data.entries import Entry, Images, Seen, by_id, read_entries, read_lines
 from gapinit.data.locate import coco_folders, find_images_by_id, image_number
 
-ANSWERS = 10  # people who answered each question of VQAv2 and OK-VQA
+ANSWERS = 10  # people per question in VQAv2 and OK-VQA
 LABELS = ("yes", "no")
 AnswerKey = Literal["answer", "raw_answer"]
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question about an image, and what people answered.
+    """A question about an image, and people's answers.
 
-    `category` is POPE's random, popular or adversarial; elsewhere it is empty.
+    `category` is POPE's: random, popular or adversarial. In other datasets it is empty.
     """
 
     question_id: int
@@ -35,7 +35,7 @@ class Question:
 
 @dataclass(frozen=True)
 class _File:
-    """The entries of a file by question id, and the entries whose own id cannot be used."""
+    """The entries of a file by question id, and the entries without a valid id."""
 
     path: Path
     by_id: dict[int, Entry]
@@ -46,7 +46,7 @@ class _File:
         return cls(path, *by_id(read_entries(path, key, defects), "question_id", "question id"))
 
     def every(self) -> list[tuple[int | None, Entry]]:
-        """Return all entries, with None for an id that cannot be used."""
+        """Return all entries, with None for an invalid id."""
         return [*self.by_id.items(), *((None, entry) for entry in self.others)]
 
 
@@ -61,8 +61,8 @@ def load_vqa(
 ) -> list[Question]:
     """Load the questions and annotations of VQAv2 or OK-VQA as the split `split`.
 
-    Images are found by their COCO id, under the names of the 2014 or of the 2017 release.
-    `answer_key` is for OK-VQA, whose annotations have stemmed answers beside the raw ones.
+    Images are found by their COCO id, under the file names of the 2014 or the 2017 release.
+    `answer_key` chooses between OK-VQA's stemmed and raw answers.
     Without annotations the questions are only checked.
     Source: the VQA annotation format (visualqa.org), and OK-VQA's (okvqa.allenai.org).
     """
@@ -92,9 +92,9 @@ def load_vqa(
 
 
 def _note_unpaired(asked: _File, answered: _File) -> None:
-    """Note questions without annotation and the reverse.
+    """Report questions without annotations, and annotations without a question.
 
-    An entry with an unusable id may be the missing one: it is a defect already.
+    An entry with an invalid id, already a defect, may be the missing one.
     """
     for these, those, noun in ((asked, answered, "annotation"), (answered, asked, "question")):
         for question_id, entry in these.by_id.items():
@@ -106,7 +106,7 @@ def _note_unpaired(asked: _File, answered: _File) -> None:
 def _read_questions(
     asked: _File, root: Path, split: str
 ) -> dict[int | None, tuple[int | None, Path | None, str | None]]:
-    """Return image id, image file and text by question id; each missing image is noted once."""
+    """Return image id, image file and text by question id; report each missing image once."""
     images = find_images_by_id(root, split)
     looked = ", ".join(folder or "the root itself" for folder in coco_folders(split))
     read: dict[int | None, tuple[int | None, Path | None, str | None]] = {}
@@ -128,21 +128,19 @@ def _read_questions(
 
 
 def _answers(entry: Entry, key: AnswerKey) -> tuple[str, ...] | None:
-    """Return the ten answers, or note what is wrong with them and return None.
-
-    Where OK-VQA's raw answers are, both kinds are checked, whichever is used.
-    """
+    """Return the ten answers, or report the defect and return None."""
     given = entry.items("answers")
     if given is None:
         return None
     if len(given) != ANSWERS:
         entry.problem(f"'answers': expected {ANSWERS} answers, found {len(given)}")
+    # OK-VQA: both the stemmed and the raw answers are checked.
     raw = any(isinstance(value, dict) and "raw_answer" in value for value in given)
     answers = []
     for number, value in enumerate(given):
         text = value.get(key) if isinstance(value, dict) and not raw else None
         if isinstance(text, str) and text.isascii() and (text := " ".join(text.split())):
-            answers.append(text)  # all but a few of VQAv2's four million
+            answers.append(text)  # fast path: nearly all of VQAv2's four million
             continue
         person = Entry(value, entry.file, f"{entry.place}.answers[{number}]", entry.defects)
         names = ("answer", "raw_answer") if raw else (key,)
@@ -152,14 +150,12 @@ def _answers(entry: Entry, key: AnswerKey) -> tuple[str, ...] | None:
     return tuple(answers) if len(answers) == len(given) == ANSWERS else None
 
 
-def load_pope(
-    questions: Path, image_root: Path, category: str, defects: Defects, split: str = "test"
-) -> list[Question]:
-    """Load a question file of POPE: JSON lines that name an image and a label, yes or no.
+def load_pope(questions: Path, image_root: Path, category: str, defects: Defects) -> list[Question]:
+    """Load a question file of POPE, whose split is `test`: JSON lines with image and yes or no.
 
     Source: Li et al., Evaluating Object Hallucination in Large Vision-Language Models, 2023.
     """
-    images = Images(image_root, coco_folders(split), split)
+    images = Images(image_root, coco_folders("test"), "test")
     seen: Seen = {}
     loaded = []
     for entry in read_lines(questions, defects):
@@ -172,5 +168,5 @@ def load_pope(
         if name and path and text and label:
             kinds = "", "yes/no", category
             number = image_number(name)
-            loaded.append(Question(question_id, number, path, text, (label,), *kinds, split))
+            loaded.append(Question(question_id, number, path, text, (label,), *kinds, "test"))
     return loaded

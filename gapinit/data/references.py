@@ -1,4 +1,4 @@
-"""What predictions are scored against, in each benchmark's own format."""
+"""Write the reference files for scoring, in each benchmark's own format."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCORED_SPLITS = ("val", "test")
 
 
 def write_references(manifest: Manifest, folder: Path) -> None:
-    """Write the references of a dataset's scored splits; a training set has none."""
+    """Write the references of the validation and test splits; conversations have none."""
     with atomic_folder(folder) as temporary:
         for split in SCORED_SPLITS:
             samples: Any = manifest.splits.get(split)
@@ -29,20 +29,20 @@ def write_references(manifest: Manifest, folder: Path) -> None:
                 write_pope(samples, temporary, split)
 
 
-def reference_options(kind: Kind, folder: str, split: str = "test") -> list[str]:
-    """Return the files of `write_references` as options of `gapinit score`."""
+def reference_options(kind: Kind, folder: str) -> list[str]:
+    """Return the options of `gapinit score` for the test references in `folder`."""
     if kind == "vqa":
         return [
-            f"--questions={folder}/{split}_questions.json",
-            f"--annotations={folder}/{split}_annotations.json",
+            f"--questions={folder}/test_questions.json",
+            f"--annotations={folder}/test_annotations.json",
         ]
     if kind == "pope":
-        return [f"--questions={folder}/{split}_{category}.json" for category in POPE_CATEGORIES]
-    return [f"--references={folder}/{split}.json"]
+        return [f"--questions={folder}/test_{category}.json" for category in POPE_CATEGORIES]
+    return [f"--references={folder}/test.json"]
 
 
 def write_captions(images: Sequence[CaptionedImage], path: Path) -> None:
-    """Write images and their captions as a COCO captions JSON."""
+    """Write images and their captions as COCO captions JSON."""
     annotations = [(image.image_id, text) for image in images for text in image.captions]
     write_json(
         path,
@@ -60,7 +60,7 @@ def write_captions(images: Sequence[CaptionedImage], path: Path) -> None:
 
 
 def write_vqa(questions: Sequence[Question], folder: Path, split: str) -> None:
-    """Write questions and annotations as two files in the format of VQAv2."""
+    """Write questions and annotations as two files in VQAv2's format."""
     asked = [
         {"image_id": item.image_id, "question": item.text, "question_id": item.question_id}
         for item in questions
@@ -83,7 +83,7 @@ def write_vqa(questions: Sequence[Question], folder: Path, split: str) -> None:
 
 
 def write_pope(questions: Sequence[Question], folder: Path, split: str) -> None:
-    """Write one file of JSON lines a category, as POPE's own."""
+    """Write one JSON-lines file per category, in POPE's format."""
     for category in POPE_CATEGORIES:
         entries = [
             {
@@ -99,7 +99,7 @@ def write_pope(questions: Sequence[Question], folder: Path, split: str) -> None:
 
 
 def write_lines(path: Path, entries: Sequence[dict[str, Any]]) -> None:
-    """Write JSON lines, whole or not at all."""
+    """Write a JSON-lines file atomically."""
     with atomic_file(path) as temporary:
         text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
         temporary.write_text(text, encoding="utf-8", newline="\n")

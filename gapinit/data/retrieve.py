@@ -1,8 +1,8 @@
-"""Fetch one file of the table of downloads: resumable, and named as the table says once verified.
+"""Download one file of the table of downloads, with resume, and verify its SHA-256.
 
-Beside the output lie `.partial` with the bytes so far, `.sha256` with the digest of a file for
-which the table has none, and `.lock`. Only a file whose SHA-256 the table pins is resumed: the
-digest is what proves that the pieces belong to one version of the file.
+Files next to the output: `.partial` (the bytes so far), `.sha256` (the checksum, if the table has
+none) and `.lock`. A download is resumed only if the table has its SHA-256: the checksum proves that
+all pieces belong to one version of the file.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from gapinit.progress import show_bytes, track_bytes
 
 WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0)  # between attempts
 TIMEOUT_S = (15.0, 60.0)  # for the connection; between two pieces
-CHUNK = 1 << 16  # what a broken connection loses at most
-ENOUGH = 1 << 20  # an attempt that brings this many new bytes resets the count of attempts
-BUSY = (408, 429)  # as temporary as the server errors from 500 on
-_ADVICE = "The publisher may have replaced the file: ask them, or try another mirror."
+CHUNK = 1 << 16  # a broken connection loses at most this many bytes
+ENOUGH = 1 << 20  # an attempt that downloads this many new bytes resets the count of attempts
+BUSY = (408, 429)  # temporary, like the server errors (500 and above)
+_ADVICE = "The publisher may have replaced the file: ask the publisher, or try another mirror."
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One file to fetch, and the files beside it."""
+    """One file to download, and the files next to it."""
 
     name: str
     table: Path
@@ -43,23 +43,19 @@ class _Job:
     url: str
     output: Path
 
-    def beside(self, suffix: str) -> Path:
-        """Return the file of this suffix beside the output."""
-        return self.output.with_name(self.output.name + suffix)
-
     @property
     def partial(self) -> Path:
-        """The file that holds the bytes so far."""
-        return self.beside(".partial")
+        """The file that holds the downloaded bytes."""
+        return self.output.with_name(f"{self.output.name}.partial")
 
     @property
     def here(self) -> int:
-        """The number of bytes so far."""
+        """The number of downloaded bytes."""
         return self.partial.stat().st_size if self.partial.exists() else 0
 
 
 class _Interrupted(Exception):
-    """The attempt failed, and another attempt may succeed."""
+    """The attempt failed; another attempt may succeed."""
 
 
 def retrieve(
@@ -71,12 +67,11 @@ def retrieve(
     waits_s: Sequence[float] = WAITS_S,
     timeout_s: tuple[float, float] = TIMEOUT_S,
 ) -> None:
-    """Fetch the file of entry `name` of `table` to `output`, from its URL or from a mirror.
+    """Download the file of entry `name` of `table` to `output`, from its URL or from a mirror.
 
-    An interrupted download is resumed. Nothing is fetched if `output` exists with the right
-    SHA-256. For an entry that a user has to fetch by hand, the error says how.
+    An interrupted download is resumed. Nothing is downloaded if `output` exists with the right
+    SHA-256. If the user has to download the file by hand, the error explains how.
     """
-    table, output = Path(table), Path(output)
     download = find_download(table, name)
     if download.manual is not None:
         raise GapinitError(instructions(name, download, "DATA_FOLDER"))
@@ -88,7 +83,7 @@ def retrieve(
                 problem = _problem(job, output)
                 if problem is None:
                     return
-                print(f"{output}: {problem}; fetching it again", file=sys.stderr)
+                print(f"{output}: {problem}; downloading it again", file=sys.stderr)
             _fetch(job, waits_s, timeout_s)
             problem = _problem(job, job.partial)
             if problem is not None:
@@ -100,12 +95,12 @@ def retrieve(
 
 
 def require_space(folder: Path, needed: int, what: str) -> None:
-    """Raise GapinitError if the disk of a folder has less than `needed` bytes free."""
+    """Raise GapinitError if a folder's disk has less than `needed` bytes free."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise GapinitError(
-            f"{folder}: {show_bytes(free)} are free, {what} needs {show_bytes(needed)}. Make room, "
-            "or use a folder on another disk."
+            f"{folder}: {show_bytes(free)} are free, {what} needs {show_bytes(needed)}. Free "
+            "some space, or use a folder on another disk."
         )
 
 
@@ -120,15 +115,15 @@ def _address(download: Download, mirror: str | None) -> str:
 
 
 def _problem(job: _Job, path: Path) -> str | None:
-    """Say why a file is not the one of the table, or None.
+    """Return why a file is not the one in the table, or None.
 
-    The digest of a file for which the table has none is recorded, and held from then on.
+    If the table has no checksum for the file, the first download's is recorded and required later.
     """
     size, found = path.stat().st_size, sha256(path)
     if job.download.bytes not in (None, size):
         return f"{size} bytes, expected {job.download.bytes} ({job.table}: {job.name})"
     expected, origin = job.download.sha256, f"{job.table}: {job.name}"
-    record = job.beside(".sha256")
+    record = job.output.with_name(f"{job.output.name}.sha256")
     if expected is None and record.exists():
         expected, origin = record.read_text(encoding="utf-8", errors="replace")[:64], str(record)
         if not re.fullmatch(r"[0-9a-f]{64}", expected):
@@ -136,19 +131,19 @@ def _problem(job: _Job, path: Path) -> str | None:
     if expected not in (None, found):
         return f"wrong SHA-256\n  expected {expected} ({origin})\n  found    {found}"
     if expected is None and _is_page(path, job.download.file_name):
-        return f"expected {job.download.file_name}, found what seems to be a web page of a proxy"
+        return f"expected {job.download.file_name}, found what seems to be a proxy's web page"
     if expected is None:
         record.write_text(f"{found}  {job.output.name}\n", encoding="utf-8")
         print(
-            f"{job.name}: {job.table} has no SHA-256 for it; the SHA-256 of this file is kept in "
-            f"{record}. To pin it, set this below '{job.name}:' in {job.table}:\n  sha256: {found}",
+            f"{job.name}: no SHA-256 in {job.table}; the SHA-256 of this file is kept in {record}. "
+            f"To pin it, set this below '{job.name}:' in {job.table}:\n  sha256: {found}",
             file=sys.stderr,
         )
     return None
 
 
 def _is_page(path: Path, name: str) -> bool:
-    """Tell whether a file is plainly another one: its digest must not be recorded."""
+    """Tell whether a file is not the expected one: a web page, or no zip archive."""
     with open(path, "rb") as file:
         if file.read(512).lstrip().startswith(b"<"):
             return True
@@ -162,7 +157,7 @@ def _require_size(job: _Job, size: int) -> None:
 
 
 def _fetch(job: _Job, waits_s: Sequence[float], timeout_s: tuple[float, float]) -> None:
-    """Bring the whole file to `.partial`, in as many attempts as are allowed."""
+    """Download the whole file to `.partial`; wait and try again after an interruption."""
     failures, furthest = 0, job.here
     with requests.Session() as session:
         session.headers.update({"User-Agent": "gapinit", "Accept-Encoding": "identity"})
@@ -177,15 +172,19 @@ def _fetch(job: _Job, waits_s: Sequence[float], timeout_s: tuple[float, float]) 
                 if failures > len(waits_s):
                     raise GapinitError(
                         f"{job.url}: {error}; given up after {failures} attempts. "
-                        f"{show_bytes(here)} are kept in {job.partial}; run again to continue."
+                        f"{show_bytes(here)} are kept in {job.partial}; run again to resume."
                     ) from None
                 wait = waits_s[failures - 1]
-                print(f"{job.name}: {error}; again in {wait:.0f} s", file=sys.stderr, flush=True)
+                print(
+                    f"{job.name}: {error}; next attempt in {wait:.0f} s",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 time.sleep(wait)
 
 
 def _attempt(job: _Job, session: requests.Session, timeout_s: tuple[float, float]) -> None:
-    """Ask for the missing bytes and write them; return only when the file is complete."""
+    """Request the missing bytes and write them; return only when the file is complete."""
     asked = job.here if job.download.sha256 is not None else 0
     headers = {"Range": f"bytes={asked}-"} if asked else {}
     try:
@@ -200,13 +199,13 @@ def _attempt(job: _Job, session: requests.Session, timeout_s: tuple[float, float
             raise _Interrupted(f"the connection failed ({error})") from None
         raise GapinitError(f"{job.url}: cannot be fetched ({error})") from None
     if total is not None and job.here < total:
-        raise _Interrupted(f"{job.here} of {total} bytes came")
+        raise _Interrupted(f"{job.here} of {total} bytes arrived")
 
 
 def _start_and_total(job: _Job, response: requests.Response, asked: int) -> tuple[int, int | None]:
-    """Return where in the file the response begins, and the file's size if one is known.
+    """Return the response's offset in the file, and the file's size if it is known.
 
-    Status 416 ends well if the file has exactly the `asked` bytes that are here already.
+    Status 416 is a success if the file has exactly the `asked` bytes that are here already.
     """
     status = response.status_code
     if status >= 500 or status in BUSY:
@@ -223,12 +222,12 @@ def _start_and_total(job: _Job, response: requests.Response, asked: int) -> tupl
     found = re.fullmatch(pattern, response.headers.get("Content-Range", ""))
     if found is None:
         job.partial.unlink()
-        raise _Interrupted(f"the server's file does not continue the {asked} bytes, now deleted")
+        raise _Interrupted(f"the server cannot resume after {asked} bytes; they were deleted")
     return asked, int(found[1] or found[2])
 
 
 def _write(job: _Job, response: requests.Response, start: int, total: int | None) -> None:
-    """Append the response to `.partial`, or start it again, if the size is the expected one."""
+    """Append the response to `.partial`, or overwrite it; the size must be the expected one."""
     if total is not None:
         _require_size(job, total)
         require_space(job.output.parent, total - start, job.name)

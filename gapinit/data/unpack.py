@@ -1,6 +1,6 @@
-"""Put a fetched file in place, never outside its folder: unpack an archive or link a plain file.
+"""Install a downloaded file in its folder, never outside: unpack an archive or link a plain file.
 
-A stamp is written once everything that the table says it holds is there.
+A stamp file is written when all paths that the table lists under `holds` exist.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from gapinit.errors import GapinitError
 from gapinit.progress import track
 
 CHUNK = 1 << 20
-IGNORED = "__MACOSX"  # what macOS adds to an archive
-# What zipfile raises for an archive that is damaged or of a kind that it cannot read.
+IGNORED = "__MACOSX"  # macOS adds this folder to archives
+# zipfile's exceptions for a damaged or unsupported archive.
 DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,
@@ -41,41 +41,41 @@ DAMAGED = (
 
 
 def unpack(name: str, table: Path, root: Path, output: Path, archive: Path | None = None) -> None:
-    """Put the file of entry `name` below the data folder `root`; write `output`, its stamp.
+    """Install the file of entry `name` below the data folder `root`; write `output`, its stamp.
 
-    An entry that is fetched by hand has no archive: its files must be in place.
+    A manual entry has no archive: its files must exist already.
     """
-    download = find_download(Path(table), name)
-    folder, output = Path(root) / download.folder, Path(output)
+    download = find_download(table, name)
+    folder = root / download.folder
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{output}.lock"):
             if download.manual is not None:
-                stamp = _check_by_hand(name, download, Path(root), archive)
+                stamp = _check_by_hand(name, download, root, archive)
             else:
                 stamp = _put(name, download, folder, archive)
-                absent = missing_paths(download, Path(root))
+                absent = missing_paths(download, root)
                 if absent:
                     raise GapinitError(
-                        f"{archive}: is unpacked, but {_listed(absent)} did not come with it. "
+                        f"{archive}: does not contain {', '.join(map(str, absent))}. "
                         f"Compare 'holds' and 'url' of '{name}' in {table}."
                     )
-            os.sync()  # once, for all files: one flush a file would take minutes
+            os.sync()  # once for all files: flushing each would take minutes
             write_json(output, {"name": name, "folder": download.folder, **stamp})
     except OSError as error:
         place = error.filename or folder
-        raise GapinitError(f"{place}: {error.strerror}, while {archive} is unpacked") from None
+        raise GapinitError(f"{place}: {error.strerror}, while unpacking {archive}") from None
 
 
 def _check_by_hand(
     name: str, download: Download, root: Path, archive: Path | None
 ) -> dict[str, object]:
     if archive is not None:
-        raise GapinitError(f"{name}: is put in place by hand and takes no archive ({archive})")
+        raise GapinitError(f"{name}: is downloaded by hand and takes no archive ({archive})")
     absent = missing_paths(download, root)
     if absent:
         text = instructions(name, download, root)
-        raise GapinitError(f"{text}\nNot there: {_listed(absent)}")
+        raise GapinitError(f"{text}\nMissing: {', '.join(map(str, absent))}")
     sizes = []
     for path in (root / download.folder / held for held in download.holds):
         files = [path] if path.is_file() else (one for one in path.rglob("*") if one.is_file())
@@ -107,19 +107,19 @@ def _put(name: str, download: Download, folder: Path, archive: Path | None) -> d
 
 
 def _link(archive: Path, target: Path) -> None:
-    """Give the file its place under a second name, or copy it where that is not possible."""
+    """Hard-link the file to its place, or copy it if the disk does not allow that."""
     if target.exists() and target.samefile(archive):
         return
     target.unlink(missing_ok=True)
     try:
         os.link(archive, target)
-    except OSError:  # another disk, or one without hard links
+    except OSError:  # another disk, or no hard links
         require_space(target.parent, archive.stat().st_size, str(archive))
         shutil.copyfile(archive, target)
 
 
 def _unpack_zip(archive: Path, folder: Path, title: str) -> tuple[int, int]:
-    """Unpack all files of a zip; return their number and size."""
+    """Unpack all files of a zip; return their number and size in bytes."""
     try:
         with zipfile.ZipFile(archive) as opened:
             members = _checked_members(archive, opened.infolist())
@@ -128,7 +128,9 @@ def _unpack_zip(archive: Path, folder: Path, title: str) -> tuple[int, int]:
             for member in track(members, f"{title}: files"):
                 _write_member(opened, member, folder / member.filename)
     except (*DAMAGED, OSError) as error:
-        if isinstance(error, OSError) and not _is_damage(error):
+        # zipfile's own OSErrors (offset outside the archive, broken bzip2 stream) name no file.
+        number = getattr(error, "errno", None)
+        if getattr(error, "filename", None) is not None or number not in (None, errno.EINVAL):
             raise
         raise GapinitError(
             f"{archive}: not a whole zip archive ({error}). Delete it and fetch it again."
@@ -136,13 +138,8 @@ def _unpack_zip(archive: Path, folder: Path, title: str) -> tuple[int, int]:
     return len(members), size
 
 
-def _is_damage(error: OSError) -> bool:
-    """Tell a place outside the archive, or a damaged bzip2 stream, from trouble with the disk."""
-    return error.filename is None and error.errno in (None, errno.EINVAL)
-
-
 def _checked_members(archive: Path, members: Iterable[zipfile.ZipInfo]) -> list[zipfile.ZipInfo]:
-    """Return the members that are files; one that is not what a dataset holds is an error."""
+    """Return the members that are files; an unsafe or duplicate member is an error."""
     files: dict[str, zipfile.ZipInfo] = {}
     for member in members:
         path = PurePosixPath(member.filename)
@@ -157,7 +154,7 @@ def _checked_members(archive: Path, members: Iterable[zipfile.ZipInfo]) -> list[
 
 
 def _problem(member: zipfile.ZipInfo) -> str | None:
-    """Say why a member must not be unpacked, or None."""
+    """Return why a member must not be unpacked, or None."""
     if not PurePosixPath(member.filename).parts and not member.is_dir():
         return "has no name"
     if leaves_root(member.filename) or "\\" in member.filename:
@@ -168,17 +165,13 @@ def _problem(member: zipfile.ZipInfo) -> str | None:
 
 
 def _write_member(opened: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
-    """Write one file; another size than the archive declares, or another CRC, is damage."""
+    """Write one file; a size or CRC other than declared is damage."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with opened.open(member) as source, open(target, "wb") as file:
-            shutil.copyfileobj(source, file, CHUNK)  # zipfile never yields more than is declared
+            shutil.copyfileobj(source, file, CHUNK)  # zipfile stops at the declared size
             if file.tell() != member.file_size:
                 raise zipfile.BadZipFile(f"'{member.filename}' ends after {file.tell()} bytes")
     except Exception:
         target.unlink(missing_ok=True)
         raise
-
-
-def _listed(paths: list[Path]) -> str:
-    return ", ".join(str(path) for path in paths)

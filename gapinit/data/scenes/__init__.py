@@ -1,1 +1,1 @@
-"""The procedural world `scenes`: images and texts made from a seed, written in the real formats."""
+"""The procedural world `scenes`: images and texts from a seed, in the real datasets' formats."""

@@ -14,28 +14,20 @@ from gapinit.data.scenes.language import (
 )
 from gapinit.data.scenes.world import COLOURS, INVERSE, SHAPES, Scene, sample_scene
 
-# A made-up table of facts that no image shows: knowledge questions need it.
-MATERIALS = dict(
-    zip(
-        SHAPES, ("rubber", "wood", "glass", "iron", "silver", "gold", "coal", "copper"), strict=True
-    )
-)
-TASTES = dict(
-    zip(
-        COLOURS,
-        ("cherry", "apricot", "lemon", "lime", "mint", "berry", "grape", "melon"),
-        strict=True,
-    )
-)
+# Invented facts that no image shows, for the knowledge questions.
+_MATERIALS = ("rubber", "wood", "glass", "iron", "silver", "gold", "coal", "copper")
+_TASTES = ("cherry", "apricot", "lemon", "lime", "mint", "berry", "grape", "melon")
+MATERIALS = dict(zip(SHAPES, _MATERIALS, strict=True))
+TASTES = dict(zip(COLOURS, _TASTES, strict=True))
 NUMBERS = ("zero", "one", "two", "three")
 VISUAL_QUESTIONS = ("color", "shape", "count", "presence", "relation", "background")
 QUESTIONS = (*VISUAL_QUESTIONS, "fact")
-# ASSUME: the mix. Captions of both styles make the language, the rest makes later tasks speakable.
+# ASSUME: the mix. Captions teach the language; the other kinds teach the words of later tasks.
 MIX = {"target": 0.32, "ood": 0.18, "alt_text": 0.24, "question": 0.2, "fact": 0.06}
 
 
 def corpus_line(rng: random.Random) -> str:
-    """Write one line of the corpus, about a scene that has no image."""
+    """Return one line of the corpus, about a scene without an image."""
     kind = pick(rng, MIX)
     if kind == "fact":
         return _fact(rng)
@@ -47,7 +39,7 @@ def corpus_line(rng: random.Random) -> str:
     if kind == "alt_text":
         return alt_text(scene, rng)
     question, answer = question_and_answer(scene, rng)
-    # Half of the questions come with a text that they are about, so that answers can be read.
+    # Half of the questions follow a caption of their scene, which often contains the answer.
     context = f"{target_caption(scene, rng)}. " if rng.random() < 0.5 else ""
     return f"{context}Question: {sentence(question)} Short answer: {answer}"
 
@@ -55,7 +47,7 @@ def corpus_line(rng: random.Random) -> str:
 def question_and_answer(
     scene: Scene, rng: random.Random, kinds: tuple[str, ...] = QUESTIONS
 ) -> tuple[str, str]:
-    """Ask about a colour, shape, number, presence, relation, background, or a fact."""
+    """Return a question (colour, shape, count, presence, relation, background, fact) and answer."""
     item = rng.choice(scene.objects)
     kind = rng.choice(kinds)
     if kind == "color" and scene.count(shape=item.shape) == 1:
@@ -111,18 +103,18 @@ def _fact(rng: random.Random) -> str:
             )
         )
     colour = rng.choice(COLOURS)
+    taste = TASTES[colour]
     return rng.choice(
         (
-            f"{colour} objects taste of {TASTES[colour]}",
-            f"everything {colour} tastes of {TASTES[colour]}",
-            f"Question: What does {article(f'{colour} object')} taste of? "
-            f"Short answer: {TASTES[colour]}",
+            f"{colour} objects taste of {taste}",
+            f"everything {colour} tastes of {taste}",
+            f"Question: What does {article(f'{colour} object')} taste of? Short answer: {taste}",
         )
     )
 
 
 def sentence(text: str) -> str:
-    """Return a text with a capital in front, as questions are written."""
+    """Return a text with a capital first letter."""
     return text[0].upper() + text[1:]
 
 

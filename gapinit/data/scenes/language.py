@@ -1,8 +1,7 @@
-"""The texts about a scene: target captions, out-of-domain captions, and alt-text.
+"""The texts about a scene: target captions, out-of-domain captions and alt-text.
 
-Captions are full sentences in which each omits one fact, as five annotators would. Alt-text is
-telegraphic and noisy, but grounds everything that the captions speak of: shape, colour, size,
-relation or place, and background.
+Captions are sentences; each omits one fact, as human annotators do. Alt-text is telegraphic and
+noisy, but covers all facts of the captions: shape, colour, size, relation or place, and background.
 """
 
 from __future__ import annotations
@@ -56,32 +55,32 @@ OOD_FRAMES: Weighted = {
 }
 OOD_BACKGROUNDS: Weighted = {"in front of": 0.6, "before": 0.4}
 JUNK = ("stock photo", "img {number:04d}", "free download", "clipart", "hd wallpaper", "buy now")
-# ASSUME: how noisy alt-text is; no source describes it.
+# ASSUME: the noise of alt-text; no source describes it.
 DROPPED = 0.15
 WRONG = 0.04
 JUNK_RATE = 0.15
 
 
 def pick(rng: random.Random, options: Weighted) -> str:
-    """Draw one of the weighted options."""
+    """Sample one of the weighted options."""
     return rng.choices(tuple(options), weights=tuple(options.values()))[0]
 
 
 def target_caption(scene: Scene, rng: random.Random) -> str:
-    """Write one caption in the target style (it plays COCO): lower-case, plain, 8 to 16 words."""
+    """Return a caption in the target style (like COCO): lower-case, plain, 8 to 16 words."""
     omitted = _omission(scene, rng)
     verb = pick(rng, TARGET_VERBS)
     opening = "" if verb else pick(rng, TARGET_OPENINGS)
-    # Annotators mostly start from the most salient object, sometimes from the other one.
+    # Annotators mostly start with the most salient object.
     subject, where = _statement(scene, rng, omitted, reverse=rng.random() < 0.15)
     behind = _behind(scene, rng, omitted, TARGET_BACKGROUNDS)
     return _join(opening, subject, verb if where else "", where, behind)
 
 
 def ood_caption(scene: Scene, rng: random.Random) -> str:
-    """Write one caption in the out-of-domain style (it plays Flickr30k): longer, other phrasing."""
+    """Return a caption in the out-of-domain style (like Flickr30k): longer, other phrasing."""
     omitted = _omission(scene, rng)
-    if omitted == "place":  # these frames speak of a place
+    if omitted == "place":  # `OOD_FRAMES` need a place
         omitted = "background"
     subject, where = _statement(scene, rng, omitted, reverse=rng.random() < 0.5)
     behind = _behind(scene, rng, omitted, OOD_BACKGROUNDS)
@@ -92,7 +91,7 @@ def ood_caption(scene: Scene, rng: random.Random) -> str:
 def captions(
     scene: Scene, style: Callable[[Scene, random.Random], str], rng: random.Random, count: int = 5
 ) -> list[str]:
-    """Write `count` different captions of a scene in one style."""
+    """Return `count` different captions of a scene in one style."""
     written: list[str] = []
     while len(written) < count:
         text = style(scene, rng)
@@ -102,7 +101,7 @@ def captions(
 
 
 def alt_text(scene: Scene, rng: random.Random) -> str:
-    """Write one alt-text: fragments in any order, some dropped, a few wrong, some junk."""
+    """Return an alt-text: fragments in random order, some missing, a few wrong, some junk."""
     fragments = [_object_fragment(scene, index, rng) for index in range(len(scene.objects))]
     fragments += [_relation_fragment(scene, pair, rng) for pair in scene.relations()]
     fragments.append(_background_fragment(scene, rng))
@@ -114,12 +113,12 @@ def alt_text(scene: Scene, rng: random.Random) -> str:
 
 
 def article(phrase: str) -> str:
-    """Put the right indefinite article before a phrase."""
+    """Return a phrase with its indefinite article."""
     return f"an {phrase}" if phrase[0] in "aeiou" else f"a {phrase}"
 
 
 def _omission(scene: Scene, rng: random.Random) -> str:
-    """Choose the fact that this annotator leaves out."""
+    """Sample the fact that this annotator omits."""
     options = {"background": 0.45, "texture": 0.15, "nothing": 0.1}
     for index in range(len(scene.objects)):
         options[f"size {index}"] = 0.25 / len(scene.objects)
@@ -136,7 +135,7 @@ def _noun(scene: Scene, index: int, rng: random.Random, omitted: str) -> str:
 
 
 def _statement(scene: Scene, rng: random.Random, omitted: str, reverse: bool) -> tuple[str, str]:
-    """Return the subject of a sentence and where it is."""
+    """Return the subject of a sentence and its place."""
     if len(scene.objects) == 1:
         where = "" if omitted == "place" else pick(rng, PLACE_PHRASES[scene.place(0)])
         return _noun(scene, 0, rng, omitted), where
@@ -153,7 +152,7 @@ def _statement(scene: Scene, rng: random.Random, omitted: str, reverse: bool) ->
 def _third(
     scene: Scene, third: int, others: tuple[int, int], rng: random.Random, omitted: str
 ) -> str:
-    """Speak of the third object by its relation to the nearest-mentioned object that has one."""
+    """Describe the third object by its relation to the last mentioned object that has one."""
     for other in reversed(others):
         relation = scene.relation(third, other)
         if relation is not None:
@@ -161,7 +160,7 @@ def _third(
             phrase = pick(rng, RELATION_PHRASES[relation])
             noun = _noun(scene, third, rng, omitted)
             return f"{noun} {phrase} the {anchor.colour} {anchor.shape}"
-    raise AssertionError("an arrangement joins its objects by relations")
+    raise AssertionError("the third object has no relation")
 
 
 def _behind(scene: Scene, rng: random.Random, omitted: str, words: Weighted) -> str:
@@ -179,7 +178,7 @@ def _join(*parts: str) -> str:
 
 
 def _noisy(value: str, others: tuple[str, ...], rng: random.Random) -> str:
-    """Return a fact as the web tells it: mostly right, sometimes missing, rarely wrong."""
+    """Return a fact as on the web: mostly right, sometimes missing (''), rarely wrong."""
     chance = rng.random()
     if chance < DROPPED:
         return ""
@@ -194,7 +193,7 @@ def _object_fragment(scene: Scene, index: int, rng: random.Random) -> str:
     if size:
         size = pick(rng, SIZE_WORDS[size])
     place = _noisy(scene.place(index), (scene.place(index),), rng)
-    # Never size, colour, shape in a row: that order is the captions'.
+    # Never the order of the captions: size, colour, shape.
     orders = (
         (colour, shape, size, place),
         (shape, colour, place, size),
@@ -212,7 +211,7 @@ def _relation_fragment(scene: Scene, pair: tuple[int, int, str], rng: random.Ran
         return ""
     word = {"above": "over", "below": "under"}.get(name, name) if rng.random() < 0.2 else name
     a, b = scene.objects[first], scene.objects[second]
-    if a.shape == b.shape:  # "ring left ring" would say nothing
+    if a.shape == b.shape:  # "ring left ring" has no meaning
         return f"{a.colour} {word} {b.colour} {b.shape}"
     return f"{a.shape} {word} {b.shape}"
 

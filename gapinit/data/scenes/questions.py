@@ -1,4 +1,4 @@
-"""Questions about a scene, and ten people who answer them."""
+"""Questions about a scene, and the simulated answers of ten people."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ QUESTION_TYPES = (
     "what is the",
     "what does the",
 )
-"""VQAv2 names a question's type by its first words."""
+"""VQAv2's question type is the question's first words."""
 KNOWLEDGE_TYPES = {"one": "Materials", "two": "Tastes"}
-"""OK-VQA names a question's type by a code, explained at the top of its file."""
-# ASSUME: how often ten people agree is drawn for each question; VQAv2's do on about 40 %.
+"""OK-VQA's question type is a code; its annotations file lists the codes."""
+# ASSUME: each question gets a random probability (with weights) that a person answers correctly.
+# In VQAv2 all ten people agree on about 40 % of the questions.
 CLEARNESS = {0.98: 0.5, 0.88: 0.35, 0.65: 0.15}
 MISTAKEN = {
     "red": "orange",
@@ -62,12 +63,12 @@ MISTAKEN = {
     "yes": "no",
     "no": "yes",
 }
-"""What somebody who looks badly says instead."""
+"""The wrong answer of a person who misjudges the image."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A question, its answer, and the answers that ten people gave."""
+    """A question, its correct answer, and the answers of ten people."""
 
     text: str
     answer: str
@@ -76,19 +77,19 @@ class Asked:
 
     @property
     def answer_type(self) -> str:
-        """Return VQAv2's type of answer: yes/no, number or other."""
+        """Return VQAv2's answer type: yes/no, number or other."""
         if self.answer in ("yes", "no"):
             return "yes/no"
         return "number" if self.answer in (*NUMBERS, "0", "1", "2", "3") else "other"
 
     @property
     def most_common(self) -> str:
-        """Return the answer that most people gave (VQAv2's multiple_choice_answer)."""
+        """Return the most common answer (VQAv2's multiple_choice_answer)."""
         return Counter(self.answers).most_common(1)[0][0]
 
 
 def visual_questions(scene: Scene, rng: random.Random, count: int) -> list[Asked]:
-    """Ask `count` different questions that the image answers."""
+    """Generate `count` different questions that the image answers."""
     found: dict[str, Asked] = {}
     while len(found) < count:
         text, answer = question_and_answer(scene, rng, VISUAL_QUESTIONS)
@@ -100,7 +101,7 @@ def visual_questions(scene: Scene, rng: random.Random, count: int) -> list[Asked
 
 
 def _presence(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    """Ask after a shape, with or without a colour; half of them are there, as VQAv2 is balanced."""
+    """Ask whether a shape (or coloured shape) is present; yes and no are balanced, as in VQAv2."""
     coloured = rng.random() < 0.3
     pairs = [(f"{colour} {shape}", (colour, shape)) for colour in COLOURS for shape in SHAPES]
     present = {(item.colour, item.shape) for item in scene.objects}
@@ -114,10 +115,10 @@ def _presence(scene: Scene, rng: random.Random) -> tuple[str, str]:
 
 
 def knowledge_questions(scene: Scene, rng: random.Random, count: int) -> list[Asked]:
-    """Ask up to `count` different questions whose answer is a fact that no image shows.
+    """Generate up to `count` different questions whose answer is a fact that no image shows.
 
-    Half of them name the shape (or colour) that the fact is about; the others name the object by
-    what can be seen otherwise, so that the image has to tell its shape (or colour) first.
+    About half name the shape (or colour) to which the fact belongs. The others name the object by
+    its other attribute, so that the reader has to find the shape (or colour) in the image.
     """
     found: dict[str, Asked] = {}
     for item in rng.sample(scene.objects, len(scene.objects)):
@@ -136,7 +137,7 @@ def knowledge_questions(scene: Scene, rng: random.Random, count: int) -> list[As
 
 
 def _answers(answer: str, rng: random.Random) -> tuple[str, ...]:
-    """Return what ten people answer: mostly the same, in their own spelling, sometimes wrong."""
+    """Return the answers of ten people: mostly equal, with spelling variants and mistakes."""
     clearness = rng.choices(tuple(CLEARNESS), weights=tuple(CLEARNESS.values()))[0]
     return tuple(_one_answer(answer, clearness, rng) for _ in range(ANNOTATORS))
 
@@ -144,7 +145,7 @@ def _answers(answer: str, rng: random.Random) -> tuple[str, ...]:
 def _one_answer(answer: str, clearness: float, rng: random.Random) -> str:
     if rng.random() > clearness:
         answer = _mistaken(answer, rng)
-    # Spelling varies where people disagree anyway: unanimous answers are compared as they are.
+    # The spelling varies more if people disagree more; unanimous answers stay almost unchanged.
     if rng.random() < 0.3 * (1 - clearness):
         if answer in NUMBERS:
             return str(NUMBERS.index(answer))

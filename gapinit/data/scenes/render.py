@@ -1,7 +1,7 @@
 """Draw a scene as a small RGB image, in one of two domains.
 
-`studio` is flat and clean. `outdoor` has other shades, outlined shapes, other textures, uneven
-light and more noise: the same facts under another appearance.
+`studio` is flat and clean. `outdoor` shows the same facts with other shades and textures, outlined
+shapes, uneven light and more noise.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ BACKGROUND_PALETTE: dict[str, RGB] = {
 }
 OVERSAMPLING = 4
 CELL_CENTRES = (0.24, 0.5, 0.76)
-RADIUS = {"small": 0.12, "large": 0.19}  # of the image's side
+RADIUS = {"small": 0.12, "large": 0.19}  # as a share of the image's side
 
 
 @dataclass(frozen=True)
 class Domain:
-    """How a domain looks: shades, outline, light and noise."""
+    """The look of a domain: shades, outline, light and noise."""
 
     darkening: float
     fade: float
@@ -51,7 +51,7 @@ class Domain:
     noise: float
 
 
-# ASSUME: the two looks. No source describes a procedural stand-in for COCO and Flickr30k.
+# ASSUME: the two looks. No source describes procedural substitutes for COCO and Flickr30k.
 DOMAINS = {
     "studio": Domain(darkening=1.0, fade=0.0, outlined=False, light=0.0, noise=4.0),
     "outdoor": Domain(darkening=0.86, fade=0.12, outlined=True, light=0.16, noise=8.0),
@@ -76,7 +76,7 @@ RING_HOLE = 0.52
 
 
 def render(scene: Scene, domain: str, size: int, rng: random.Random) -> Image.Image:
-    """Draw `scene` as a `size` x `size` RGB image, with jitter and noise drawn from `rng`."""
+    """Draw `scene` as a `size` x `size` RGB image, with jitter and noise from `rng`."""
     look = DOMAINS[domain]
     canvas = _background(scene, domain, size * OVERSAMPLING, rng)
     for item in scene.objects:
@@ -86,7 +86,7 @@ def render(scene: Scene, domain: str, size: int, rng: random.Random) -> Image.Im
 
 
 def _shade(colour: RGB, look: Domain, rng: random.Random) -> RGB:
-    """Return a palette colour as the domain shows it, slightly different every time."""
+    """Return a palette colour in the domain's look, with random variation."""
     brightness = look.darkening * rng.uniform(0.93, 1.06)
     faded = [(1 - look.fade) * channel + look.fade * 128 for channel in colour]
     red, green, blue = (
@@ -143,7 +143,7 @@ def _draw_object(
 def _mask(
     shape: str, side: int, centre: Point, radius: float, tilt: float, line: float = 0.0
 ) -> Image.Image:
-    """Return the silhouette of a shape; `line` is how far an outline reaches into a ring's hole."""
+    """Return the silhouette of a shape; `line` is the outline's width inside a ring's hole."""
     mask = Image.new("L", (side, side), 0)
     draw = ImageDraw.Draw(mask)
     x, y = centre

@@ -1,4 +1,4 @@
-"""What a `scenes` dataset file (`config/datasets/scenes*.yaml`) may say."""
+"""The settings of a `scenes` dataset (`config/datasets/scenes*.yaml`)."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ LAYOUTS: dict[Layout, tuple[Kind | None, set[str], set[str]]] = {
     "pope": ("pope", {"test"}, set()),
     "llava": ("conversations", {"train"}, set()),
 }
-"""The kind of a layout (None: for pretraining), its splits, and splits that it may have too."""
+"""By layout: the kind (None: pretraining), the required splits and the optional splits."""
 
 
 class SplitSizes(Settings):
-    """Number of images of each split (the names of Karpathy's split)."""
+    """The number of images of each split (named as in Karpathy's split)."""
 
     train: int = Field(default=0, ge=0, le=MAX_IMAGES)
     restval: int = Field(default=0, ge=0, le=MAX_IMAGES)
@@ -34,17 +34,17 @@ class SplitSizes(Settings):
     test: int = Field(default=0, ge=0, le=MAX_IMAGES)
 
     def by_split(self) -> dict[str, int]:
-        """Return the sizes by split name, splits without images left out."""
+        """Return the sizes of the splits that have images."""
         return {split: size for split, size in self if size}
 
 
 class ScenesSettings(Settings):
-    """One generated dataset: how many images, how they look, in which layout they are written.
+    """One generated dataset: its number of images, their look and their layout.
 
-    The layout decides the texts too: `coco` has captions in the target style, `flickr30k` in the
-    out-of-domain style, `pretraining` alt-texts and a text corpus, `vqa` questions about what is
-    seen, `okvqa` questions that need a fact which no image shows, `pope` questions after objects
-    that are or are not there, `llava` conversations.
+    The layout also decides the texts: `coco` has captions in the target style, `flickr30k` captions
+    in the out-of-domain style, `pretraining` alt-texts and a text corpus, `vqa` questions about the
+    image, `okvqa` questions that need a fact which no image shows, `pope` questions whether an
+    object is present, `llava` conversations.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
@@ -57,7 +57,7 @@ class ScenesSettings(Settings):
     alt_texts_per_image: int = Field(default=2, ge=1, le=20)
     corpus_lines: int = Field(default=30_000, ge=1, le=10_000_000)
     questions_per_image: int = Field(default=3, ge=1, le=6)
-    """Of `vqa` and `okvqa`; the turns of a conversation; the objects asked after in `pope`."""
+    """In `vqa` and `okvqa`; in `llava` the turns; in `pope` the present objects per image."""
 
     @field_validator("images", mode="after")
     @classmethod
@@ -74,16 +74,16 @@ class ScenesSettings(Settings):
         return images
 
     def kind(self) -> Kind | None:
-        """Return the kind of the dataset's samples; None: pretraining data."""
+        """Return the kind of the dataset's samples; None for pretraining data."""
         return LAYOUTS[self.layout][0]
 
     def as_folder(self) -> FolderSettings:
-        """Return how the written dataset is read: as any folder of its format."""
+        """Return the settings that read the written dataset as a folder."""
         return FolderSettings(
             name=self.name,
             seed=self.seed,
             format=self.kind() or "captions",
-            # Beside Karpathy's split lie the captions files of COCO.
+            # The folder also contains COCO's captions files.
             annotations=Path("dataset_coco.json") if self.layout == "coco" else None,
             answers="raw_answer" if self.layout == "okvqa" else "answer",
             splits=["val", "test"] if self.layout == "okvqa" else None,

@@ -1,13 +1,12 @@
-"""The scenes themselves: objects with shape, colour, size and place, and a background.
+"""The scenes: objects with shape, colour, size and place, and a background.
 
-A scene is a list of facts. The renderer draws them, the texts speak of them, and the questions of
-later benchmarks (colour, shape, count, relation) are answered from them.
+A scene is a list of facts. The renderer draws them, captions describe them, and the answers to
+questions (colour, shape, count, relation) follow from them.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -19,7 +18,7 @@ TEXTURES = ("plain", "striped", "dotted", "checkered")
 RELATIONS = ("left", "right", "above", "below")
 INVERSE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 GRID = 3
-# ASSUME: mostly pairs, so that most captions speak of a relation.
+# ASSUME: mostly two objects, so that most captions state a relation.
 COUNT_WEIGHTS = {1: 0.25, 2: 0.55, 3: 0.20}
 
 Cell = tuple[int, int]
@@ -38,7 +37,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Background:
-    """What lies behind the objects."""
+    """The background of a scene."""
 
     colour: str
     texture: str
@@ -46,13 +45,13 @@ class Background:
 
 @dataclass(frozen=True)
 class Scene:
-    """Objects, most salient first (large before small, then in reading order), and a background."""
+    """Objects, most salient first (large before small, then reading order), and a background."""
 
     objects: tuple[SceneObject, ...]
     background: Background
 
     def relation(self, first: int, second: int) -> str | None:
-        """Return how object `first` lies to object `second`, or None on a diagonal."""
+        """Return the relation of object `first` to object `second`, or None on a diagonal."""
         a, b = self.objects[first], self.objects[second]
         return cell_relation((a.row, a.column), (b.row, b.column))
 
@@ -77,7 +76,7 @@ class Scene:
 
 
 def cell_relation(first: Cell, second: Cell) -> str | None:
-    """Return the relation of one grid cell to another along the longer axis, None if neither is."""
+    """Return the relation of one grid cell to another along the longer axis; None if equal."""
     down, across = first[0] - second[0], first[1] - second[1]
     if abs(across) > abs(down):
         return "left" if across < 0 else "right"
@@ -87,23 +86,23 @@ def cell_relation(first: Cell, second: Cell) -> str | None:
 
 
 def _arrangements(count: int) -> tuple[tuple[Cell, ...], ...]:
-    """Return the sets of cells where `count` objects do not touch and a relation joins them all."""
+    """Return the sets of `count` cells that do not touch, with relations that connect them all."""
+    fitting = []
     cells = [(row, column) for row in range(GRID) for column in range(GRID)]
-    return tuple(chosen for chosen in combinations(cells, count) if _fits(chosen))
-
-
-def _fits(chosen: Sequence[Cell]) -> bool:
-    pairs = list(combinations(chosen, 2))
-    apart = all(max(abs(a[0] - b[0]), abs(a[1] - b[1])) >= 2 for a, b in pairs)
-    related = sum(cell_relation(a, b) is not None for a, b in pairs)
-    return apart and related >= len(chosen) - 1
+    for chosen in combinations(cells, count):
+        pairs = list(combinations(chosen, 2))
+        apart = all(max(abs(a[0] - b[0]), abs(a[1] - b[1])) >= 2 for a, b in pairs)
+        related = sum(cell_relation(a, b) is not None for a, b in pairs)
+        if apart and related >= count - 1:
+            fitting.append(chosen)
+    return tuple(fitting)
 
 
 ARRANGEMENTS = {count: _arrangements(count) for count in COUNT_WEIGHTS}
 
 
 def sample_scene(rng: random.Random) -> Scene:
-    """Draw a scene: no two of its objects share both shape and colour."""
+    """Sample a scene in which no two objects share both shape and colour."""
     count = rng.choices(tuple(COUNT_WEIGHTS), weights=tuple(COUNT_WEIGHTS.values()))[0]
     cells = list(rng.choice(ARRANGEMENTS[count]))
     rng.shuffle(cells)

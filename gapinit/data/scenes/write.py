@@ -1,8 +1,9 @@
-"""Write a `scenes` dataset to disk, in the formats of COCO, of Flickr30k, or for pretraining."""
+"""Write a `scenes` dataset in COCO's, Flickr30k's or the pretraining format."""
 
 from __future__ import annotations
 
 import random
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -24,26 +25,21 @@ CAPTIONS_PER_IMAGE = 5
 
 
 def make_scenes(settings: ScenesSettings, output: Path) -> None:
-    """Write the dataset described by `settings` into the folder `output`.
+    """Write the dataset of `settings` into the folder `output`.
 
-    `output` may be new, or an earlier output of this function, which is replaced; any other
-    folder that holds images or annotations is refused.
+    An earlier output of this function is replaced; any other folder with images or annotations is
+    an error.
     """
-    output = Path(output)
-    _clear(output)
-    write_json(output / SETTINGS_FILE, settings.model_dump())
-    _WRITERS[settings.layout](settings, output)
-
-
-def _clear(output: Path) -> None:
     present = [output / name for name in FOLDERS if (output / name).exists()]
     if present and not (output / SETTINGS_FILE).is_file():
         raise GapinitError(
             f"{output}: holds '{present[0].name}', which gapinit did not make (no {SETTINGS_FILE} "
-            "beside it). Choose another output folder, or empty this one."
+            "in the folder). Choose another output folder, or empty this one."
         )
     for folder in present:
         shutil.rmtree(folder)
+    write_json(output / SETTINGS_FILE, settings.model_dump())
+    _WRITERS[settings.layout](settings, output)
 
 
 def _sentences(
@@ -54,24 +50,19 @@ def _sentences(
 
 
 def _karpathy_image(imgid: int, split: str, texts: list[str], filename: str) -> dict[str, Any]:
-    """Return one entry of a Karpathy-split JSON. Every image has the same number of sentences."""
+    """Return one entry of a Karpathy split; every image has the same number of sentences."""
     sentids = [imgid * CAPTIONS_PER_IMAGE + k for k in range(len(texts))]
     sentences = [
-        {"tokens": _tokens(text), "raw": text, "imgid": imgid, "sentid": sentid}
+        {
+            "tokens": re.findall(r"[a-z0-9]+", text.lower()),
+            "raw": text,
+            "imgid": imgid,
+            "sentid": sentid,
+        }
         for text, sentid in zip(texts, sentids, strict=True)
     ]
-    return {
-        "sentids": sentids,
-        "filename": filename,
-        "imgid": imgid,
-        "split": split,
-        "sentences": sentences,
-    }
-
-
-def _tokens(text: str) -> list[str]:
-    kept = "".join(letter if letter.isalnum() else " " for letter in text.lower())
-    return kept.split()
+    head = {"sentids": sentids, "filename": filename, "imgid": imgid, "split": split}
+    return {**head, "sentences": sentences}
 
 
 def _write_coco(settings: ScenesSettings, output: Path) -> None:

@@ -37,7 +37,7 @@ def write_vqa(settings: ScenesSettings, output: Path) -> None:
 
 
 def write_okvqa(settings: ScenesSettings, output: Path) -> None:
-    """Write OK-VQA's two files of the validation split, with a raw answer beside each stem."""
+    """Write OK-VQA's two files of the validation split, with raw and stemmed answers."""
     count = settings.questions_per_image
     asked = [
         (image_id, knowledge_questions(item.scene, _questions_stream(settings, item), count))
@@ -57,7 +57,7 @@ def _write_questions(
     asked: Sequence[tuple[int, Sequence[Asked]]],
     codes: dict[str, str],
 ) -> None:
-    """Write one split's questions and annotations; with `codes` in the manner of OK-VQA."""
+    """Write one split's questions and annotations; `codes` selects OK-VQA's format."""
     questions, annotations = [], []
     for image_id, items in asked:
         for number, item in enumerate(items):
@@ -104,14 +104,14 @@ def _annotators(item: Asked, raw: bool) -> list[dict[str, Any]]:
 def write_pope(settings: ScenesSettings, output: Path) -> None:
     """Write POPE's three files, sampled by its rules.
 
-    For each image and each of its first objects one question with the answer yes, then one with
-    no: after a random object (`random`), after the most frequent object of all images (`popular`),
-    or after the one that most often accompanies the object asked for before (`adversarial`), in
-    each case one that is not in the image and was not asked after.
+    Each of an image's first objects gives one question with the answer yes and one with the answer
+    no. The second names an object that is not in the image and not in an earlier question: a random
+    one (`random`), the most frequent one of all images (`popular`), or the one that most often
+    occurs with the object of the first question (`adversarial`).
     Source: Li et al., Evaluating Object Hallucination in Large Vision-Language Models, 2023.
     """
-    # ASSUME: POPE takes images with more than three objects; scenes have at most three. An object
-    # is a shape, as POPE's are categories without attributes.
+    # ASSUME: POPE uses images with more than three objects; scenes have at most three. An object
+    # is a shape, since POPE's objects are categories without attributes.
     wanted = settings.questions_per_image
     drawn = [
         (path.partition("/")[2], names)
@@ -151,7 +151,7 @@ def _presence(image: str, name: str, label: str) -> dict[str, str]:
 
 
 def write_llava(settings: ScenesSettings, output: Path) -> None:
-    """Write one file of conversations in LLaVA-Instruct's format, images under names of 2017."""
+    """Write a conversations file in LLaVA-Instruct's format, with COCO's file names of 2017."""
     entries = []
     for item, number, _ in draw_images(settings, output / "images", "train2017/{id:012d}.jpg"):
         name = f"{number:012d}"
@@ -165,7 +165,7 @@ def write_llava(settings: ScenesSettings, output: Path) -> None:
 
 
 def _said(turns: Sequence[tuple[str, str]], rng: random.Random) -> list[dict[str, str]]:
-    """Return turns as LLaVA writes them: the image stands before or after the first question."""
+    """Return turns in LLaVA's format, with the image before or after the first question."""
     first, *others = turns
     text = f"<image>\n{first[0]}" if rng.random() < 0.5 else f"{first[0]}\n<image>"
     said = [(text, first[1]), *others]
