@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from gapinit.artifacts.artifacts import write_json
@@ -31,8 +32,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "pissa": {"method": "pissa", "published": 130.42, "level": 169.0},
     "lora-rank8": {"method": "lora-gaussian", "rank": 8, "published": 138.49, "level": 208.0},
     "gap-init": {"method": "gap-init", "published": 140.59, "level": 183.0},
-    "random-b": {"method": "random-b", "published": None, "level": 180.0},
-    "zero-shot": {"method": "zero-shot", "published": None, "level": 60.0},
+    "random-b": {"method": "random-b", "published": "", "level": 180.0},
+    "zero-shot": {"method": "zero-shot", "published": "", "level": 60.0},
 }
 LABELS = {
     "lora-rank1": "Standard LoRA, rank 1, naive layers",
@@ -86,19 +87,14 @@ class Tree:
 
     def runs_of(self, row: str) -> list[Run]:
         """Return the runs of a row, one a seed."""
-        return runs_of(row, self.seeds)
-
-
-def runs_of(row: str, seeds: tuple[int, ...]) -> list[Run]:
-    """Return the runs of a row of the synthetic table."""
-    given = ROWS[row]
-    head = {"backbone": "mini-blip2", "dataset": "scenes", "method": given["method"]}
-    if given["method"] == "zero-shot":
-        return [Run(**head)]
-    factors: dict[str, Any] = {"rank": given.get("rank", 1), "layers": "naive", "epochs": 1}
-    if given["method"] == "gap-init":
-        factors |= {"calibration": "in-domain", "calibration_size": 256}
-    return [Run(**head, **factors, seed=seed) for seed in seeds]
+        given = ROWS[row]
+        head = {"backbone": "mini-blip2", "dataset": "scenes", "method": given["method"]}
+        if given["method"] == "zero-shot":
+            return [Run(**head)]
+        factors: dict[str, Any] = {"rank": given.get("rank", 1), "layers": "naive", "epochs": 1}
+        if given["method"] == "gap-init":
+            factors |= {"calibration": "in-domain", "calibration_size": 256}
+        return [Run(**head, **factors, seed=seed) for seed in self.seeds]
 
 
 def build(
@@ -112,7 +108,9 @@ def build(
     _write_images(root / "1_data/scenes", images, side)
     values = _write_scores(tree, rows, images)
     _write_tables(tree, rows, values)
-    _write_figures(root / "7_figures")
+    for figure in tree.arguments["figures"]:
+        figure.parent.mkdir(exist_ok=True)
+        figure.write_text(SVG, encoding="utf-8")
     return tree
 
 
@@ -124,9 +122,8 @@ def _write_images(folder: Path, count: int, side: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         colour = tuple(draw.randrange(256) for _ in range(3))
         image = Image.new("RGB", (side, side * 3 // 4), colour)
-        image.paste(
-            tuple(255 - part for part in colour), (side // 4, side // 4, side // 2, side // 2)
-        )
+        other = tuple(255 - part for part in colour)
+        image.paste(other, (side // 4, side // 4, side // 2, side // 2))
         image.save(path, quality=95)
         texts = [f"a small square number {image_id} on a plain ground, said {n}" for n in range(4)]
         captioned.append(CaptionedImage(image_id, path, (*texts, f"<i>R&D</i> {HOSTILE}"), "test"))
@@ -145,15 +142,10 @@ def _write_scores(tree: Tree, rows: tuple[str, ...], images: int) -> dict[str, f
             draw = random.Random(run.path)
             level = ROWS[row]["level"] + draw.uniform(-4, 4)
             samples = [
-                {
-                    "image_id": image,
-                    "caption": f"{HOSTILE} {row} says of {image}"
-                    if image % 2
-                    else f"{row} {image}",
-                    "CIDEr": max(0.0, level + draw.uniform(-60, 60)),
-                }
+                {"image_id": image, "caption": f"{HOSTILE if image % 2 else ''} {row} of {image}",
+                 "CIDEr": max(0.0, level + draw.uniform(-60, 60))}
                 for image in range(1, images + 1)
-            ]
+            ]  # fmt: skip
             values[run.path] = sum(sample["CIDEr"] for sample in samples) / images
             write_json(
                 tree.root / "5_evaluate" / run.path / "scenes.scores.json",
@@ -208,44 +200,32 @@ def _write_tables(tree: Tree, rows: tuple[str, ...], values: dict[str, float]) -
             )  # fmt: skip
     write_csv(tree.root / "claims.csv", list(ClaimResult.model_fields), claims)
     records = []
-    for row in rows:
-        for run in tree.runs_of(row):
-            draw = random.Random(run.path)
-            record = _record(run, draw) if run.trained else {}
-            records.append(
-                {**run.factors, **record, "run": run.path, "evaluated": "scenes",
-                 "metric": "CIDEr", "value": values[run.path], "tables": "table2"}
-            )  # fmt: skip
+    for run in (run for row in rows for run in tree.runs_of(row)):
+        record = _record(run, random.Random(run.path)) if run.trained else {}
+        record |= {"run": run.path, "evaluated": "scenes", "metric": "CIDEr", "tables": "table2"}
+        records.append(record | {"value": values[run.path]})
     write_csv(folder / "runs.csv", list(RunResult.model_fields), records)
 
 
 def _table_lines(tree: Tree, row: str, values: dict[str, float]) -> list[dict[str, Any]]:
-    runs = tree.runs_of(row)
-    found = [values[run.path] for run in runs]
-    mean = sum(found) / len(found)
-    std = (sum((value - mean) ** 2 for value in found) / max(1, len(found) - 1)) ** 0.5
-    published = ROWS[row]["published"]
-    lines = []
-    for metric, factor in (("CIDEr", 1.0), ("Bleu_4", 0.25)):
-        lines.append(
-            {
-                "table": "table2", "row": row, "label": LABELS[row], "metric": metric,
-                "published": published if metric == "CIDEr" else "", "measured": mean * factor,
-                "std": std * factor if len(found) > 1 else "", "n_seeds": len(found),
-                "interval_low": (mean - 6.5) * factor, "interval_high": (mean + 6.5) * factor,
-                "interval_over": "seeds and images",
-                "difference": mean - published if published and metric == "CIDEr" else "",
-                **({} if row == "gap-init" else COMPARISON),
-                "runs": ";".join(run.path for run in runs), "note": "a note with <b> & 'quotes'",
-            }
-        )  # fmt: skip
-    return lines
-
-
-def _write_figures(folder: Path) -> None:
-    folder.mkdir(parents=True)
-    for name in ("figure1a", "figure2"):
-        (folder / f"{name}.svg").write_text(SVG, encoding="utf-8")
+    runs = [run.path for run in tree.runs_of(row)]
+    found, published = np.array([values[path] for path in runs]), ROWS[row]["published"]
+    mean, std = found.mean(), found.std(ddof=1) if len(found) > 1 else None
+    line = {
+        "table": "table2", "row": row, "label": LABELS[row], "n_seeds": len(found),
+        "interval_over": "seeds and images", "runs": ";".join(runs),
+        "note": "a note with <b> & 'quotes'", **({} if row == "gap-init" else COMPARISON),
+    }  # fmt: skip
+    cider = line | {
+        "metric": "CIDEr", "published": published, "measured": mean, "std": std,
+        "interval_low": mean - 6.5, "interval_high": mean + 6.5,
+        "difference": mean - published if published else "",
+    }  # fmt: skip
+    bleu = line | {
+        "metric": "Bleu_4", "measured": mean / 4, "std": std and std / 4,
+        "interval_low": (mean - 6.5) / 4, "interval_high": (mean + 6.5) / 4,
+    }  # fmt: skip
+    return [cider, bleu]
 
 
 def write_csv(path: Path, columns: list[str], lines: list[dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""Figures 2 to 5: the files appear, and their CSV holds what the data say."""
+"""Figures 1c and 2 to 5: the files appear, and their CSV holds what the data say."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from gapinit.artifacts.artifacts import create_hdf5
 from gapinit.errors import GapinitError
-from gapinit.figures import figure2, figure3, figure4, figure5
+from gapinit.figures import figure1c, figure2, figure3, figure4, figure5
 from gapinit.figures.toy import mean_alignment
 from gapinit.gap.gap_file import estimate_gap_file, read_gap
 
@@ -61,6 +61,57 @@ def check_files(stem: Path) -> None:
         content = stem.with_name(f"{stem.name}.{suffix}").read_bytes()
         assert content.startswith(start) and len(content) > 3000
     assert names(stem.parent) == sorted(f"{stem.name}.{suffix}" for suffix in SUFFIXES)
+
+
+def test_figure1c_separates_the_modalities_along_the_gap(gap: Path, tmp_path: Path) -> None:
+    stem = tmp_path / "out" / "figure1c"
+    figure1c.draw(gap.with_name("states.h5"), gap, stem)
+    check_files(stem)
+    kinds = np.array(numbers(stem)["kind"])
+    points = column(stem, "along_gap")
+    along = {kind: points[kinds == kind] for kind in ("vision", "text", "gap", "random")}
+    assert len(along["vision"]) == len(along["text"]) == PAIRS
+    assert set(numbers(stem)["layer"]) == {str(LAYERS - 1)}
+    assert along["vision"].mean() == pytest.approx(0, abs=1e-9)
+    # All pairs are drawn, but the gap is that of its calibration set: 40 of the 60.
+    assert along["text"].mean() == pytest.approx(along["gap"][0], rel=0.1)
+    # The random arrow is short in the picture because it is short: about 1/sqrt(d) of the gap.
+    assert 0.2 / WIDTH**0.5 < along["random"][0] / along["gap"][0] < 2 / WIDTH**0.5
+
+
+def test_projection_is_one_of_the_states_themselves() -> None:
+    draw = np.random.default_rng(3)
+    vision, text = draw.standard_normal((2, 30, 12))
+    gap = draw.standard_normal(12)
+    plane = figure1c.project(vision, text, gap)
+    # Orthonormal axes cannot lengthen anything, and the first one gives the cosine to the gap.
+    centred = vision - vision.mean(axis=0)
+    assert (np.linalg.norm(plane.vision, axis=1) <= np.linalg.norm(centred, axis=1) + 1e-9).all()
+    assert plane.vision[:, 0] == pytest.approx(centred @ gap / np.linalg.norm(gap))
+    # The vertical axis knows nothing of the gap: states moved along it keep their height.
+    moved = figure1c.project(vision, text + np.outer(draw.uniform(3, 9, 30), gap), gap)
+    assert moved.text[:, 1] == pytest.approx(plane.text[:, 1])
+    # Rotating the whole space turns nothing in the picture but the arbitrary sign of the axis.
+    rotation = np.linalg.qr(draw.standard_normal((12, 12)))[0]
+    turned = figure1c.project(vision @ rotation, text @ rotation, gap @ rotation)
+    assert np.abs(turned.text) == pytest.approx(np.abs(plane.text))
+
+
+def test_typical_cosine_follows_the_exact_law() -> None:
+    from scipy.stats import beta
+
+    draw = np.random.default_rng(4)
+    plane = figure1c.project(*draw.standard_normal((2, 20, 256)), draw.standard_normal(256))
+    exact = beta(0.5, (256 - 1) / 2).median() ** 0.5
+    assert plane.typical_cosine == pytest.approx(exact, rel=0.15)
+
+
+def test_figure1c_refuses_files_of_two_backbones(gap: Path, tmp_path: Path) -> None:
+    with create_hdf5(tmp_path / "other.h5", "states", {}) as file:
+        file["vision"] = file["text"] = np.zeros((3, 8, 12), np.float32)
+        file["image_id"] = np.arange(8)
+    with pytest.raises(GapinitError, match=r"other.h5: holds 3 layers of width 12.*not of one"):
+        figure1c.draw(tmp_path / "other.h5", gap, tmp_path / "figure1c")
 
 
 def write_run(path: Path, method: str, alignment: object) -> Path:

@@ -155,21 +155,27 @@ def test_another_configuration_is_told(complete: Path, repository: Path) -> None
     assert reasons == ["the configuration: changed"]
 
 
-def test_the_repositorys_reference_is_of_this_code(repository: Path) -> None:
-    """Where it fails: `make all reference readme`, and commit results/reference and README."""
-    reference = repository / "results" / "reference"
-    if not (reference / "reference.json").is_file():
+@pytest.fixture
+def reference(repository: Path) -> Path:
+    """Return the reference result of the repository."""
+    folder = repository / "results" / "reference"
+    if not (folder / "reference.json").is_file():
         pytest.skip("no results/reference here yet: `make all reference` makes it")
+    return folder
+
+
+def test_the_repositorys_reference_is_of_this_code(reference: Path, repository: Path) -> None:
+    """Where it fails: `make all reference readme`, and commit results/reference and README."""
     default = repository / "config" / "default.yaml"
     config = make_plan(read_yaml(default), repository / "config", [default]).config
     reasons = outdated(reference, config, repository)
     assert reasons == [], "results/reference is older than the code: make all reference readme"
 
 
-def test_the_repositorys_readme_is_what_make_readme_writes(repository: Path) -> None:
-    reference, readme = repository / "results" / "reference", repository / "README.md"
-    if not (reference / "reference.json").is_file():
-        pytest.skip("no results/reference here yet: `make all reference` makes it")
+def test_the_repositorys_readme_is_what_make_readme_writes(
+    reference: Path, repository: Path
+) -> None:
+    readme = repository / "README.md"
     assert readme.read_text(encoding="utf-8") == updated(readme, reference), "run: make readme"
 
 
@@ -189,15 +195,15 @@ def test_the_headline_has_every_row_with_its_numbers(complete: Path) -> None:
 
 
 def test_readme_changes_between_its_markers_only(kept: Path, tmp_path: Path) -> None:
-    reference, readme = kept, tmp_path / "README.md"
+    readme = tmp_path / "README.md"
     readme.write_text(f"# Before\n\n{BEGIN}\nold\n{END}\n\nAfter `|`\n", encoding="utf-8")
-    write_readme(readme, reference)
+    write_readme(readme, kept)
     first = readme.read_text(encoding="utf-8")
     assert first.startswith(f"# Before\n\n{BEGIN}\n\n**Table 2 of the paper")
     assert first.endswith(f"{END}\n\nAfter `|`\n") and "\nold\n" not in first
     assert "(kept/claims.md)" in first
-    write_readme(readme, reference)
-    assert readme.read_text(encoding="utf-8") == first == updated(readme, reference)
+    write_readme(readme, kept)
+    assert readme.read_text(encoding="utf-8") == first == updated(readme, kept)
 
 
 @pytest.mark.parametrize("text", ["# No marker\n", f"{END}\n{BEGIN}\n", f"{BEGIN}\n{BEGIN}\n{END}"])

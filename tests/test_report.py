@@ -191,26 +191,27 @@ def test_a_curve_is_the_mean_of_stretches(tmp_path: Path) -> None:
 def test_sources_are_digests_of_the_very_files(visible: str, tree: Tree) -> None:
     for name in ("6_tables/table2.csv", "claims.csv", "6_tables/runs.csv"):
         assert f"{name} {sha256(tree.root / name)}" in visible
-    assert "135.37 ± 7.10 (Table 7)" in visible and "98.08 (Table 2)" in visible
-    assert "stage versions data" in visible
 
 
-def test_questions_are_answered_by_their_claims(visible: str) -> None:
-    assert "Is it the gap? Yes, as far as decided: 1 of 1 comparisons hold." in visible
-    assert "CIDEr(gap-init) > CIDEr(pissa)" in visible and "171.50 against 183.85" in visible
-
-
-def test_layer_scores_and_notes_are_shown(visible: str) -> None:
-    assert "The paper contradicts itself on standard LoRA at rank 1" in visible
-    assert "0 3.500 – adapted 1 1.250 adapted – 2 2.000 adapted adapted" in visible
-
-
-def test_scale_and_verdicts_are_said_in_words(visible: str) -> None:
-    assert "mini-blip2" in visible and "7 training images, 40 test images" in visible
-    assert "1 holds" in visible and "1 does not hold" in visible and "0 undecided" in visible
-    claims = visible.index("Holds here"), visible.index("Does not hold")
-    assert claims == tuple(sorted(claims))
-    assert "−12.35" in visible and "(−20.50 … −3.25)" in visible
+@pytest.mark.parametrize(
+    "text",
+    [
+        "stage versions data",
+        "135.37 ± 7.10 (Table 7)",
+        "98.08 (Table 2)",
+        "Is it the gap? Yes, as far as decided: 1 of 1 comparisons hold.",
+        "CIDEr(gap-init) > CIDEr(pissa)",
+        "171.50 against 183.85 · difference −12.35 (−20.50 … −3.25)",
+        "The paper contradicts itself on standard LoRA at rank 1",
+        "0 3.500 – adapted 1 1.250 adapted – 2 2.000 adapted adapted",
+        "mini-blip2",
+        "7 training images, 40 test images",
+        "1 holds 1 does not hold 0 undecided",
+    ],
+)
+def test_the_page_says_what_was_measured(visible: str, text: str) -> None:
+    assert text in visible
+    assert visible.index("Holds here") < visible.index("Does not hold")
 
 
 def test_half_a_character_in_a_record_stays_an_escape(small: Path, tmp_path: Path) -> None:

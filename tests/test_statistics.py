@@ -55,25 +55,18 @@ def test_intervals_cover_the_mean_about_as_often_as_they_say(
     assert 0.91 <= covered / 400 <= 0.995
 
 
-def test_over_images_the_interval_is_that_of_scipys_bootstrap() -> None:
-    values = np.random.default_rng(0).gamma(2.0, size=300)
-    ours = bootstrap_interval(values[None, :], resamples=5000)
-    theirs = stats.bootstrap(
-        (values,), np.mean, n_resamples=5000, method="percentile", rng=1
-    ).confidence_interval
-    assert ours is not None and ours.over == "images"
-    width = theirs.high - theirs.low
-    assert ours.low == pytest.approx(theirs.low, abs=0.06 * width)
-    assert ours.high == pytest.approx(theirs.high, abs=0.06 * width)
-
-
-def test_over_many_seeds_the_interval_is_students() -> None:
-    values = np.random.default_rng(0).normal(10, 2, size=40)
-    ours = bootstrap_interval(values, resamples=5000)
-    low, high = stats.t.interval(0.95, 39, values.mean(), stats.sem(values))
-    assert ours is not None and ours.over == "seeds"
-    assert ours.low == pytest.approx(low, abs=0.06 * (high - low))
-    assert ours.high == pytest.approx(high, abs=0.06 * (high - low))
+def test_over_images_the_interval_is_scipys_bootstrap_and_over_seeds_students() -> None:
+    images = np.random.default_rng(0).gamma(2.0, size=300)
+    seeds = np.random.default_rng(0).normal(10, 2, size=40)
+    drawn = stats.bootstrap((images,), np.mean, n_resamples=5000, method="percentile", rng=1)
+    student = stats.t.interval(0.95, 39, seeds.mean(), stats.sem(seeds))
+    for values, over, (low, high) in (
+        (images[None, :], "images", drawn.confidence_interval),
+        (seeds, "seeds", student),
+    ):
+        ours = bootstrap_interval(values, resamples=5000)
+        assert ours is not None and ours.over == over
+        assert (ours.low, ours.high) == pytest.approx((low, high), abs=0.06 * (high - low))
 
 
 def test_over_seeds_and_images_the_variances_add_up() -> None:
@@ -155,9 +148,6 @@ def test_what_a_handful_of_seeds_cannot_show_is_said(num_seeds: int) -> None:
     assert np.mean((ratios >= low) & (ratios <= high)) == pytest.approx(0.95, abs=0.025)
     smallest = permutation_p_value(np.arange(1.0, num_seeds + 1))
     assert f"p below {smallest:g}." in note and f"There are {num_seeds} seeds" in note
-
-
-def test_one_seed_is_told_and_many_are_not() -> None:
     assert "one seed: no standard deviation" in small_sample_note(1)
     assert small_sample_note(10) == ""
 
@@ -197,9 +187,7 @@ def test_the_ratio_of_standard_deviations_agrees_with_a_parametric_bootstrap() -
     drawn = rng.normal(size=(2, 100_000, 4)).std(axis=2, ddof=1)
     low, high = ratio / np.quantile(drawn[0] / drawn[1], [0.975, 0.025])
     assert (interval.low, interval.high) == pytest.approx((low, high), rel=0.03)
-
-
-def test_no_ratio_without_a_spread_to_compare() -> None:
+    # There is no ratio without a spread to compare.
     assert std_ratio_interval([1.0], [1.0, 2.0]) is None
     assert std_ratio_interval([1.0, 2.0], [3.0, 3.0]) is None
 

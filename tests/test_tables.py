@@ -11,6 +11,8 @@ import yaml
 
 from gapinit.config.experiments import load_experiment
 from gapinit.errors import GapinitError
+from gapinit.report.run_lines import arrange_runs
+from gapinit.report.sections import arrange_table
 from gapinit.tables.formats import latex_escape
 from gapinit.tables.records import Measurement, read_runs, read_table, write_csv, write_records
 from gapinit.tables.table import tidy_runs
@@ -84,14 +86,12 @@ def test_rows_are_compared_with_the_reference_on_the_same_seeds_and_images(lines
     same = lines["random-b", "CIDEr"]
     assert float(same["vs_reference_low"]) < 0 < float(same["vs_reference_high"])
     assert float(same["p_value"]) > 0.05
+    # The untrained backbone is paired with every seed.
+    untrained = lines["zero-shot", "CIDEr"]
+    assert float(untrained["vs_reference"]) == pytest.approx(-90)
+    assert float(untrained["vs_reference_high"]) < -80
     reference = lines["gap", "CIDEr"]
     assert reference["vs_reference"] == reference["p_value"] == reference["p_holm"] == ""
-
-
-def test_the_untrained_backbone_is_paired_with_every_seed(lines: Lines) -> None:
-    line = lines["zero-shot", "CIDEr"]
-    assert float(line["vs_reference"]) == pytest.approx(-90)
-    assert float(line["vs_reference_high"]) < -80
 
 
 def test_a_corpus_metric_is_tested_over_seeds(lines: Lines) -> None:
@@ -107,12 +107,6 @@ def test_p_values_are_corrected_over_the_rows_of_a_metric(lines: Lines) -> None:
     assert holm["lora"] == holm["zero-shot"] == pytest.approx(3e-4)
     assert holm["random-b"] == raw["random-b"]
     assert float(lines["lora", "Bleu_4"]["p_holm"]) == pytest.approx(0.75)
-
-
-def test_a_table_without_reference_compares_nothing(tmp_path: Path) -> None:
-    world = make_world(tmp_path, reference=None)
-    world.fill(MEANS)
-    assert all(line["vs_reference"] == "" for line in world.table().values())
 
 
 @pytest.fixture
@@ -134,48 +128,34 @@ def two_backbones(tmp_path: Path) -> World:
 
 
 def test_rows_of_two_backbones_are_compared_each_with_its_own(two_backbones: World) -> None:
-    lines = two_backbones.table()
+    world = two_backbones
+    lines = world.table()
     assert float(lines["large-lora", "CIDEr"]["vs_reference"]) == pytest.approx(-2)
     assert float(lines["small-lora", "CIDEr"]["vs_reference"]) == pytest.approx(-5)
     for row in ("large-gap", "small-gap"):
         assert lines[row, "CIDEr"]["vs_reference"] == lines[row, "CIDEr"]["p_holm"] == ""
-    text = two_backbones.output.with_suffix(".md").read_text(encoding="utf-8")
+    text = world.output.with_suffix(".md").read_text(encoding="utf-8")
     assert "Measured: backbones mini-large and mini-small, fine-tuned on scenes" in text
     assert "each row's own reference ('Gap on large' or 'Gap on small')" in text
-
-
-def test_the_report_marks_every_reference_and_names_other_backbones(two_backbones: World) -> None:
-    from gapinit.report.run_lines import arrange_runs
-    from gapinit.report.sections import arrange_table
-
-    world = two_backbones
-    world.table()
+    # The report marks every reference and names the other backbone.
     (metric,) = arrange_table(read_table(world.output), load_experiment(world.experiment)).metrics
     assert metric.references == ("large-gap", "small-gap")
     output = world.output.with_name("runs.csv")
     tidy_runs([world.experiment], world.config, world.evaluations, world.runs, output)
-    assert {line["backbone"] for line in read(output)} == {"mini-large", "mini-small"}
-    lines, _ = arrange_runs(read_runs(output), world.runs, "CIDEr", "mini-large")
-    labels = {line.label for line in lines if line.run.method == "gap-init"}
+    run_lines, _ = arrange_runs(read_runs(output), world.runs, "CIDEr", "mini-large")
+    labels = {line.label for line in run_lines if line.run.method == "gap-init"}
     assert labels == {"Gap-Init", "Gap-Init on mini-small"}
 
 
 def test_one_seed_has_no_standard_deviation(tmp_path: Path) -> None:
-    world = make_world(tmp_path, seeds=[123])
-    world.fill(MEANS)
-    line = world.table()["lora", "CIDEr"]
-    assert line["std"] == "" and line["interval_over"] == "images" and line["n_seeds"] == "1"
-    assert world.table()["lora", "Bleu_4"]["p_value"] == ""
-
-
-def test_the_ood_table_reads_the_scores_of_the_other_dataset(
-    tmp_path: Path,
-) -> None:
-    world = make_world(tmp_path, evaluate="ood")
+    world = make_world(tmp_path, seeds=[123], evaluate="ood", reference=None)
     world.fill(MEANS, dataset="scenes-ood")
-    assert float(world.table()["gap", "CIDEr"]["measured"]) == pytest.approx(130)
-    text = world.output.with_suffix(".md").read_text()
-    assert "scored on 60 images of scenes-ood" in text
+    lines = world.table()
+    line = lines["lora", "CIDEr"]
+    assert line["std"] == "" and line["interval_over"] == "images" and line["n_seeds"] == "1"
+    # A table without a reference compares nothing; one of transfer reads the other dataset.
+    assert {line["vs_reference"] for line in lines.values()} == {""}
+    assert "scored on 60 images of scenes-ood" in world.output.with_suffix(".md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -221,6 +201,8 @@ def test_markdown_has_one_line_a_row_and_says_the_scale(world: World, lines: Lin
     assert "120.00 ± 1.00 [" in text and "98.08" in text and "−10.00 [" in text
     assert "backbone mini-blip2, fine-tuned on scenes" in text and "full scale" in text
     assert "135.37 ± 7.10 (Table 7)" in text and "A note of 5 % & more." in text
+    assert "There are 3 seeds: the true standard deviation lies between" in text
+    assert "corrected by Holm's method over the rows, for each metric on its own" in text
 
 
 def test_latex_is_whole_and_escaped(world: World, lines: Lines) -> None:
@@ -229,13 +211,9 @@ def test_latex_is_whole_and_escaped(world: World, lines: Lines) -> None:
     assert bare.count("{") == bare.count("}") and bare.count("$") % 2 == 0
     for special in ("%", "#", "_", "~", "|", "±", "−", "<"):
         assert special not in bare, special
-    for environment in ("table*", "tabular"):
-        assert text.count(rf"\begin{{{environment}}}") == 1
-        assert text.count(rf"\end{{{environment}}}") == 1
-    for rule in ("toprule", "midrule", "bottomrule"):
-        assert text.count("\\" + rule) == 1
-    columns = re.search(r"\\begin\{tabular\}\{(\w+)\}", text)
-    assert columns is not None and columns[1] == "lrrrrrr"
+    for command in ("begin{table*}", "end{tabular}", "toprule", "midrule", "bottomrule"):
+        assert text.count("\\" + command) == 1
+    assert r"\begin{tabular}{lrrrrrr}" in text
     body = text.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
     assert len(body) == len(MEANS)
     for line in body:
@@ -287,21 +265,9 @@ def test_the_tidy_table_has_a_line_for_each_run_and_metric(world: World) -> None
 
 def test_the_tidy_table_is_the_same_in_parquet_with_types(runs: Path) -> None:
     frame = pd.read_parquet(runs.with_suffix(".parquet"))
-    lines = read(runs)
-    assert list(frame.columns) == list(lines[0]) and len(frame) == len(lines)
+    written = pd.read_csv(runs, keep_default_na=False, dtype=str)
+    assert list(frame.columns) == list(written.columns)
     for column in frame.columns:
-        for value, written in zip(frame[column], (line[column] for line in lines), strict=True):
-            if written == "":
-                assert pd.isna(value), column
-            elif isinstance(value, str):
-                assert value == written, column
-            else:
-                assert float(value) == float(written), column
+        typed = written[column].replace("", None).astype(frame[column].dtype)
+        pd.testing.assert_series_equal(frame[column], typed)
     assert frame["seed"].dropna().dtype.kind in "if" and frame["value"].dtype == "float64"
-
-
-def test_a_table_says_how_little_its_seeds_can_show(world: World, lines: Lines) -> None:
-    for suffix in (".md", ".tex"):
-        text = world.output.with_suffix(suffix).read_text(encoding="utf-8")
-        assert "There are 3 seeds: the true standard deviation lies between" in text
-        assert "corrected by Holm's method over the rows, for each metric on its own" in text
