@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from gapinit.config.runs import Run
 from gapinit.tables.claims import check_claims
 from gapinit.tables.table import make_table
 from gapinit.train.step_log import STEP_COLUMNS
+
+from .plain_json import write_json
 
 SEEDS = [42, 123, 2024]
 NUM_IMAGES = 60
@@ -58,25 +59,21 @@ class World:
         # The order of a file means nothing: pairs are found by image.
         order = rng.permutation(NUM_IMAGES)
         path = self.evaluations / run.path / f"{dataset}.scores.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
         metrics = {"CIDEr": float(cider.mean()), "Bleu_4": mean / 4}
-        content = {"metrics": metrics, "per_sample": [samples[i] for i in order]}
-        path.write_text(json.dumps(content))
+        write_json(path, {"metrics": metrics, "per_sample": [samples[i] for i in order]})
         return path
 
     def train(self, run: Run) -> None:
         """Write the record of a trained run."""
         if not run.trained:
             return
-        path = self.runs / run.path / "run.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
         record = {"factors": run.factors, "first_grad_norm": 0.5, "final_loss": 1.25}
         record |= {"noise_cosine": None, "trainable_parameters": 1234}
-        path.write_text(json.dumps(record))
-        process = {"seconds": 12.5, "peak_memory_mb": 800.5}
-        path.with_name("process.json").write_text(json.dumps(process))
+        folder = self.runs / run.path
+        write_json(folder / "run.json", record)
+        write_json(folder / "process.json", {"seconds": 12.5, "peak_memory_mb": 800.5})
         log = f"{','.join(STEP_COLUMNS)}\n1,4.0,0.5,0.1,0\n2,1.25,0.5,0.1,0\n"
-        path.with_name("steps.csv").write_text(log)
+        (folder / "steps.csv").write_text(log)
 
     def fill(self, means: dict[str, float], dataset: str = "scenes") -> None:
         """Write everything: a row's seeds score its mean plus their offsets."""
@@ -88,14 +85,8 @@ class World:
 
     def table(self) -> dict[tuple[str, str], dict[str, str]]:
         """Make the table; return its lines by row and metric."""
-        make_table(
-            self.experiment,
-            self.config,
-            self.evaluations,
-            self.runs,
-            self.published,
-            self.output,
-        )
+        folders = self.evaluations, self.runs, self.published
+        make_table(self.experiment, self.config, *folders, self.output)
         return {(line["row"], line["metric"]): line for line in read(self.output)}
 
     def claims(self) -> list[dict[str, str]]:

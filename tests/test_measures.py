@@ -47,9 +47,8 @@ def test_the_gradient_and_the_direction_of_a_run(tmp_path: Path) -> None:
     assert measure("peak_grad_norm", folder, EMPTY, None) == 7.0
     assert measure("final_grad_norm", folder, EMPTY, None) == 2.0
     assert measure("final_alignment", folder, EMPTY, None) == pytest.approx(0.89)
-    assert (
-        measure("first_grad_norm", folder, RunRecord(factors={}, first_grad_norm=0.5), None) == 0.5
-    )
+    record = RunRecord(factors={}, first_grad_norm=0.5)
+    assert measure("first_grad_norm", folder, record, None) == 0.5
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
@@ -59,8 +58,6 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 
 
 def test_the_running_mean_trails() -> None:
-    np.testing.assert_allclose(
-        running_mean(np.array([4.0, 0.0, 8.0])), [4, 2, 4], err_msg="width 2"
-    )
+    np.testing.assert_allclose(running_mean(np.array([4.0, 0.0, 8.0])), [4, 2, 4])
     values = np.arange(100.0)
     np.testing.assert_allclose(running_mean(values)[10:], values[10:] - 2)

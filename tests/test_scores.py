@@ -14,6 +14,7 @@ from gapinit.config.runs import Run, TableRow
 from gapinit.errors import GapinitError
 from gapinit.tables.scores import RowScores, ScoreFolder, Scores, paired_differences
 
+from .plain_json import write_json
 from .score_world import MEANS, World, make_world
 
 
@@ -116,9 +117,7 @@ def test_questions_are_lined_up_by_their_own_ids(tmp_path: Path) -> None:
                 for (category, number), value in zip(ids, values, strict=True)
             ][:: 1 if run.seed == 1 else -1],
         }
-        path = tmp_path / run.path / "pope.scores.json"
-        path.parent.mkdir(parents=True)
-        path.write_text(json.dumps(content))
+        write_json(tmp_path / run.path / "pope.scores.json", content)
     folder = ScoreFolder(tmp_path, tmp_path)
     scores = tuple(folder.scores(run, "pope", "a test") for run in runs)
     row = RowScores(TableRow("r", "", None, runs), scores)

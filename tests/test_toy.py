@@ -68,12 +68,9 @@ def test_probability_between_edges() -> None:
 
 @pytest.mark.parametrize("dimension", [64, 1024])
 def test_gap_init_keeps_the_gradient_that_random_loses(dimension: int) -> None:
+    generator = np.random.default_rng(0)
     found = effective_gradient(
-        dimension,
-        directions=2000,
-        pairs=64,
-        gap_to_noise=1.0,
-        generator=np.random.default_rng(0),
+        dimension, directions=2000, pairs=64, gap_to_noise=1.0, generator=generator
     )
     assert found.random.shape == (2000,) and found.random.min() >= 0
     assert found.random.mean() == pytest.approx(mean_alignment(dimension), rel=0.07)
