@@ -56,7 +56,7 @@ def test_narrow_cones_are_narrow() -> None:
 
 def test_cone_without_axis() -> None:
     vision = pairs(11)[1]
-    with pytest.raises(GapinitError, match="gap between text and vision is zero"):
+    with pytest.raises(GapinitError, match="gap between text and vision has the length 0"):
         cone_cosines(vision, vision)
 
 
@@ -75,10 +75,12 @@ def test_cosine_and_length_by_definition() -> None:
 
 
 def test_a_zero_gap_has_no_direction() -> None:
-    with pytest.raises(GapinitError, match="layer 3: the gap between text and vision is zero"):
+    with pytest.raises(
+        GapinitError, match="layer 3: the gap between text and vision has the length 0"
+    ):
         gap_norm(np.zeros(2), "layer 3")
     for arguments in [(np.zeros(2), np.ones(2)), (np.ones(2), np.zeros(2))]:
-        with pytest.raises(GapinitError, match="layer 3: .* is zero"):
+        with pytest.raises(GapinitError, match="layer 3: .* has the length 0"):
             gap_cosine(*arguments, "layer 3")
 
 

@@ -219,11 +219,11 @@ def image() -> Image.Image:
     [
         ([], "pairs: expected at least 2, found 0"),
         ([(image(), "one")], "pairs: expected at least 2, found 1"),
-        ([(image(), "one"), (image(), " \n")], r"pairs\[1\]: the caption is empty"),
-        ([(image(), "one"), (image(), None)], r"pairs\[1\]: expected a caption.*NoneType"),
+        ([(image(), "one"), (image(), " \n")], r"pairs\[1\]: expected a caption, found ' "),
+        ([(image(), "one"), (image(), None)], r"pairs\[1\]: expected a caption, found None"),
         ([(Image.new("RGB", (1800, 8)), "one")], r"pairs\[0\]: too narrow: 1800 x 8"),
         ([(image(), "one"), (Image.new("RGB", (9, 1)), "two")], r"pairs\[1\]: too small"),
-        ([("missing.png", "one")], r"pairs\[0\]: missing.png: no such image"),
+        ([("missing.png", "one")], r"pairs\[0\]: .*missing.png: no such image"),
         ([(__file__, "one")], r"pairs\[0\]: .*test_library.py: damaged or unreadable image"),
         ([(np.zeros((8, 8, 3)), "one")], r"pairs\[0\]: expected a PIL image or a path.*ndarray"),
         (["ab"], r"pairs\[0\]: expected \(image, caption\), found str"),
@@ -250,7 +250,6 @@ def test_a_truncated_image_is_named(library: SmallLibrary, tmp_path: Path) -> No
     [
         ({"layers": []}, r"layers: expected decoder layers from 0 to 2, found \[\]"),
         ({"layers": [3]}, r"layers: .*found \[3\]"),
-        ({"layers": [True]}, r"layers: .*found \[True\]"),
         ({"pooling": "max"}, "pooling: expected one of mean, last, found 'max'"),
         ({"batch_size": 0}, "batch_size: expected a whole number of at least 1, found 0"),
         ({"neighbours": 0}, "neighbours: expected a whole number of at least 1, found 0"),
@@ -390,19 +389,15 @@ def test_files_that_are_no_gap_are_refused_by_name(gap: GapVectors, tmp_path: Pa
 
     for length in (0, 5, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
-        refused("not a whole safetensors file")
+        refused("not a whole file of GapVectors.save")
     path.write_bytes(b"\x89HDF\r\n\x1a\n" * 100)
     refused("")  # a gap file of the workflow, damaged
     save_file(tensors, path)
-    refused("another kind ('unnamed')")
-    save_file(tensors, path, {"format": "pt"})
-    refused("another kind ('pt')")
+    refused("(format None, expected 'gapinit.gap_vectors')")
     save_file(tensors, path, text | {"format_version": "2"})
-    refused("format version 2, expected 1")
+    refused("(format_version 2, expected 1)")
     save_file(tensors, path, text)
-    refused("damaged ('model_config')")
-    save_file(tensors, path, text | {"pairs": "{"})
-    refused("damaged metadata")
+    refused("('weights')")
     replace(gap, modules={}).save(path)
     forget_digests(path)
     damaged = read(path)

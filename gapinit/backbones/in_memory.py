@@ -68,11 +68,17 @@ def target_modules(model: Any, layers: Sequence[int], *, vision: bool = False) -
     `vision` adds all matrices of the tower. `model`: as in `gapinit.estimate_gap`.
     """
     backbone = wrap_model(model)
-    last = backbone.num_layers - 1
-    for layer in layers:
-        if not 0 <= layer <= last:
-            raise GapinitError(f"layers: expected decoder layers from 0 to {last}, found {layer}")
+    check_layers(backbone, layers)
     return backbone.target_modules(layers, vision=vision)
+
+
+def check_layers(backbone: Backbone, layers: Sequence[int]) -> None:
+    """Raise GapinitError if there is no layer, or one that the decoder does not have."""
+    if not layers or min(layers) < 0 or max(layers) >= backbone.num_layers:
+        raise GapinitError(
+            f"layers: expected decoder layers from 0 to {backbone.num_layers - 1}, found "
+            f"{list(layers)}"
+        )
 
 
 def base_of(module: nn.Module) -> Any:

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from contextlib import ExitStack
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gapinit.backbones.in_memory import base_of, decoder_linears, frozen_base, wrap_model
+from gapinit.backbones.hooks import output_of
+from gapinit.backbones.in_memory import (
+    base_of,
+    check_layers,
+    decoder_linears,
+    frozen_base,
+    wrap_model,
+)
 from gapinit.backbones.weights_fingerprint import model_fingerprint
 from gapinit.data.check import size_problem
 from gapinit.data.images import load_image
@@ -21,10 +29,12 @@ from gapinit.errors import GapinitError
 from gapinit.gap.gap_vectors import GapVectors, ModuleGap
 from gapinit.gap.geometry import Spectrum, spectrum
 from gapinit.gap.neighbours import FloatArray
+from gapinit.gap.options import check_choice, check_count
 from gapinit.gap.spot import DEFAULT_NEIGHBOURS, spot_gap
 from gapinit.gap.vector import mean_gap, weighted_gap
 from gapinit.progress import track
 from gapinit.states.pooling import Pooling, caption_positions, pool
+from gapinit.states.states import pooled_sides
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -73,8 +83,12 @@ def estimate_gap(
     Source: Zhao et al., "When Is Rank-1 Enough?", section 4.2, Appendices C and G.4.
     """
     backbone = wrap_model(model, processor)
-    kept = _check_layers(layers, backbone.num_layers)
-    _check_options(pooling, batch_size, neighbours)
+    kept = range(backbone.num_layers) if layers is None else sorted(set(layers))
+    check_layers(backbone, kept)
+    check_choice("pooling", pooling, Pooling)
+    check_count("batch_size", batch_size)
+    if neighbours is not None:
+        check_count("neighbours", neighbours)
     if processor is None:
         raise GapinitError("processor: expected the model's processor, found None")
     batches = _batches(pairs, batch_size)
@@ -107,7 +121,7 @@ class _Measurement:
     def __init__(self, backbone: Backbone, layers: Sequence[int], pooling: Pooling) -> None:
         self.pairs = 0
         self._backbone = backbone
-        self._layers = layers
+        self._layers = list(layers)
         self._pooling = pooling
         self._linears = {
             name: linear
@@ -115,11 +129,12 @@ class _Measurement:
             # A model that reads images by cross-attention has no vision at its modules' outputs.
             if linear.layer in layers and not backbone.cross_attends
         }
-        self._states: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+        self._states: list[Tensor] = []
+        """Of each batch, (layers, n, 2, d): vision and text."""
         self._sums: dict[str, Tensor] = {}
 
     def add(self, batch: Sequence[tuple[Image, str]]) -> None:
-        """Run the decoder on some pairs and keep what it shows of them."""
+        """Run the decoder on some pairs; keep their states and their modules' gaps."""
         backbone = self._backbone
         captions = [caption for _, caption in batch]
         # ASSUME: a caption that is longer than the model's positions is cut.
@@ -131,63 +146,41 @@ class _Measurement:
         inputs = backbone.embed(images, [ids for ids, _ in encoded])
         text = caption_positions(inputs, [labels for _, labels in encoded])
         with ExitStack() as hooks:
-            for layer in self._layers:
-                module = backbone.decoder_layers[layer]
-                keep = self._keep_states(layer, inputs, text)
-                hooks.enter_context(output_of(module, keep))
             for name, linear in self._linears.items():
-                hook = self._add_module(name, inputs, text)
-                hooks.enter_context(output_of(base_of(linear.module), hook))
-            backbone.decode(inputs)
-        self._require_finite()
+                add = partial(self._add_module, name, inputs, text)
+                hooks.enter_context(output_of(base_of(linear.module), add))
+            states = pooled_sides(backbone, inputs, self._pooling, text)[self._layers].cpu()
+        bad = (~torch.isfinite(states)).any(dim=-1).nonzero()
+        if len(bad):
+            layer, row, side = bad[0].tolist()
+            raise GapinitError(
+                f"pairs[{self.pairs + row}]: the {SIDES[side]} state of decoder layer "
+                f"{self._layers[layer]} is not finite. Leave that pair out, or load the model in a "
+                "wider dtype."
+            )
+        self._states.append(states)
         self.pairs += len(batch)
 
-    def _keep_states(self, layer: int, inputs: Inputs, text: Tensor) -> Callable[[Tensor], None]:
-        def keep(output: Tensor) -> None:
-            sides = self._sides(output, inputs, text)
-            self._states[layer].append(torch.stack(sides, dim=1).float().cpu())
-
-        return keep
-
-    def _add_module(self, name: str, inputs: Inputs, text: Tensor) -> Callable[[Tensor], None]:
-        rows, positions = text.shape
-
-        def add(output: Tensor) -> None:
-            # OPT folds pairs and positions into one axis for its MLP.
-            states = output.reshape(rows, positions, output.shape[-1])
-            vision_side, text_side = self._sides(states, inputs, text)
-            total = (text_side - vision_side).sum(dim=0)
-            self._sums[name] = self._sums[name] + total if name in self._sums else total
-
-        return add
-
-    def _sides(self, states: Tensor, inputs: Inputs, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the pooled vision and text sides of a layer's or a module's output, (n, width)."""
+    def _add_module(self, name: str, inputs: Inputs, text: Tensor, output: Tensor) -> None:
+        # OPT folds pairs and positions into one axis for its MLP.
+        states = output.reshape(*text.shape, output.shape[-1])
         seen, where = self._backbone.vision_states(inputs, states)
-        return pool(seen, where, self._pooling), pool(states, text, self._pooling)
-
-    def _require_finite(self) -> None:
-        for layer, blocks in self._states.items():
-            bad = (~torch.isfinite(blocks[-1])).any(dim=-1).nonzero()
-            if len(bad):
-                row, side = bad[0].tolist()
-                raise GapinitError(
-                    f"pairs[{self.pairs + row}]: the {SIDES[side]} state of decoder layer {layer} "
-                    "is not finite. Leave that pair out, or load the model in a wider dtype."
-                )
+        gaps = pool(states, text, self._pooling) - pool(seen, where, self._pooling)
+        total = gaps.sum(dim=0)
+        self._sums[name] = self._sums[name] + total if name in self._sums else total
 
     def sides(self) -> Iterator[tuple[FloatArray, FloatArray]]:
         """Yield each layer's text and vision states, (N, d)."""
-        for layer in self._layers:
-            states = torch.cat(self._states[layer]).numpy()
+        for layer in range(len(self._layers)):
+            states = torch.cat([block[layer] for block in self._states]).numpy()
             yield states[:, 1], states[:, 0]
 
     def module_gaps(self) -> dict[str, ModuleGap]:
-        """Return the gap at each linear module's own output."""
+        """Return the gap at the output of each linear module that the forward pass has called."""
         return {
             name: ModuleGap(linear.layer, (self._sums[name] / self.pairs).cpu())
             for name, linear in self._linears.items()
-            if name in self._sums  # every one that the forward pass has called
+            if name in self._sums
         }
 
 
@@ -215,82 +208,32 @@ def measure_layers(
     }
 
 
-@contextmanager
-def output_of(module: torch.nn.Module, use: Callable[[Tensor], None]) -> Iterator[None]:
-    """Call `use` with the module's output during the block."""
-
-    def hook(_module: torch.nn.Module, _arguments: object, output: Any) -> None:
-        use(output[0] if isinstance(output, tuple) else output)
-
-    handle = module.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def _batches(pairs: Iterable[Pair], size: int) -> Iterator[list[tuple[Image, str]]]:
     """Read pairs and their images, some at a time."""
-    checked = (_read_pair(pair, index) for index, pair in enumerate(pairs))
+    checked = (_read_pair(pair, f"pairs[{index}]") for index, pair in enumerate(pairs))
     while batch := list(islice(checked, size)):
         yield batch
 
 
-def _read_pair(pair: Any, index: int) -> tuple[Image, str]:
-    if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
-        raise GapinitError(
-            f"pairs[{index}]: expected (image, caption), found {type(pair).__name__}"
-        )
-    image, caption = pair
-    if not isinstance(caption, str):
-        raise GapinitError(
-            f"pairs[{index}]: expected a caption as second, found {type(caption).__name__}"
-        )
-    if not caption.strip():
-        raise GapinitError(f"pairs[{index}]: the caption is empty")
-    read = _read_image(image, index)
-    # What data preparation refuses: some image processors raise errors of their own there.
-    problem = size_problem(read.size, max_pixels=None)
-    if problem is not None:
-        raise GapinitError(f"pairs[{index}]: {problem}")
-    return read, caption
-
-
-def _read_image(image: Any, index: int) -> Image:
+def _read_pair(pair: Any, origin: str) -> tuple[Image, str]:
+    """Return a pair's image in RGB and its caption; error messages start with `origin`."""
     from PIL.Image import Image
 
-    if isinstance(image, Image):
-        try:
-            return image.convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:
-            raise GapinitError(f"pairs[{index}]: unreadable image ({error})") from None
-    if not isinstance(image, str | os.PathLike):
+    if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
+        raise GapinitError(f"{origin}: expected (image, caption), found {type(pair).__name__}")
+    image, caption = pair
+    if not isinstance(caption, str) or not caption.strip():
+        raise GapinitError(f"{origin}: expected a caption, found {caption!r}")
+    if not isinstance(image, Image | str | os.PathLike):
         raise GapinitError(
-            f"pairs[{index}]: expected a PIL image or a path, found {type(image).__name__}"
+            f"{origin}: expected a PIL image or a path, found {type(image).__name__}"
         )
     try:
-        return load_image(Path(image))
-    except GapinitError as error:
-        raise GapinitError(f"pairs[{index}]: {error}") from None
-
-
-def _check_layers(layers: Sequence[int] | None, available: int) -> list[int]:
-    layers = list(range(available)) if layers is None else list(layers)
-    whole = [isinstance(layer, int) and not isinstance(layer, bool) for layer in layers]
-    if not layers or not all(whole) or not all(0 <= layer < available for layer in layers):
-        raise GapinitError(
-            f"layers: expected decoder layers from 0 to {available - 1}, found {layers}"
-        )
-    return sorted(set(layers))
-
-
-def _check_options(pooling: str, batch_size: int, neighbours: int | None) -> None:
-    if pooling not in get_args(Pooling):
-        raise GapinitError(
-            f"pooling: expected one of {', '.join(get_args(Pooling))}, found {pooling!r}"
-        )
-    for name, value in (("batch_size", batch_size), ("neighbours", neighbours)):
-        if name == "neighbours" and value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise GapinitError(f"{name}: expected a whole number of at least 1, found {value!r}")
+        read = image.convert("RGB") if isinstance(image, Image) else load_image(Path(image))
+    except (GapinitError, OSError, SyntaxError, ValueError) as error:
+        raise GapinitError(f"{origin}: unreadable image ({error})") from None
+    # As in `gapinit data check`: some image processors fail on such sizes without a clear message.
+    problem = size_problem(read.size, max_pixels=None)
+    if problem is not None:
+        raise GapinitError(f"{origin}: {problem}")
+    return read, caption

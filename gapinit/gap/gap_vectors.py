@@ -15,10 +15,10 @@ from torch import Tensor
 
 from gapinit.artifacts.artifacts import atomic_file, package_versions
 from gapinit.artifacts.digests import require_unaltered
-from gapinit.backbones.weights_fingerprint import SAMPLES, ModelFingerprint
+from gapinit.backbones.weights_fingerprint import ModelFingerprint
 from gapinit.errors import GapinitError
 from gapinit.gap.gap_file import read_gap
-from gapinit.gap.geometry import Spectrum, explained_share
+from gapinit.gap.geometry import Spectrum
 from gapinit.gap.layers import select_layers
 
 if TYPE_CHECKING:
@@ -66,22 +66,17 @@ class GapVectors:
     means: Mapping[str, Tensor] = field(default_factory=dict)
     """Of a gap file: "text" and "vision", (layers, d) float64, the mean state of each modality."""
     heldout: Tensor | None = None
-    """Of a gap file: (layers, d) float64, the plain gap of pairs that `vectors` has not seen."""
+    """Of a gap file: (layers, d) float64, the plain gap of pairs that `vectors` is not made of."""
     backbone: str | None = None
     """Of a gap file: digest of the backbone's folder."""
 
     def __post_init__(self) -> None:
-        count = len(self.layers)
-        if not count or list(self.layers) != sorted(set(self.layers)) or self.layers[0] < 0:
-            raise GapinitError(f"layers: expected ascending indices from 0, found {self.layers}")
-        if self.layers[-1] >= self.num_layers:
-            raise GapinitError(
-                f"layers: {self.layers[-1]} is beyond the last of {self.num_layers} decoder layers"
-            )
         for name in ("vectors", "spot_scores"):
             shape = tuple(getattr(self, name).shape)
-            if shape[:1] != (count,) or len(shape) != (2 if name == "vectors" else 1):
-                raise GapinitError(f"{name}: {count} layers were measured, found shape {shape}")
+            if shape[:1] != (len(self.layers),):
+                raise GapinitError(
+                    f"{name}: {len(self.layers)} layers were measured, found shape {shape}"
+                )
 
     @property
     def width(self) -> int:
@@ -92,7 +87,8 @@ class GapVectors:
         """Return the gap of one decoder layer, (d,); `GapinitError` if it was not measured."""
         if layer not in self.layers:
             raise GapinitError(
-                f"decoder layer {layer}: the gap covers only layers {_listed(self.layers)}"
+                f"decoder layer {layer}: the gap covers only layers "
+                f"{', '.join(map(str, self.layers))}"
             )
         return self.vectors[self.layers.index(layer)]
 
@@ -101,8 +97,8 @@ class GapVectors:
     ) -> list[int]:
         """Choose `k` of the measured layers to adapt, as ascending indices.
 
-        "naive": the last k; "gg-safe": those with the highest SPOT-Gap score, the decoder's bottom
-        `exclude_bottom` layers left out; "all": every layer, `k` is not heeded.
+        "naive": the last k; "gg-safe": those with the highest SPOT-Gap score, without the
+        decoder's `exclude_bottom` lowest layers; "all": every layer, whatever `k` is.
 
         Source: Zhao et al., section 4.4 and Appendix G.5.
         """
@@ -113,27 +109,26 @@ class GapVectors:
     def target_modules(self, layers: Sequence[int]) -> list[str]:
         """Return the attention and MLP matrices of these layers, for `LoraConfig(target_modules)`.
 
-        Names are whole, so that modules of the same name in a vision tower are not hit.
+        Full names, so that PEFT adapts no module of the same name in a vision tower.
         """
         for layer in layers:
             self.vector(layer)
         if not self.modules:
             raise GapinitError(
-                "no gap was measured at modules, so none is known here: a gap file of the workflow "
-                "has none there, nor has a model that reads images by cross-attention. Use "
-                "gapinit.target_modules(model, layers)."
+                "this gap has no modules: gap files of the workflow and models that read images by "
+                "cross-attention have none. Use gapinit.target_modules(model, layers)."
             )
         return [name for name, module in self.modules.items() if module.layer in layers]
 
     def save(self, path: Path | str) -> None:
         """Write a safetensors file, whole or not at all.
 
-        Without what a gap file of the workflow alone holds: `means`, `heldout`, `backbone`.
+        `means`, `heldout` and `backbone`, which only a gap file of the workflow has, are left out.
         """
         if self.fingerprint is None:
             raise GapinitError(
-                f"{path}: this gap does not know the weights that it was measured on, and nobody "
-                "could refuse it on another model. Estimate it again."
+                f"{path}: this gap has no fingerprint of the weights that it was measured on, so "
+                "that another model could not be told from this one. Estimate the gap again."
             )
         tensors = {
             "layers": torch.tensor(self.layers),
@@ -169,7 +164,7 @@ class GapVectors:
     def load(cls, path: Path | str) -> GapVectors:
         """Read a file that `save` wrote, or a gap file (HDF5) of the workflow.
 
-        `GapinitError` names any other file, and a damaged one.
+        `GapinitError` names a file that is missing, damaged or neither of the two.
         """
         path = Path(path)
         if not path.is_file():
@@ -180,86 +175,56 @@ class GapVectors:
         require_unaltered(path)
         try:
             with safe_open(path, "pt") as file:
-                metadata = _metadata(path, file.metadata() or {})
-                # Copies: a mapped file that someone shortens would end the process.
+                found = file.metadata() or {}
+                # Copies: a mapped file that another process shortens would end this one.
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
+            metadata = {name: json.loads(value) for name, value in found.items()}
+            return cls(**_of_saved_file(tensors, metadata))
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError, GapinitError) as error:
             raise GapinitError(
-                f"{path}: not a whole safetensors file ({error}). Estimate the gap again."
-            ) from None
-        try:
-            return cls(**_fields(tensors, metadata))
-        except (KeyError, TypeError, ValueError, GapinitError) as error:
-            raise GapinitError(
-                f"{path}: the gap in it is damaged ({error}). Estimate it again."
+                f"{path}: not a whole file of GapVectors.save ({error}). Estimate the gap again."
             ) from None
 
 
 def _of_gap_file(path: Path) -> dict[str, Any]:
+    """Return the fields of a workflow's gap file, which holds every decoder layer."""
     found = read_gap(path)
-    values, centred = found.singular_values, found.singular_values_centred
-    known = found.fingerprint
+    smoothed = found.inputs["smoothing"] == "spot"
+    means = {"text": found.text_mean, "vision": found.vision_mean}
     return {
         "layers": tuple(range(len(found.gap))),
         "vectors": torch.from_numpy(found.gap),
         "spot_scores": torch.from_numpy(found.score),
-        "spectrum": Spectrum(values, centred, explained_share(values), explained_share(centred)),
+        "spectrum": Spectrum(found.singular_values, found.singular_values_centred),
         "num_layers": len(found.gap),
         "pairs": found.inputs["size"],
         "pooling": found.inputs["states"][0]["inputs"].get("pooling", "mean"),
-        "neighbours": found.inputs["neighbours"] if found.inputs["smoothing"] == "spot" else None,
-        "fingerprint": None if known is None else ModelFingerprint.from_json(known),
-        "means": {
-            "text": torch.from_numpy(found.text_mean),
-            "vision": torch.from_numpy(found.vision_mean),
-        },
+        "neighbours": found.inputs["neighbours"] if smoothed else None,
+        "fingerprint": found.fingerprint and ModelFingerprint.from_json(found.fingerprint),
+        "means": {name: torch.from_numpy(mean) for name, mean in means.items()},
         "heldout": None if found.heldout_gap is None else torch.from_numpy(found.heldout_gap),
         "backbone": found.inputs["backbone"],
     }
 
 
-def _metadata(path: Path, found: Mapping[str, str]) -> dict[str, Any]:
-    if found.get("format") != json.dumps(FORMAT):
-        raise GapinitError(
-            f"{path}: expected a gap that GapVectors.save wrote, found a safetensors file of "
-            f"another kind ('{found.get('format', 'unnamed')}')"
-        )
-    if found.get("format_version") != json.dumps(FORMAT_VERSION):
-        raise GapinitError(
-            f"{path}: format version {found.get('format_version')}, expected {FORMAT_VERSION}. "
-            "Estimate the gap again with this version of gapinit."
-        )
-    try:
-        return {name: json.loads(value) for name, value in found.items()}
-    except ValueError as error:
-        raise GapinitError(f"{path}: damaged metadata ({error}). Estimate the gap again.") from None
-
-
-def _fields(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> dict[str, Any]:
-    values, centred = (
-        tensors[name].numpy() for name in ("singular_values", "singular_values_centred")
-    )
-    fingerprint = ModelFingerprint(
-        config=metadata["model_config"],
-        names=tuple(name for name, _ in metadata["weights"]),
-        sizes=tuple(size for _, size in metadata["weights"]),
-        samples=tensors["weight_samples"],
-    )
-    if tuple(fingerprint.samples.shape) != (len(fingerprint.names), SAMPLES):
-        raise ValueError(f"weight_samples has shape {tuple(fingerprint.samples.shape)}")
-    modules = {
-        name: ModuleGap(layer, tensors[f"module.{name}"]) for name, layer in metadata["modules"]
-    }
+def _of_saved_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a file that `GapVectors.save` wrote."""
+    for name, expected in (("format", FORMAT), ("format_version", FORMAT_VERSION)):
+        if metadata.get(name) != expected:
+            raise ValueError(f"{name} {metadata.get(name)!r}, expected {expected!r}")
+    names, sizes = zip(*metadata["weights"], strict=True)
     kept = ("num_layers", "pairs", "pooling", "neighbours", "model_type")
     return {name: metadata[name] for name in kept} | {
         "layers": tuple(tensors["layers"].tolist()),
         "vectors": tensors["vectors"],
         "spot_scores": tensors["spot_scores"],
-        "spectrum": Spectrum(values, centred, explained_share(values), explained_share(centred)),
-        "modules": modules,
-        "fingerprint": fingerprint,
+        "spectrum": Spectrum(
+            tensors["singular_values"].numpy(), tensors["singular_values_centred"].numpy()
+        ),
+        "modules": {
+            name: ModuleGap(layer, tensors[f"module.{name}"]) for name, layer in metadata["modules"]
+        },
+        "fingerprint": ModelFingerprint(
+            metadata["model_config"], names, sizes, tensors["weight_samples"]
+        ),
     }
-
-
-def _listed(layers: Sequence[int]) -> str:
-    return ", ".join(map(str, layers))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +17,20 @@ if TYPE_CHECKING:
 
 
 class Spectrum(NamedTuple):
-    """Singular values of the per-sample gaps, and the share of their energy each one holds."""
+    """Singular values of the per-sample gaps, as they are and centred, along the last axis."""
 
     singular_values: Float64Array
     singular_values_centred: Float64Array
-    explained: Float64Array
-    explained_centred: Float64Array
+
+    @property
+    def explained(self) -> Float64Array:
+        """Return each component's share of the energy of the gaps as they are."""
+        return explained_share(self.singular_values)
+
+    @property
+    def explained_centred(self) -> Float64Array:
+        """Return each component's share of the variance."""
+        return explained_share(self.singular_values_centred)
 
 
 class ConeCosines(NamedTuple):
@@ -35,7 +44,7 @@ def spectrum(gaps: npt.ArrayLike) -> Spectrum:
     """Return the singular values of per-sample gaps (N, d), as they are and centred.
 
     The explained share of component m is s_m^2 / (sum of all s^2): of the second moment for the
-    gaps as they are, of the variance after their mean is taken off (zeros if nothing is left).
+    gaps as they are, of the variance for the centred ones (zeros if all s are zero).
 
     Source: Zhao et al., section 3.2 and figure 3, which do not say which of the two is meant.
     """
@@ -44,11 +53,9 @@ def spectrum(gaps: npt.ArrayLike) -> Spectrum:
         raise GapinitError(
             f"gaps: expected a finite array (samples, width), found shape {matrix.shape}"
         )
-    values: Float64Array = np.linalg.svd(matrix, compute_uv=False).astype(np.float64)
-    centred: Float64Array = np.linalg.svd(matrix - matrix.mean(axis=0), compute_uv=False).astype(
-        np.float64
-    )
-    return Spectrum(values, centred, explained_share(values), explained_share(centred))
+    centred = matrix - matrix.mean(axis=0)
+    found: list[Any] = [np.linalg.svd(one, compute_uv=False) for one in (matrix, centred)]
+    return Spectrum(*found)
 
 
 def explained_share(singular_values: Float64Array) -> Float64Array:
@@ -77,12 +84,15 @@ def cone_cosines(h_vision: States, h_text: States) -> ConeCosines:
 
 
 def gap_norm(gap: Float64Array, origin: str) -> float:
-    """Return the length of a gap (d,); `GapinitError` that starts with `origin` if it is zero."""
+    """Return the length of a gap (d,).
+
+    `GapinitError`, which starts with `origin`, if it is zero or not finite.
+    """
     length = float(np.linalg.norm(gap))
-    if length == 0.0:
+    if not 0 < length < math.inf:
         raise GapinitError(
-            f"{origin}: the gap between text and vision is zero and has no direction. Check that "
-            "the two modalities do not have the same states."
+            f"{origin}: the gap between text and vision has the length {length} and no direction. "
+            "Check that the states are finite and that the two modalities' differ."
         )
     return length
 

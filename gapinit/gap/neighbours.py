@@ -7,7 +7,6 @@ again from the differences of their coordinates: those decide, ties go to the lo
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gapinit.errors import GapinitError
+from gapinit.gap.options import check_count
 
 FloatArray = npt.NDArray[np.floating[Any]]
 Float64Array = npt.NDArray[np.float64]
@@ -105,17 +105,12 @@ def blocks(number: int, width: int, entries: int) -> Iterator[slice]:
         yield slice(start, min(start + rows, number))
 
 
-def check_neighbours(neighbours: int, number: int, origin: str = "neighbours") -> int:
+def check_neighbours(neighbours: int, number: int) -> int:
     """Return `neighbours` as an int if every one of `number` points has that many others."""
-    try:
-        value = operator.index(neighbours)
-    except TypeError:
-        value = 0
-    if isinstance(neighbours, bool) or value < 1:
-        raise GapinitError(f"{origin}: expected a whole number of at least 1, found {neighbours!r}")
+    value = check_count("neighbours", neighbours)
     if value >= number:
         raise GapinitError(
-            f"{origin}: {value} neighbours asked for, but each of {number} pairs has only "
+            f"neighbours: {value} neighbours asked for, but each of {number} pairs has only "
             f"{number - 1} others. Use at most {number - 1} neighbours, or at least {value + 1} "
             "pairs."
         )

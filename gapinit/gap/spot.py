@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass
-from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +19,7 @@ from gapinit.gap.neighbours import (
     nearest,
     row_blocks,
 )
+from gapinit.gap.options import check_amount, check_choice
 
 if TYPE_CHECKING:
     import torch
@@ -82,10 +82,9 @@ def spot_gap(
 
     Source: Zhao et al., "When Is Rank-1 Enough?", Appendix C, Algorithm 2.
     """
-    if space not in get_args(Space):
-        raise GapinitError(f"space: expected one of {', '.join(get_args(Space))}, found {space!r}")
-    check_weight("alpha_semantic", alpha_semantic)
-    check_weight("alpha_geometric", alpha_geometric)
+    check_choice("space", space, Space)
+    check_amount("alpha_semantic", alpha_semantic)
+    check_amount("alpha_geometric", alpha_geometric)
     text, vision = paired_states(h_text, h_vision)
     count = check_neighbours(neighbours, len(text))
     near_vision, near_text, (pairs, _) = nearest([vision, text], [(0,), (1,), _PARTS[space]], count)
@@ -187,9 +186,3 @@ def _as_array(states: Any, name: str) -> FloatArray:
     if array.dtype.kind not in "iufb":
         raise GapinitError(f"{name}: expected real numbers, found type {array.dtype}")
     return array.astype(np.float64)
-
-
-def check_weight(name: str, value: float) -> None:
-    """Raise GapinitError for a weight of a score that is negative or not finite."""
-    if not (isinstance(value, Real) and math.isfinite(value) and value >= 0):
-        raise GapinitError(f"{name}: expected a finite number of at least 0, found {value!r}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -21,6 +22,7 @@ from gapinit.artifacts.artifacts import create_hdf5, sha256
 from gapinit.artifacts.shards import Shard, blocks_of
 from gapinit.backbones import load_backbone
 from gapinit.backbones.fingerprint import backbone_digest
+from gapinit.backbones.hooks import output_of
 from gapinit.backbones.read_ahead import Block, read_ahead
 from gapinit.config.versions import VERSIONS
 from gapinit.data.images import load_image
@@ -150,17 +152,19 @@ def pooled_states(
     inputs = backbone.embed(images, texts)
     if context == "joint":
         said = caption_positions(inputs, labels)
-        both = _pooled(backbone, inputs, pooling, said)
+        both = pooled_sides(backbone, inputs, pooling, said)
         vision, text = both[:, :, 0], both[:, :, 1]
     else:
-        vision = _pooled(backbone, inputs, pooling, None)[:, :, 0]
+        vision = pooled_sides(backbone, inputs, pooling, None)[:, :, 0]
         alone = backbone.embed_texts(texts, backbone.head)
         text = _pooled_text(backbone, alone, pooling, caption_positions(alone, labels))
     _require_finite(vision, text, pairs)
     return vision.cpu().contiguous(), text.cpu().contiguous()
 
 
-def _pooled(backbone: Backbone, inputs: Inputs, pooling: Pooling, said: Tensor | None) -> Tensor:
+def pooled_sides(
+    backbone: Backbone, inputs: Inputs, pooling: Pooling, said: Tensor | None
+) -> Tensor:
     """Return each layer's vision state and, given caption positions `said`, its text state.
 
     The result is (L, n, 1 or 2, d) float32.
@@ -193,16 +197,10 @@ def _layer_by_layer(
 ) -> Tensor:
     """Run the decoder; return `measure` of each layer's output, stacked from the lowest layer."""
     found: list[Tensor] = []
-
-    def keep(_module: torch.nn.Module, _arguments: object, output: Tensor) -> None:
-        found.append(measure(output))
-
-    handles = [layer.register_forward_hook(keep) for layer in backbone.decoder_layers]
-    try:
+    with ExitStack() as hooks:
+        for layer in backbone.decoder_layers:
+            hooks.enter_context(output_of(layer, lambda output: found.append(measure(output))))
         backbone.decode(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
     return torch.stack(found)
 
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from gapinit.adapters.initialize import initialize_lora_gap_weights
 from gapinit.adapters.lora import freeze_b
 from gapinit.adapters.methods.setup import CALIBRATION_SAMPLES, Adapted, Setup, no_gap_in_vision
+from gapinit.backbones.hooks import output_of
 from gapinit.backbones.in_memory import decoder_linears
 from gapinit.backbones.tail import batch_inputs
 from gapinit.errors import GapinitError
-from gapinit.gap.estimate import output_of
 from gapinit.gap.gap_vectors import ModuleGap
 
 if TYPE_CHECKING:
