@@ -14,7 +14,6 @@ from gapinit.gap.options import check_choice, check_count
 LayerStrategy = Literal["naive", "gg-safe", "all"]
 ALL_VISION = "all-vision"
 """The strategy that adapts every decoder layer and the vision tower."""
-CHOSEN = TypeAdapter(Annotated[list[Annotated[int, Field(strict=True, ge=0)]], Field(min_length=1)])
 
 
 def adapts_vision(strategy: str) -> bool:
