@@ -100,7 +100,7 @@ def load_coco_captions(
 ) -> list[CaptionedImage]:
     """Load a COCO captions JSON (`captions_train2017.json`) as the split `split`.
 
-    Images are searched in `<split>2017/`, `<split>2014/`, `images/` and the root; images with a
+    Images are looked up in `<split>2017/`, `<split>2014/`, `images/` and the root; images with a
     COCO file name also in the folders of the other split. Other keys (`type`, `categories`) are
     ignored.
     Source: the COCO data format, section "Image Captioning" (cocodataset.org).

@@ -15,7 +15,7 @@ from gapinit.data.manifest import Manifest
 from gapinit.errors import GapinitError
 from gapinit.progress import track
 
-MIN_SIDE = 8  # ASSUME: a smaller image shows a vision tower nothing, so it is a mistake
+MIN_SIDE = 8  # ASSUME: a vision tower sees nothing in a smaller image: the file is a mistake
 MAX_ASPECT = 200  # the limit of Qwen2-VL's processor
 MAX_THREADS = 8
 
@@ -30,7 +30,7 @@ def check_images(paths: Iterable[Path], defects: Defects) -> dict[Path, str]:
     digests = {}
     threads = min(MAX_THREADS, os.cpu_count() or 1)
     with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
-        warnings.simplefilter("ignore")  # what Pillow warns of is checked here, or harmless
+        warnings.simplefilter("ignore")  # _check_image checks for Pillow's serious warnings
         results = track(pool.map(_check_image, unique), "checking images", total=len(unique))
         for path, (problem, sha256) in zip(unique, results, strict=True):
             if problem is None:

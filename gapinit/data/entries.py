@@ -203,7 +203,7 @@ def by_id(entries: Iterable[Entry], key: str, kind: str) -> tuple[dict[int, Entr
 
 
 class Images:
-    """Find the image files of one annotation file; each is searched once, for its first entry."""
+    """The image files of one annotation file; each is looked up once, for its first entry."""
 
     def __init__(self, root: Path, folders: Sequence[str], split: str = "") -> None:
         """Search `folders` below `root` for images of `split`."""

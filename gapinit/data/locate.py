@@ -140,9 +140,16 @@ def find_annotations(data_root: Path, annotations: Path | None) -> tuple[Path, .
 
 def _in_folders(folders: Sequence[Path]) -> tuple[Path, ...]:
     for folder in folders:
-        found = _in_folder(folder)
-        if found is not None:
-            return found
+        karpathy = [folder / name for name in KARPATHY_NAMES if (folder / name).is_file()]
+        if len(karpathy) > 1:
+            names = " and ".join(path.name for path in karpathy)
+            raise GapinitError(f"{folder}: holds {names}; select one with `annotations`")
+        if karpathy:
+            return tuple(karpathy)
+        for year in YEARS:
+            pair = (folder / f"captions_train{year}.json", folder / f"captions_val{year}.json")
+            if _are_there(pair, ", or name the other in `annotations` to split it at random"):
+                return pair
     pairs = [f"captions_train{year}.json with captions_val{year}.json" for year in YEARS]
     names = ", or ".join([*KARPATHY_NAMES, *pairs])
     places = " and in ".join(str(folder) for folder in folders)
@@ -150,20 +157,6 @@ def _in_folders(folders: Sequence[Path]) -> tuple[Path, ...]:
         f"no annotation file: looked in {places} for {names}. "
         "Name any other file with `annotations`."
     )
-
-
-def _in_folder(folder: Path) -> tuple[Path, ...] | None:
-    karpathy = [folder / name for name in KARPATHY_NAMES if (folder / name).is_file()]
-    if len(karpathy) == 2:
-        names = " and ".join(path.name for path in karpathy)
-        raise GapinitError(f"{folder}: holds {names}; select one with `annotations`")
-    if karpathy:
-        return (karpathy[0],)
-    for year in YEARS:
-        pair = (folder / f"captions_train{year}.json", folder / f"captions_val{year}.json")
-        if _are_there(pair, ", or name the other in `annotations` to split it into train and test"):
-            return pair
-    return None
 
 
 def _are_there(pair: tuple[Path, Path], advice: str = "") -> bool:

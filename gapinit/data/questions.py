@@ -151,7 +151,7 @@ def _answers(entry: Entry, key: AnswerKey) -> tuple[str, ...] | None:
 
 
 def load_pope(questions: Path, image_root: Path, category: str, defects: Defects) -> list[Question]:
-    """Load a question file of POPE, whose split is `test`: JSON lines with image and yes or no.
+    """Load a POPE question file (split `test`): JSON lines with an image and the label yes or no.
 
     Source: Li et al., Evaluating Object Hallucination in Large Vision-Language Models, 2023.
     """
