@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 
 class Figure(NamedTuple):
-    """How a figure is drawn: the module of this package and what its `draw` is told."""
+    """How a figure is drawn: a module of this package and the options of its `draw`."""
 
     module: str
     options: dict[str, Any] = {}
     metric: str | None = None
-    """The figure draws the first table that has this metric; None: it has no such need."""
+    """The figure draws the first table that has this metric; None: any table will do."""
 
 
 FIGURES = {
@@ -26,4 +26,4 @@ FIGURES = {
     "dynamics_loss": Figure("curves", {"quantities": ("loss",)}, "loss_oscillation"),
     "dynamics_gradnorm": Figure("curves", {"quantities": ("grad_norm",)}, "loss_oscillation"),
 }
-"""Every figure by the stem of its files; its inputs stand in `rules/inputs.smk`."""
+"""Every figure by the stem of its files; `rules/inputs.smk` lists its inputs."""

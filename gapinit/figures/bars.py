@@ -18,7 +18,7 @@ BAR = 0.36
 
 
 def draw(table: Path, output: Path, *, metric: str) -> None:
-    """Draw one pair of bars a row: the published score, and ours with its 95 % interval.
+    """Draw two bars a row: the published score, and the measured one with its 95 % interval.
 
     `table` is a table's CSV file. Rows without a published number (the controls) have one bar.
     Writes `<output>.pdf`, `.png`, `.svg` and `.csv` (the numbers drawn, metric in percent).
@@ -73,7 +73,7 @@ def draw_rows(axes: Axes, rows: list[Measurement]) -> None:
             f"{row.measured:.1f}", (end, height), (3, 0), textcoords="offset points", va="center",
             fontsize=6.5,
         )  # fmt: skip
-    # Labels are data: a dollar sign in one must not start a formula.
+    # Labels come from data: a dollar sign must not start a formula.
     axes.set_yticks(range(len(rows)), [row.label.replace("$", r"\$") for row in rows])
     axes.invert_yaxis()
     axes.grid(True, axis="x")
@@ -85,5 +85,5 @@ def draw_rows(axes: Axes, rows: list[Measurement]) -> None:
 
 
 def _colour(row: Measurement) -> str:
-    """Return Gap-Init's colour for its rows; every other method stays quiet."""
+    """Return the colour of a row: Gap-Init's own, or that of all other methods."""
     return style.GAP_INIT if any("/gap-init/" in run for run in row.runs) else style.SKY_BLUE

@@ -25,15 +25,15 @@ def draw(gap: Path, runs: list[Path], output: Path) -> None:
 
     `gap` is a gap artifact with a held-out gap; `runs` are `run.json` files with
     "alignment_at_init" (the cosine of B's first column to the held-out gap, for each adapted
-    module) and "factors" ("method": "gap-init" or "random-b"; others are passed over). Beside the
-    runs stand many random unit vectors of the gap's width against the held-out gap, and the exact
+    module) and "factors" ("method": "gap-init" or "random-b"; other methods are ignored). For
+    comparison, the figure shows many random unit vectors against the held-out gap, and the exact
     law <b, u>^2 ~ Beta(1/2, (d-1)/2). All are shares of directions per bin of the cosine.
 
     Writes `<output>.pdf`, `.png`, `.svg` and `.csv`. `GapinitError` if there is no held-out gap,
     no Gap-Init run, or an alignment that is not a cosine.
 
-    Source: Zhao et al., "When Is Rank-1 Enough?", figure 2. The gap that the alignment is
-    measured against comes from pairs that the initialisation has not seen.
+    Source: Zhao et al., "When Is Rank-1 Enough?", figure 2. The alignment
+    is measured against the gap of pairs that the initialisation has not seen.
     """
     heldout = read_gap(gap).heldout_gap
     if heldout is None:

@@ -22,9 +22,9 @@ PUBLISHED_LEADING_SHARE = 0.16
 def draw(gap: Path, output: Path) -> None:
     """Draw the share of each singular direction of the per-sample gaps.
 
-    Left the gaps as they are (shares of the second moment), right after their mean is taken off
-    (shares of the variance): the paper does not say which of them its 16 % is. A lower, a middle
-    and the top decoder layer are shown.
+    The left panel shows the gaps as measured (shares of the second moment), the right panel the
+    centred gaps (shares of the variance): the paper does not say to which its 16 % refers. Both
+    show a lower, a middle and the top decoder layer.
 
     Reads a gap artifact; writes `<output>.pdf`, `.png`, `.svg` and `.csv`.
 

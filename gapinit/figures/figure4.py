@@ -19,11 +19,11 @@ BAND = (5, 95)
 
 
 def draw(gap: Path, output: Path) -> None:
-    """Draw how closely the centred states of each modality gather about their mean.
+    """Draw the cosine between the centred states of each modality and their mean.
 
-    The states are centred with the mean over both modalities. Left the distribution of the cosine
-    to the modality's own mean in the top layer, right its mean and the band from the 5th to the
-    95th percentile in every layer.
+    The states are centred by the mean over both modalities. The left panel shows the distribution
+    of the cosine in the top layer, the right panel its mean and the band from the 5th to the 95th
+    percentile in every layer.
 
     Reads a gap artifact; writes `<output>.pdf`, `.png`, `.svg` and `.csv` (the distribution's bins
     and, below, the layers; a column that does not apply is empty).
@@ -35,7 +35,7 @@ def draw(gap: Path, output: Path) -> None:
     shown = count - 1
     cosines = {"vision": content.vision_cosine, "text": content.text_cosine}
     lowest = min(float(values[shown].min()) for values in cosines.values())
-    # Bins over what there is, cut at a tenth, and never beyond a cosine's range.
+    # The bins start at the lowest cosine, rounded down to a tenth.
     edges = np.linspace(max(-1.0, np.floor(10 * min(lowest, 0.0)) / 10), 1.0, BINS + 1)
     shares = {
         name: np.histogram(values[shown], edges)[0] / values.shape[1]

@@ -1,4 +1,4 @@
-"""What all figures share: sizes, colours, and how they are written."""
+"""Sizes, colours and file formats of all figures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COLUMN_WIDTH = 3.25
 TEXT_WIDTH = 6.75
 """Inches: both columns."""
 
-# Okabe and Ito's palette: told apart with any common colour vision, and in grey by lightness.
+# Okabe and Ito's palette, distinct under every common colour vision deficiency.
 BLACK = "#000000"
 ORANGE = "#E69F00"
 SKY_BLUE = "#56B4E9"
@@ -56,7 +56,7 @@ _RC: Any = {
     "lines.linewidth": 1.3,
     "pdf.fonttype": 42,
     "savefig.facecolor": "white",
-    # A fixed salt: element ids in an SVG are otherwise drawn anew each time.
+    # A fixed salt: otherwise the element ids in an SVG are random.
     "svg.hashsalt": "gapinit",
     "xtick.labelsize": 7,
     "xtick.major.width": 0.6,
@@ -120,5 +120,5 @@ def _with_suffix(stem: Path, suffix: str) -> Path:
 
 
 def _field(value: Any) -> Any:
-    """Turn a NumPy number into the Python number that prints all its digits and no type."""
+    """Turn a NumPy number into a Python number, which prints all its digits and no type."""
     return value.item() if hasattr(value, "item") else value

@@ -1,4 +1,4 @@
-"""The Gaussian toy model: how well a random direction meets a fixed one in d dimensions."""
+"""The Gaussian toy model: the alignment of a random direction with a fixed one in d dimensions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CHUNK_ENTRIES = 1 << 21
 
 
 class EffectiveGradient(NamedTuple):
-    """How much of the gradient along the gap each initialisation lets through."""
+    """The share of the gradient along the gap that each initialisation keeps."""
 
     random: Float64Array
     """(directions,): |<b, ĝ>| of uniformly random unit vectors b."""
@@ -39,7 +39,7 @@ def random_alignments(
 ) -> Float64Array:
     """Return <b, u> for `number` random unit vectors b and u along `direction` (d,), as (number,).
 
-    Works in chunks, so that memory does not grow with `number` times d.
+    The directions are drawn in chunks, so that memory does not grow with `number` times d.
     """
     vector = np.asarray(direction, dtype=np.float64)
     unit = vector / float(np.linalg.norm(vector))

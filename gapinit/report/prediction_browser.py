@@ -28,7 +28,7 @@ LOSSLESS_SIDE = 64
 
 @dataclass(frozen=True)
 class Caption:
-    """What one method said about one image."""
+    """One method's caption of one image."""
 
     label: str
     text: str
@@ -56,10 +56,10 @@ class Browser:
 
     predictions: tuple[Prediction, ...]
     by_disagreement: bool
-    """False with a single trained method: then the images are spread over its scores."""
+    """False with a single trained method: then the images are evenly spaced over its scores."""
     labels: tuple[str, ...]
     images: int
-    """How many images they were chosen from."""
+    """The number of images from which they were chosen."""
 
 
 def browse_predictions(
@@ -70,12 +70,12 @@ def browse_predictions(
     manifest: Path,
     count: int = 40,
 ) -> Browser:
-    """Pick `count` test images and gather what the first run of every row says about them.
+    """Choose `count` test images, each with the caption of the first run of every row.
 
     With two or more trained methods, the images with the largest range of per-image CIDEr over
     the trained methods are taken; with one, images evenly spaced in the order of its scores.
-    Raises GapinitError that names a missing or wrong score file, an image that the manifest does
-    not know, or an image that cannot be read.
+    Raises GapinitError that names a missing or wrong score file, an image that is not in the
+    manifest, or an unreadable image.
     """
     # ASSUME: one run a row is shown, its first seed; the untrained backbone is shown but does not
     # count in the choice, since it differs from everything on nearly every image.
@@ -140,12 +140,12 @@ def thumbnail(path: Path) -> tuple[str, int, int]:
 
 
 def data_uri(content: bytes, media_type: str) -> str:
-    """Return bytes as a base64 data URI, which a page shows without any request."""
+    """Return bytes as a base64 data URI."""
     return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def _spaced(ordered: Sequence[int], count: int) -> list[int]:
-    """Return at most `count` entries, the first and the last among them, evenly spaced."""
+    """Return at most `count` evenly spaced entries, including the first and the last."""
     if len(ordered) <= count:
         return list(ordered)
     return [ordered[round(i * (len(ordered) - 1) / (count - 1))] for i in range(count)]

@@ -1,4 +1,4 @@
-"""README's headline, written from a reference result: first table, a figure, the verdicts."""
+"""README's headline: the first table, the verdicts and a figure of the reference result."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ END = "<!-- end of headline -->"
 
 
 def write_readme(readme: Path, reference: Path) -> None:
-    """Write the headline between its two markers; everything else of the file stays as it is."""
+    """Replace the headline between its two markers; the rest of the file does not change."""
     text = updated(Path(readme), reference)
     with atomic_file(Path(readme), recorded=False) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def updated(readme: Path, reference: Path) -> str:
-    """Return the file as it should be; one without the two markers is an error."""
+    """Return the text of `readme` with a new headline; a file without markers is an error."""
     text = readme.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise GapinitError(

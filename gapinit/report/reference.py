@@ -1,8 +1,8 @@
 """The reference result: tables, figures, claims and report of one complete run, kept with the code.
 
-A visitor sees them without running anything. `reference.json` says what they were made from: the
-versions of the stages, the digest of the configuration, and of every experiment and published
-number; `outdated` compares that with the code as it is.
+A visitor sees them without running anything. `reference.json` records the versions of the stages
+and the digests of the configuration, of every experiment and of the published numbers; `outdated`
+compares that record with the current code.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from gapinit.tables.published import published_files
 from gapinit.tables.records import read_configuration
 
 LARGEST = 8_000_000
-"""Bytes that a reference result may take in the repository."""
+"""Maximal size of a reference result, in bytes."""
 RECORD = "reference.json"
 TABLE_SUFFIXES = (".csv", ".md", ".tex")
 FIGURE_SUFFIXES = (".svg", ".png", ".pdf", ".csv")
 
 
 def make_reference(results: Path, output: Path, project: Path) -> None:
-    """Keep what a complete run of the workflow made, with digests of what it was made from.
+    """Copy the results of a complete workflow run, with digests of its inputs.
 
     Args:
         results: folder of one configuration's results, `results/<name>`.
@@ -114,7 +114,7 @@ def made_from(config: Config, project: Path) -> dict[str, Any]:
 
 
 def outdated(reference: Path, config: Config, project: Path) -> list[str]:
-    """Return why a reference result is older than the code, a line each; none if it is not.
+    """Return the reasons why a reference result is older than the code, one line each.
 
     `config` is the configuration that would be run now.
     """

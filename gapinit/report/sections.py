@@ -61,7 +61,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim with the labels of the rows that it compares."""
+    """A claim with its table's place in the paper and the labels of its two rows."""
 
     result: ClaimResult
     place: str
@@ -116,7 +116,7 @@ def arrange_questions(claims: Sequence[Claim]) -> dict[str, list[Claim]]:
 
 
 def answer_text(claims: Sequence[Claim]) -> str:
-    """Answer a question by the verdicts of its claims: yes, no, partly, or not decided."""
+    """Answer a question from the verdicts of its claims: yes, no, partly, or not decided."""
     counts = count_verdicts(claims)
     decided = counts["holds"] + counts["does not hold"]
     total = len(claims)
@@ -138,7 +138,7 @@ def count_verdicts(claims: Sequence[Claim]) -> dict[str, int]:
 
 
 def metric_name(metric: str) -> str:
-    """Return a metric's usual spelling in print."""
+    """Return the printed name of a metric."""
     return NAMES.get(metric, metric)
 
 

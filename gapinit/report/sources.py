@@ -1,4 +1,4 @@
-"""What a report stands on: the machine, the digests of its inputs, and what the papers print."""
+"""The sources of a report: code, machine, digests of its inputs, and the papers' numbers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gapinit.tables.published import (
 
 
 class Paper(NamedTuple):
-    """What one paper prints beside its results, and where it contradicts itself."""
+    """The settings that one paper prints, and its contradictions."""
 
     name: str
     contradictions: list[Contradiction]
@@ -29,7 +29,7 @@ class Paper(NamedTuple):
 
 
 def read_papers(folder: Path, names: Sequence[str]) -> list[Paper]:
-    """Return what the papers of some tables print, from the folder of their numbers."""
+    """Read settings and contradictions of the named papers from the folder of their numbers."""
     return [
         Paper(name, contradictions(read_paper(folder, name)), read_settings(folder, name))
         for name in dict.fromkeys(names)
@@ -37,7 +37,7 @@ def read_papers(folder: Path, names: Sequence[str]) -> list[Paper]:
 
 
 def machine() -> dict[str, str]:
-    """Return what the page was made on; nothing that tells the machine's name or paths."""
+    """Describe the machine and the stage versions, without the machine's name or paths."""
     return {
         "Python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -47,7 +47,7 @@ def machine() -> dict[str, str]:
 
 
 def digests(paths: Sequence[Path], root: Path) -> Mapping[str, str]:
-    """Return the SHA-256 of files, named relative to `root` where they lie below it."""
+    """Return the SHA-256 of files by name; names of files below `root` are relative to it."""
     found = {}
     for path in paths:
         inside = path.resolve().is_relative_to(root.resolve())
@@ -57,7 +57,7 @@ def digests(paths: Sequence[Path], root: Path) -> Mapping[str, str]:
 
 
 def source_commit() -> str | None:
-    """Return the commit of the code, marked if files were changed since; None outside git."""
+    """Return the commit of the code and whether it has local changes; None outside git."""
     folder = Path(__file__).resolve().parent.parent
     git = ["git", "-C", str(folder)]
     try:

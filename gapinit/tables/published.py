@@ -1,10 +1,10 @@
-"""The numbers that the papers print, and where one paper prints several for one configuration.
+"""The numbers that the papers print, and contradictions within a paper.
 
-`config/published/<paper>.csv` holds every result in the paper's tables, `<paper>-text.csv` what its
-text, its project page and notes on it say, `<paper>-settings.csv` the cells of tables that hold no
-result, as printed. Columns: the place, the row and metric within it, the number (of a printed range
-its middle), its standard deviation, the number and the row's name as printed, and the configuration
-that it belongs to: equal configurations are the same experiment by the paper's own description, so
+`config/published/<paper>.csv` holds every result in the paper's tables, `<paper>-text.csv` the
+numbers of its text, its project page and notes on it, `<paper>-settings.csv` the table cells that
+hold no result, as printed. Columns: the place, its row and metric, the number (the middle of a
+printed range), its standard deviation, the number and the row's name as printed, and the
+configuration: equal configurations are the same experiment by the paper's own description, so
 that two numbers for one configuration contradict each other.
 """
 
@@ -37,7 +37,7 @@ class PublishedNumber(Record):
 
 
 class PublishedSetting(Record):
-    """One cell of a table that holds no result: what the paper says it did."""
+    """One table cell that holds no result but a setting of the paper's experiments."""
 
     place: Text
     setting: Text
@@ -54,7 +54,7 @@ class Contradiction(NamedTuple):
 
 
 def published_files(folder: Path, paper: str) -> list[Path]:
-    """Return the files that hold a paper's numbers: its tables, and its text if there is one."""
+    """Return the files of a paper's numbers: those of its tables, and of its text if it exists."""
     text = Path(folder) / f"{paper}-text.csv"
     return [Path(folder) / f"{paper}.csv", *([text] if text.is_file() else [])]
 
@@ -76,12 +76,12 @@ def read_published(path: Path) -> list[PublishedNumber]:
 
 
 def read_paper(folder: Path, paper: str) -> list[PublishedNumber]:
-    """Read every number of a paper, those of its tables first."""
+    """Read every number of a paper, first those of its tables."""
     return [one for path in published_files(folder, paper) for one in read_published(path)]
 
 
 def read_settings(folder: Path, paper: str) -> list[PublishedSetting]:
-    """Read what a paper says it did, `<paper>-settings.csv`; empty if there is no such file."""
+    """Read a paper's settings, `<paper>-settings.csv`; empty if there is no such file."""
     path = Path(folder) / f"{paper}-settings.csv"
     return (
         read_records(path, PublishedSetting, "It holds cells of tables.") if path.is_file() else []
@@ -89,7 +89,7 @@ def read_settings(folder: Path, paper: str) -> list[PublishedSetting]:
 
 
 def contradictions(numbers: Sequence[PublishedNumber]) -> list[Contradiction]:
-    """Return every configuration and metric that is printed with more than one value."""
+    """Return every configuration and metric for which more than one value is printed."""
     groups: dict[tuple[str, str], list[PublishedNumber]] = {}
     for number in numbers:
         groups.setdefault((number.configuration, number.metric), []).append(number)
@@ -119,7 +119,7 @@ def find(
 
 
 def elsewhere(numbers: Sequence[PublishedNumber], number: PublishedNumber) -> str:
-    """Return, in words, what other places print for the same configuration and metric.
+    """Return as text what other places print for the same configuration and metric.
 
     Empty if no value differs. Places that print the same value are named together.
     """

@@ -1,8 +1,7 @@
-"""The CSV files of stage 6, one definition a table: a field of a model is a column of its file.
+"""The CSV files of stage 6, one model a table: each field of the model is a column of its file.
 
-Tables are written and read by the same model, and figures and the report read the very files that
-a user reads, so that no number can differ between them. Plain `csv`, no pandas: a report starts in
-a fraction of a second.
+One model writes and reads a table, and figures and the report read the files that a user reads, so
+no number can differ between them. Plain `csv` instead of pandas keeps the start fast.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ Verdict = Literal["holds", "does not hold", "undecided"]
 
 
 class Measurement(Record):
-    """One cell of a table: a row, a metric, the published number and ours."""
+    """One cell of a table: a row, a metric, the published number and the measured one."""
 
     table: str
     row: str
@@ -106,14 +105,14 @@ class Measurement(Record):
 
 
 class ClaimResult(Record):
-    """A statement of the paper, and what the numbers say about it."""
+    """A claim of the paper with its numbers and verdict."""
 
     table: str
     text: str
     claim: str
     """The same as an expression over the rows."""
     question: str
-    """What it helps to answer; empty if it stands for itself."""
+    """The question that several claims answer together; empty if there is none."""
     metric: str
     statistic: str
     """`mean`, or `std`: then `difference` is the ratio of the two standard deviations."""
@@ -136,7 +135,7 @@ class ClaimResult(Record):
 
 
 class RunResult(Record):
-    """One line of the tidy table of runs: a run, a dataset it was evaluated on, a metric.
+    """One line of the tidy table of runs: a run, a dataset of its evaluation, a metric.
 
     The file also holds the factors of the run, each in a column, which its path spells.
     """

@@ -199,7 +199,7 @@ class RowScores:
 def paired_differences(first: RowScores, second: RowScores, metric: str) -> NDArray[np.float64]:
     """Return first minus second on shared seeds and samples: (seeds, samples) or (seeds, 1).
 
-    A run without a seed (the untrained backbone) is paired with every seed of the other row.
+    The untrained backbone, which has no seed, is paired with every seed of the other row.
     """
     one, two = first.matrix(metric), second.matrix(metric)
     seeds_one = [run.seed for run in first.row.runs]

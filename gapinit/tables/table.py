@@ -1,7 +1,7 @@
 """Tables: measured beside published, with uncertainty, and one tidy table of every run.
 
-Scores come from `gapinit score`, one file a run and dataset; experiments say which runs make
-which row; published numbers come from `config/published/`. No torch here.
+`gapinit score` writes one score file a run and dataset; experiments assign runs to rows;
+`config/published/` holds the published numbers. No torch here.
 """
 
 from __future__ import annotations
