@@ -117,6 +117,21 @@ def table(site: Site, tmp_path: Path) -> Table:
 
 
 @pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the prepared dataset of `small_backbone.DATASET`, made once."""
+    import yaml
+
+    from gapinit.data.dataset import prepare_dataset
+
+    from .small_backbone import DATASET
+
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(DATASET), encoding="utf-8")
+    prepare_dataset(folder / "tiny.yaml", folder / "data")
+    return folder / "data"
+
+
+@pytest.fixture(scope="session")
 def world_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], Any]:
     """Return what gives a case of `backbone_cases.py` its `World`: each is built once."""
     import torch

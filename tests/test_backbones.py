@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +14,7 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2Processor
+from transformers import Blip2Processor
 
 from gapinit.backbones import PRETRAINED, load_backbone, make_backbone
 from gapinit.backbones import fingerprint as fingerprints
@@ -32,8 +31,6 @@ from gapinit.errors import GapinitError
 from .plain_json import forget_digests
 from .small_backbone import BACKBONE, SmallWorld, reference_inputs, small_world
 
-ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
-MODULES = (*(f"self_attn.{name}" for name in ATTENTION), "fc1", "fc2")
 SPECIAL = ("<s>", "</s>", "<pad>", "<unk>", "<image>")
 
 
@@ -95,26 +92,6 @@ def test_no_room_for_the_text(backbone: Blip2Backbone) -> None:
     features = Images.equal(torch.zeros(1, 4, 32))
     with pytest.raises(GapinitError, match="max_new_tokens: 57 "):
         generate(backbone, features, max_new_tokens=57, num_beams=1)
-
-
-def test_pattern_matches_six_modules_a_layer_and_nothing_else(world: SmallWorld) -> None:
-    config = json.loads((world.backbone / "config.json").read_text())
-    config["text_config"]["num_hidden_layers"] = 12  # layer 1 is not layer 10 or 11
-    with torch.device("meta"):
-        model = Blip2ForConditionalGeneration(Blip2Config.from_dict(config))
-    backbone = Blip2Backbone(model, world.stock_processor())
-    names = [name for name, _ in model.named_modules()]
-    assert sum(name.endswith((*ATTENTION, "fc1", "fc2")) for name in names) > 12 * 6, (
-        "no other module to confuse"
-    )
-    for layers in ([0], [1], [1, 11], list(range(12))):
-        pattern = backbone.target_modules(layers)
-        hit = {name for name in names if re.fullmatch(pattern, name)}
-        assert hit == {
-            f"language_model.model.decoder.layers.{layer}.{module}"
-            for layer in layers
-            for module in MODULES
-        }
 
 
 def test_fingerprint_sees_every_weight(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,23 +166,16 @@ def test_damaged_weights(copy: Path) -> None:
         load_backbone(copy)
 
 
-def test_a_tokenizer_that_cannot_read_is_told(copy: Path) -> None:
-    path = copy / "tokenizer_config.json"
-    forget_digests(path)
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": "many"}))
-    with pytest.raises(GapinitError, match="this backbone cannot be loaded"):
-        load_backbone(copy)
-
-
 @pytest.mark.parametrize(
     ("name", "keys", "value"),
     [
         ("processor_config.json", ("image_processor", "image_mean"), "grey"),
         ("processor_config.json", ("image_processor", "size", "height"), 1.5),
+        ("tokenizer_config.json", ("model_max_length",), "many"),
         ("tokenizer.json", ("model", "continuing_subword_prefix"), "##"),  # stops within Rust
     ],
 )
-def test_a_processor_that_cannot_read_is_told(
+def test_a_damaged_tokenizer_or_image_processor(
     copy: Path, name: str, keys: tuple[str, ...], value: object
 ) -> None:
     path = copy / name

@@ -30,7 +30,6 @@ from gapinit.backbones.hub import HubSettings
 from gapinit.backbones.in_memory import wrap_model
 from gapinit.config.backbone_settings import read_recipe
 from gapinit.config.yaml_files import read_settings
-from gapinit.data.dataset import prepare_dataset
 from gapinit.errors import GapinitError
 from gapinit.evaluate.predict import predict
 
@@ -250,7 +249,7 @@ def test_gapinits_own_families_are_known_by_their_model_types(
         (
             "my_idefics3:X",
             "from gapinit.backbones.base import Backbone\nclass X(Backbone): model_class = int",
-            "does not say: .*image_tokens, .*vision_pattern .docs/backbones.md",
+            "lacks: .*image_tokens, .*vision_pattern .docs/backbones.md",
         ),
     ],
 )
@@ -273,7 +272,7 @@ def test_a_package_replaces_no_family_of_gapinit(
 
 
 def test_the_yaml_makes_a_backbone_that_goes_through_every_stage(
-    world: World, tmp_path: Path
+    world: World, tiny_data: Path, tmp_path: Path
 ) -> None:
     content = yaml.safe_load((EXAMPLE / "idefics3.yaml").read_text(encoding="utf-8"))
     question = "<fake_token_around_image>{question}<end_of_utterance>\nAssistant:"
@@ -283,8 +282,7 @@ def test_the_yaml_makes_a_backbone_that_goes_through_every_stage(
     small = SmallWorld(tmp_path)
     make_backbone(settings, None, small.backbone, 1)
     assert load_backbone(small.backbone).prompts.question == question
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(DATASET), encoding="utf-8")
-    prepare_dataset(tmp_path / "tiny.yaml", tmp_path / "data")
+    (tmp_path / "data").symlink_to(tiny_data)
     run, features = stages.trained(small, exclude_bottom=1), tmp_path / "features.h5"
     assert read_json(small.layers)["naive"] == [1, 2]
     predictions = []

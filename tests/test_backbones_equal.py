@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +13,6 @@ from torch import Tensor
 
 import gapinit
 from gapinit.adapters.lora import add_lora
-from gapinit.backbones import load_backbone
 from gapinit.backbones.base import Backbone
 from gapinit.backbones.generation import generate_tokens
 from gapinit.backbones.tail import tail_loss
@@ -257,6 +255,9 @@ def test_adapters_never_hit_the_vision_tower(world: World) -> None:
         return {name for name in names if re.fullmatch(pattern, name)}
 
     assert hit() == set(_targets(world, world.stock(), [1, 2]))
+    eleventh = f"{world.case.layers}.11.{world.case.modules[0]}"
+    assert re.fullmatch(backbone.target_modules([11]), eleventh)
+    assert not re.fullmatch(backbone.target_modules([1]), eleventh)
     assert set(backbone.named_targets([1, 2])) == hit()
     both = hit(vision=True)
     assert both > hit() and set(world.case.vision_modules) <= both
@@ -322,17 +323,6 @@ def test_the_library_measures_and_points(world: World) -> None:
     cosines = gapinit.alignment(adapted, gap)
     assert set(cosines) == set(_targets(world, world.stock(), [1, 2]))
     assert all(cosine == pytest.approx(1.0, abs=1e-5) for cosine in cosines.values())
-
-
-def test_what_cannot_be_loaded_is_told(world: World, tmp_path: Path) -> None:
-    for file in world.folder.iterdir():
-        if file.suffix != ".safetensors":
-            (tmp_path / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(GapinitError, match="pickled weights are never loaded"):
-        load_backbone(tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(b"not weights")
-    with pytest.raises(GapinitError, match="cannot be loaded"):
-        load_backbone(tmp_path)
 
 
 def test_an_image_token_beyond_the_tokenizer_is_told(world: World) -> None:

@@ -8,11 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from peft import PeftModel
 
 from gapinit.artifacts.artifacts import read_json
-from gapinit.data.dataset import prepare_dataset
 from gapinit.data.images import load_image
 from gapinit.evaluate.predict import extract_features, predict
 from gapinit.gap.gap_file import estimate_gap_file
@@ -21,7 +19,7 @@ from gapinit.states.states import extract_states
 from gapinit.train.trunk.write import extract_trunk
 
 from .backbone_cases import CASES, Case, World
-from .small_backbone import DATASET, SmallWorld
+from .small_backbone import SmallWorld
 
 NEW_TOKENS = 8
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
@@ -46,14 +44,6 @@ def answer(case: Case, backbone: Any, model: Any, path: Path) -> str:
     return text.strip()
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(DATASET), encoding="utf-8")
-    prepare_dataset(folder / "tiny.yaml", folder / "data")
-    return folder / "data"
-
-
 def trained(small: SmallWorld, exclude_bottom: int = 0) -> Path:
     """Run every stage on a backbone and a dataset, from states to features; return the run."""
     extract_states(small.backbone, small.manifest, small.states, pairs=20, seed=0)
@@ -75,11 +65,11 @@ def trained(small: SmallWorld, exclude_bottom: int = 0) -> Path:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_stage_runs_and_predicts_what_stock_peft_does(
-    case: Case, data: Path, world_of: Callable[[Case], World], tmp_path: Path
+    case: Case, tiny_data: Path, world_of: Callable[[Case], World], tmp_path: Path
 ) -> None:
     world, small = world_of(case), SmallWorld(tmp_path)
     small.backbone.symlink_to(world.folder)
-    (tmp_path / "data").symlink_to(data)
+    (tmp_path / "data").symlink_to(tiny_data)
     run, features = trained(small), tmp_path / "features.h5"
     backbone = world.loaded
     paths = [image.path for image in small.images("test")]

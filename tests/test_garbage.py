@@ -84,7 +84,7 @@ def test_a_tokenizer_of_another_model_is_refused(world: SmallWorld, tmp_path: Pa
     tokens = tokenizer["model"]["vocab"]
     tokens |= {f"new{n}": len(tokens) + n for n in range(5000)}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(GapinitError, match="they are of two models"):
+    with pytest.raises(GapinitError, match="belong to different models"):
         load_backbone(folder)
 
 

@@ -23,12 +23,10 @@ from gapinit.adapters.lora import add_lora
 from gapinit.adapters.methods.setup import Setup, adapt
 from gapinit.artifacts.artifacts import read_json, sha256
 from gapinit.backbones import load_backbone
-from gapinit.config.methods import METHODS
 from gapinit.errors import GapinitError
 from gapinit.gap.gap_file import estimate_gap_file, read_gap
 from gapinit.gap.gap_vectors import GapVectors
 from gapinit.states.states import extract_states
-from gapinit.train import train as train_module
 from gapinit.train.tail_module import Tail
 from gapinit.train.trunk.write import Trunk, extract_trunk, read_trunk
 
@@ -221,30 +219,6 @@ def test_runs_that_cannot_share_a_process(world: SmallWorld, tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_frozen_weights_stay_as_they_are(
-    world: SmallWorld, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """After a run of every method that does not change the base, one after another."""
-    loaded: list[Any] = []
-
-    def keep(folder: Path, device: str) -> Any:
-        loaded.append(load_backbone(folder, device))
-        return loaded[0]
-
-    monkeypatch.setattr(train_module, "load_backbone", keep)
-    methods = [name for name, it in METHODS.items() if it.adapt and name not in CHANGE_BASE]
-    runs = {tmp_path / name: world.run(name, "naive", {"rank": 2}) for name in methods}
-    world.train_all(runs, learning_rate=1e-2, batch_size=60)
-    expected = world.stock_model().state_dict()
-    after = loaded[0].model.state_dict()
-    assert len(after) > 30
-    for name, value in after.items():
-        assert torch.equal(value, expected[name]), name
-    for folder in runs:
-        learned = load_file(folder / "adapter" / "adapter_model.safetensors")
-        assert all(value.abs().max() > 0 for value in learned.values()), "A and B are trained"
-
-
 def test_learning_rate_follows_the_recipe(run: Path, world: SmallWorld, tmp_path: Path) -> None:
     rates = [row["learning_rate"] for row in steps(run)]
     assert rates == pytest.approx([1e-4 * (1 + math.cos(math.pi * done / 5)) for done in range(5)])
@@ -259,17 +233,10 @@ def test_alignment_starts_where_the_method_points(
     rows = steps(run)
     assert rows[0]["alignment"] == pytest.approx(1.0, abs=1e-6)
     assert all(0 < row["alignment"] < 1 for row in rows[2:]), "B is trained too"
-    for method, changes, expected in (
-        ("lora-kaiming", {}, 0.0),
-        ("gap-init", {"noise": 1.0, "noise_scale": "unit"}, None),
-        ("random-b", {}, 0.15),
-    ):
-        output = world.train(tmp_path / f"{method}{len(changes)}", method, **changes)
-        found = steps(output)[0]["alignment"]
-        if expected is None:
-            expected = read_json(output / "run.json")["noise_cosine"]
-            assert 0.4 < expected < 0.95
-        assert found == pytest.approx(expected, abs=0.12 if expected else 0)
+    noisy = world.train(tmp_path / "noisy", noise=1.0, noise_scale="unit")
+    expected = read_json(noisy / "run.json")["noise_cosine"]
+    assert 0.4 < expected < 0.95
+    assert steps(noisy)[0]["alignment"] == pytest.approx(expected, abs=0.12)
 
 
 def test_dropout_is_in_the_adapters_alone(world: SmallWorld) -> None:

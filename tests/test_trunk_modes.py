@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from gapinit.adapters.files import load_adapter
 from gapinit.adapters.lora import add_lora
 from gapinit.artifacts.arrays import BITS
 from gapinit.artifacts.artifacts import read_json, write_json
@@ -19,7 +22,7 @@ from gapinit.backbones.generation import generate
 from gapinit.backbones.tail import tail_loss
 from gapinit.config.recipe import Recipe
 from gapinit.config.runs import Run
-from gapinit.data.dataset import prepare_dataset
+from gapinit.data.images import load_image
 from gapinit.data.manifest import read_manifest
 from gapinit.errors import GapinitError
 from gapinit.evaluate.predict import extract_features, predict
@@ -29,8 +32,8 @@ from gapinit.train.step_log import read_steps
 from gapinit.train.train import train_run
 from gapinit.train.trunk.write import extract_trunk, read_trunk, trunk_mode
 
-from .backbone_cases import CASES
-from .small_backbone import DATASET, randomise, trainable
+from .backbone_cases import CASES, Case, World, case_named
+from .small_backbone import randomise, trainable
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 TOKENS = 24
@@ -42,13 +45,9 @@ BATCH = 8
 class Family:
     """A small backbone of one family, and what training on a dataset needs."""
 
-    name: str
+    backbone: Path
     root: Path
     manifest: Path
-
-    @property
-    def backbone(self) -> Path:
-        return self.root / "backbone"
 
     def trunk(self, strategy: str, mode: str, **options: Any) -> Path:
         """Return the trunk of a strategy and mode, made once."""
@@ -97,46 +96,45 @@ def assert_same_losses(found: Path, expected: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("data")
-    write_json(folder / "tiny.yaml", DATASET)
-    prepare_dataset(folder / "tiny.yaml", folder / "data")
-    return folder / "data" / "manifest.json"
+def family_of(
+    tiny_data: Path,
+    world_of: Callable[[Case], World],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[Case], Family]:
+    """Return a function that gives a case's `Family`; each is made once."""
+
+    @cache
+    def make(case: Case) -> Family:
+        world, root = world_of(case), tmp_path_factory.mktemp(case.name)
+        found = Family(world.folder, root, tiny_data / "manifest.json")
+        states, options = root / "states.h5", {"pairs": 16, "max_caption_tokens": TOKENS}
+        extract_states(found.backbone, found.manifest, states, seed=0, **options)
+        estimate_gap_file(
+            [states],
+            root / "gap.h5",
+            size=12,
+            heldout=4,
+            neighbours=3,
+            alpha_semantic=1.0,
+            alpha_geometric=1.0,
+            smoothing="mean",
+        )
+        last = world.loaded.num_layers
+        chosen = {"naive": [last - 2, last - 1], "all": list(range(last))}
+        write_json(root / "layers.json", chosen | {"all-vision": chosen["all"]})
+        return found
+
+    return make
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
-def family(
-    request: pytest.FixtureRequest, manifest: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Family:
-    return make_family(request.param.name, manifest, tmp_path_factory.mktemp(request.param.name))
+@pytest.fixture(params=CASES, ids=lambda case: case.name)
+def family(request: pytest.FixtureRequest, family_of: Callable[[Case], Family]) -> Family:
+    return family_of(request.param)
 
 
-def make_family(name: str, manifest: Path, root: Path) -> Family:
-    found = Family(name, root, manifest)
-    case = next(case for case in CASES if case.name == name)
-    case.write(found.backbone)
-    states = root / "states.h5"
-    extract_states(found.backbone, manifest, states, pairs=16, seed=0, max_caption_tokens=TOKENS)
-    estimate_gap_file(
-        [states],
-        root / "gap.h5",
-        size=12,
-        heldout=4,
-        neighbours=3,
-        alpha_semantic=1.0,
-        alpha_geometric=1.0,
-        smoothing="mean",
-    )
-    last = load_backbone(found.backbone).num_layers
-    chosen = {"naive": [last - 2, last - 1], "all": list(range(last))}
-    write_json(root / "layers.json", chosen | {"all-vision": chosen["all"]})
-    return found
-
-
-@pytest.fixture(scope="module")
-def blip2(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Family:
-    return make_family("blip2", manifest, tmp_path_factory.mktemp("blip2-methods"))
+@pytest.fixture
+def blip2(family_of: Callable[[Case], Family]) -> Family:
+    return family_of(case_named("blip2"))
 
 
 def test_every_step_has_the_loss_of_the_whole_model(family: Family, tmp_path: Path) -> None:
@@ -205,12 +203,8 @@ def test_a_run_that_adapts_the_tower(blip2: Family, tmp_path: Path) -> None:
     options: dict[str, Any] = {"num_beams": 1, "max_new_tokens": 8, "batch_size": 4}
     said = tmp_path / "said.json"
     predict(blip2.backbone, blip2.manifest, features, run / "adapter", said, **options)
-    from gapinit.adapters.files import load_adapter
-
     load_adapter(backbone, run / "adapter").eval()
     data = read_manifest(blip2.manifest)
-    from gapinit.data.images import load_image
-
     images = [load_image(path) for path in data.images("test")]
     expected = generate(backbone, backbone.look(images), 8, 1)
     assert [entry["caption"] for entry in read_json(said)] == expected

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from gapinit.backbones import load_backbone
 from gapinit.backbones.base import Backbone
 
-from .backbone_cases import CAPTIONS, CASES, pictures
+from .backbone_cases import CAPTIONS, CASES, Case, World, pictures
 
 GROUPS = [[0, 1, 2], [3], [4, 0], [1, 4, 3, 2], [2]]
 """Of each picture, its captions: as many as images have, one or several."""
-
-
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
-    path = tmp_path_factory.mktemp(request.param.name) / "backbone"
-    request.param.write(path)
-    return path
 
 
 def groups_of(backbone: Backbone) -> list[list[list[int]]]:
@@ -41,12 +32,13 @@ def alone(backbone: Backbone, groups: list[list[list[int]]]) -> list[list[Tensor
     return [[found[:length] for found, length in (next(states) for _ in group)] for group in groups]
 
 
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("layers", [1, 2, None])
 @torch.no_grad()
 def test_packed_texts_have_the_states_that_they_have_alone(
-    folder: Path, layers: int | None
+    case: Case, layers: int | None, world_of: Callable[[Case], World]
 ) -> None:
-    backbone = load_backbone(folder)
+    backbone = world_of(case).backbone()
     assert backbone.packs_texts
     if layers is not None:
         backbone.keep_below(layers)

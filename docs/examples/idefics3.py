@@ -1,6 +1,6 @@
 """Idefics3: square images of one size, a pixel shuffle, and a Llama decoder.
 
-Every image has as many tokens, one after another, and positions count tokens.
+Every image has the same number of tokens, and positions count tokens.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Idefics3Backbone(Backbone):
 
     model_class: ClassVar[Any] = Idefics3ForConditionalGeneration
     # ASSUME: the template of the published weights as other projects quote it; it was not compared
-    # with the repository's own. A space stands in front of an answer, and so in front of `turn`,
-    # where the template has none. The words are those of LLaVA's evaluations.
+    # with the repository's own. An answer begins with a space, and so does `turn`, unlike in the
+    # template. The wording is that of LLaVA's evaluations.
     default_prompts = Prompts(
         head="User:<fake_token_around_image><global-img>",
         caption=f"{BEHIND}Provide a one-sentence caption for the provided image.{ANSWER}",
@@ -46,7 +46,7 @@ class Idefics3Backbone(Backbone):
         r"model\.vision_model\.encoder\.layers\.\d+\."
         r"(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.(fc1|fc2))"
     )
-    packs_texts = True  # a Llama decoder takes masks and positions as they are given
+    packs_texts = True  # a Llama decoder accepts 4-D masks and any positions
 
     def image_tokens(self, width: int, height: int) -> int:
         """Return the number of shuffled patches, the same for every image."""
@@ -55,17 +55,17 @@ class Idefics3Backbone(Backbone):
         return int(side**2 // config.scale_factor**2)
 
     def pixels(self, images: Sequence[Any]) -> dict[str, Tensor]:
-        """Return the whole images' pixels and their masks: of each, a sample that has one image.
+        """Return the pixels and masks of whole images, each passed as a sample with one image.
 
-        ASSUME: no crops beside ("image splitting", which the published weights' processor does):
-        those would make many blocks of tokens with text between them.
+        ASSUME: no extra crops. The published processor splits images, which gives many blocks of
+        tokens with text between them.
         """
         reader = self.processor.image_processor
         found = reader([[image] for image in images], do_image_splitting=False, return_tensors="pt")
         return {name: found[name] for name in ("pixel_values", "pixel_attention_mask")}
 
     def image_features(self, pixels: Mapping[str, Tensor]) -> Images:
-        """Return the projected patches, as many for each image."""
+        """Return the projected patches, the same number for each image."""
         values = pixels["pixel_values"].to(self.device, self.model.dtype)
         mask = pixels["pixel_attention_mask"].to(self.device)
         found = self.model.get_image_features(values, mask, return_dict=True).pooler_output

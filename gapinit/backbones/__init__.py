@@ -1,10 +1,10 @@
-"""Backbones: one module for each model family; nothing else in gapinit knows a module's name.
+"""Backbones: one module for each model family. No other package depends on a single family.
 
-`load_backbone` reads any `save_pretrained` folder of a known family; `make_backbone` makes the
-folder of a backbone named in `config/backbones/`. Families are imported when they are used.
+`load_backbone` reads any `save_pretrained` folder of a known family; `make_backbone` writes the
+folder of a backbone named in `config/backbones/`. Families are imported on first use.
 
-A family goes by its Hugging Face `model_type`. It is a module of that name in this package, or a
-class that an installed package declares as an entry point; `docs/backbones.md` adds one.
+A family is identified by its Hugging Face `model_type`: a module of that name in this package, or a
+class that an installed package declares as an entry point (`docs/backbones.md`).
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from gapinit.backbones.base import Backbone
     from gapinit.backbones.mini import MiniSettings
 
-# Hugging Face `model_type` -> "module:class", of modules that have another name than their type
+# Hugging Face `model_type` -> "module:class", where the module is not named after the type
 FAMILIES = {"blip-2": "gapinit.backbones.blip2:Blip2Backbone"}
-# Group of the entry points, `model_type = "module:class"`, by which a package adds families
+# Group of entry points, `model_type = "module:class"`, by which other packages add families
 ENTRY_POINTS = "gapinit.backbones"
 _FAMILY_CLASS = re.compile(r"^class (\w+)\([^()]*Backbone\):", re.MULTILINE)
 
-# Family of a small backbone that is pretrained here -> (module, class of its settings)
+# Family of small backbones that gapinit pretrains -> (module, class of its settings)
 PRETRAINED = {
     "mini-blip2": ("gapinit.backbones.mini_blip2", "MiniBlip2Settings"),
     "mini-qwen2-vl": ("gapinit.backbones.mini_qwen2_vl", "MiniQwen2VLSettings"),
@@ -39,10 +39,10 @@ PRETRAINED = {
 
 
 def known_families() -> dict[str, str]:
-    """Return where each model type's family is, as "module:class"; none of them is imported.
+    """Return each model type's family as "module:class", without importing it.
 
-    A module is a family's if it defines a subclass of `Backbone` or of another family; of several,
-    the last one counts. A package cannot replace a family of gapinit.
+    A module of this package is a family if it defines a subclass of `Backbone` or of another
+    family; the last one counts. Other packages cannot replace a family of gapinit.
     """
     found = dict(FAMILIES)
     for folder in __path__:
@@ -56,19 +56,19 @@ def known_families() -> dict[str, str]:
 
 
 def find_family(model_type: object) -> type[Backbone] | None:
-    """Return the family of a Hugging Face `model_type`; None: there is none.
+    """Return the family of a Hugging Face `model_type`; None: it is unknown.
 
-    Raises GapinitError for a family that cannot be imported or does not say all it has to.
+    Raises GapinitError for a family that cannot be imported or is incomplete.
     """
     known = known_families()
     name = str(model_type)
-    # A module's name has neither of these signs.
+    # A module's name contains neither of these characters.
     where = known.get(name) or known.get(re.sub("[-.]", "_", name))
     return None if where is None else import_family(where)
 
 
 def import_family(where: str) -> type[Backbone]:
-    """Return the family at "module:class"; GapinitError if there is no whole one."""
+    """Return the family at "module:class"; GapinitError if it is missing or incomplete."""
     from gapinit.backbones.base import Backbone
 
     module, _, class_name = where.partition(":")
@@ -82,7 +82,7 @@ def import_family(where: str) -> type[Backbone]:
     missing += [name for name in Backbone.__annotations__ if not hasattr(family, name)]
     if missing:
         raise GapinitError(
-            f"{where}: this backbone family does not say: {', '.join(missing)} (docs/backbones.md)"
+            f"{where}: this backbone family lacks: {', '.join(missing)} (docs/backbones.md)"
         )
     return family
 
@@ -106,9 +106,9 @@ def load_backbone(folder: Path, device: str = "cpu") -> Backbone:
 
 
 def make_backbone(settings: Path, data: Path | None, output: Path, threads: int) -> None:
-    """Make the `save_pretrained` folder of the backbone described in `settings`.
+    """Write the `save_pretrained` folder of the backbone that the file `settings` describes.
 
-    `data`: folder of the pretraining dataset, of a backbone that is pretrained here.
+    `data`: folder of the pretraining dataset; needed only for a small backbone.
     """
     family = read_yaml(settings).get("family")
     if family == "hub":

@@ -1,8 +1,8 @@
 """BLIP-2 with an OPT language model.
 
-A sequence is the image's query tokens, then BOS, then the text (the order of the model's own
-processor, which silently adds no image token at all where it lacks `num_query_tokens`; here their
-number is the model's).
+A sequence is the image's query tokens, then BOS, then the text, as in the model's processor. That
+processor silently adds no image tokens if its `num_query_tokens` is missing; here the number comes
+from the model.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Blip2Backbone(Backbone):
     """BLIP-2 (OPT): a frozen vision tower, a Q-Former, and a decoder with learned positions."""
 
     model_class = Blip2ForConditionalGeneration
-    # Source: the BLIP-2 authors' prompts, as in the model cards; captions have none.
+    # Source: the BLIP-2 authors' prompts in the model cards; captions have no prompt.
     default_prompts = Prompts(
         caption="", question=QUESTION, chat=QUESTION, turn=QUESTION, spaced=True
     )
@@ -46,7 +46,7 @@ class Blip2Backbone(Backbone):
 
     @classmethod
     def check_config(cls, config: Mapping[str, Any], origin: str) -> None:
-        """Refuse another kind of language model (T5)."""
+        """Refuse language models other than OPT, for example T5."""
         language_model = (config.get("text_config") or {}).get("model_type", "opt")
         if language_model != "opt":
             raise GapinitError(
@@ -56,7 +56,7 @@ class Blip2Backbone(Backbone):
 
     @classmethod
     def load_processor(cls, folder: Path) -> Any:
-        """Return the real processor: its tokenizer gets the image token that older ones lack."""
+        """Return the real processor, which adds the image token to older tokenizers."""
         return Blip2Processor.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
@@ -68,12 +68,12 @@ class Blip2Backbone(Backbone):
 
     @property
     def image_token_id(self) -> int:
-        """Return the token that holds an image's place; older configurations name none."""
+        """Return the placeholder of an image; 0 for older configurations, which have none."""
         return int(self.model.config.image_token_index or 0)
 
     @property
     def text_start(self) -> list[int]:
-        """Return BOS: it stands behind the image."""
+        """Return BOS, which stands behind the image."""
         return [self.text_config.bos_token_id]
 
     @property
@@ -87,7 +87,7 @@ class Blip2Backbone(Backbone):
         return int(self.model.config.num_query_tokens)
 
     def image_features(self, pixels: Mapping[str, Tensor]) -> Images:
-        """Return the projected query tokens, as many for each image."""
+        """Return the projected query tokens, the same number for each image."""
         values = pixels["pixel_values"].to(self.device, self.model.dtype)
         return Images.equal(self.model.get_image_features(values, return_dict=True).pooler_output)
 
@@ -97,7 +97,7 @@ class Blip2Backbone(Backbone):
         self.model.qformer = None
 
     def cut_below(self, first: int) -> None:
-        """Cut the layers, and the learned positions that OPT adds below the first one."""
+        """Cut the layers, and the learned positions that OPT adds below the first layer."""
         if self.decoder.project_in is not None:
             raise GapinitError("an OPT with projected embeddings (opt-350m) cannot be cut")
         super().cut_below(first)
@@ -105,19 +105,19 @@ class Blip2Backbone(Backbone):
             self.decoder.embed_positions = _NoPositions()
 
     def keep_below(self, first: int) -> None:
-        """Keep the layers below `first`; OPT's final norm has a name of its own."""
+        """Keep the layers below `first`; OPT's final norm is called `final_layer_norm`."""
         self.decoder.layers = self.decoder_layers[:first]
         self.decoder.final_layer_norm = None
         self.decoder.project_out = None
 
     @property
     def generator(self) -> Any:
-        """Return the language model: BLIP-2's own `generate` wants pixels."""
+        """Return the language model: BLIP-2's `generate` requires pixels."""
         return self.model.language_model
 
 
 class _NoPositions(nn.Module):
-    """Stands where OPT's learned positions were: cached states already hold them."""
+    """Replaces OPT's learned positions, which cached states already contain."""
 
     def forward(self, attention_mask: Tensor, *_: object, **__: object) -> Tensor:
         return torch.zeros((), device=attention_mask.device)

@@ -1,4 +1,4 @@
-"""Byte-level BPE tokenizers, trained here: any text encodes, as bytes if need be."""
+"""Train byte-level BPE tokenizers, which encode any text."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def byte_level_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Train a tokenizer of at most `vocabulary` tokens on texts.
 
-    `special_tokens` get the first ids, in their order. `first` is put in front of every text.
-    `prefix_space`: a text begins as a word in its middle does. `options` go to
+    `special_tokens` get the first ids, in their order. `first`: the token to add in front of every
+    text. `prefix_space`: add a space in front of every text. `options` are passed to
     `PreTrainedTokenizerFast` (`eos_token`, `pad_token`, ...).
     """
     tokenizer = Tokenizer(models.BPE())

@@ -29,15 +29,15 @@ def over_gradients(
     """Return `measure(name, gradient)` for each target weight on one batch, by module name.
 
     The gradient, (d_out, d_in), is that of the backbone without an adapter: the first step of full
-    fine-tuning. It is dropped before the next one is made, so that memory holds only one.
-    `vision`: the vision tower's targets, too.
+    fine-tuning. Each gradient is freed before the next one is computed. `vision`: include the
+    vision tower's targets.
     """
     found: dict[str, Measured] = {}
     targets = backbone.named_targets(layers, vision=vision)
     weights = {name: module.weight for name, module in targets.items()}
 
     def take(name: str, weight: Tensor) -> None:
-        assert weight.grad is not None, "this hook is called when there is one"
+        assert weight.grad is not None, "the hook runs after the gradient is accumulated"
         found[name] = measure(name, weight.grad)
         weight.grad = None
 

@@ -1,6 +1,6 @@
-"""LLaVA-1.5: the patches of a CLIP tower, projected one by one, in front of a Llama decoder.
+"""LLaVA-1.5: the projected patches of a CLIP tower in front of a Llama decoder.
 
-Every image is cropped to one size, so every image has as many tokens, and positions count tokens.
+Every image is cropped to one size, so all have the same number of tokens. Positions count tokens.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class LlavaBackbone(Backbone):
 
     model_class: ClassVar[Any] = LlavaForConditionalGeneration
     # Source: the prompt of the published weights (Vicuna's conversation, image first). ASSUME: the
-    # papers do not print their prompts; these words are those of LLaVA's evaluations.
-    # No space in front of `turn`: Llama's tokenizer marks the beginning of a piece with one.
+    # papers do not print their prompts; the wording is that of LLaVA's evaluations.
+    # `turn` begins without a space: Llama's tokenizer adds one in front of each piece.
     default_prompts = Prompts(
         head="USER: ",
         caption=f"\nProvide a one-sentence caption for the provided image.{ANSWER}",
@@ -37,7 +37,7 @@ class LlavaBackbone(Backbone):
         turn="USER: {question}" + ANSWER,
     )
     target_pattern = r"model\.language_model\.layers\.({layers})\." + LLAMA_MODULES
-    # Older transformers keep the tower's layers under one more name, `vision_model`.
+    # Some versions of transformers have one more module, `vision_model`, in the tower.
     vision_pattern = (
         r"model\.vision_tower\.(vision_model\.)?encoder\.layers\.\d+\."
         r"(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.(fc1|fc2))"
@@ -47,7 +47,7 @@ class LlavaBackbone(Backbone):
 
     @classmethod
     def check_config(cls, config: Mapping[str, Any], origin: str) -> None:
-        """Refuse another vision tower."""
+        """Refuse vision towers other than CLIP."""
         tower = (config.get("vision_config") or {}).get("model_type", TOWER)
         if tower != TOWER:
             raise GapinitError(
@@ -56,16 +56,15 @@ class LlavaBackbone(Backbone):
             )
 
     def image_tokens(self, width: int, height: int) -> int:
-        """Return the number of patches, and one where the tower's class token is kept."""
+        """Return the number of patches, plus one if the tower's class token is kept."""
         config = self.model.config
         side = config.vision_config.image_size // config.vision_config.patch_size
         return int(side**2 + (config.vision_feature_select_strategy != "default"))
 
     def image_features(self, pixels: Mapping[str, Tensor]) -> Images:
-        """Return the projected patches, as many for each image.
+        """Return the projected patches, the same number for each image.
 
-        Which layer of the tower they come from, and whether its class token is among them, is the
-        configuration's.
+        The configuration decides on the tower's layer and whether its class token is kept.
         """
         values = pixels["pixel_values"].to(self.device, self.model.dtype)
         found = self.model.get_image_features(values, return_dict=True).pooler_output

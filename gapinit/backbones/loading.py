@@ -1,4 +1,4 @@
-"""Read weights, tokenizer and image processor from a folder, or say what is wrong with it."""
+"""Load weights, tokenizer and image processor from a folder, with errors that name it."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Processor:
-    """What reads text and images for a model: the two halves of a Hugging Face processor."""
+    """A model's tokenizer and image processor."""
 
     tokenizer: Any
     image_processor: Any
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write both into a folder, where `Backbone.load_processor` finds them."""
+        """Write both into a folder, from which `Backbone.load_processor` reads them."""
         self.tokenizer.save_pretrained(folder)
         self.image_processor.save_pretrained(folder)
 
 
 def load_processor(name: str | Path, **options: Any) -> Processor:
-    """Load tokenizer and image processor of a model, from a folder or the hub.
+    """Load the tokenizer and the image processor of a model, from a folder or the hub.
 
-    Each on its own: some processor classes insist on a video processor, and that on torchvision,
-    which is not needed here. Without torchvision an image processor is its PIL variant. `options`
-    go to both `from_pretrained` (`revision`, `local_files_only`, ...).
+    They are loaded separately: some processor classes require a video processor and so torchvision.
+    Without torchvision the image processor's PIL variant is used. `options` are passed to both
+    `from_pretrained` (`revision`, `local_files_only`, ...).
     """
-    # Without this option transformers asks on the terminal whether to run code from the files.
+    # By default transformers asks on the terminal whether to run code from the folder.
     options["trust_remote_code"] = False
     return Processor(
         AutoTokenizer.from_pretrained(name, **options),
@@ -50,11 +50,10 @@ def load_processor(name: str | Path, **options: Any) -> Processor:
 
 
 def load_family(family: type[Backbone], folder: Path, device: str) -> Backbone:
-    """Load weights (safetensors only) and processor from a `save_pretrained` folder, frozen.
+    """Load frozen weights (safetensors only) and the processor from a `save_pretrained` folder.
 
-    Raises GapinitError, before any weight is read, for a folder that the family does not take or
-    without safetensors; then for weights that are damaged or do not fill the model, and for a
-    processor that cannot read.
+    Raises GapinitError for a configuration that the family does not support, for missing
+    safetensors, for damaged or incomplete weights, and for a processor that does not work.
     """
     family.check_config(read_json(folder / "config.json"), str(folder))
     if not any(folder.glob("*.safetensors")):
@@ -64,25 +63,25 @@ def load_family(family: type[Backbone], folder: Path, device: str) -> Backbone:
         )
     source = read_source(folder)
     model = _load_weights(family.model_class, folder, source.dtype)
-    # ASSUME: frozen layers run without dropout, in training too (design, Section 4).
+    # ASSUME: frozen layers have no dropout, not even in training (design, Section 4).
     model.eval().requires_grad_(False).to(device)
     with _readable(folder):
         processor = family.load_processor(folder)
         backbone = family(model, processor, source.prompts.applied_to(family.default_prompts))
-        # Some wrong entries show only when a text or an image is read.
+        # Some errors occur only when a text or an image is processed.
         processor.tokenizer("a")
         backbone.pixels([Image.new("RGB", (32, 32))])
     tokens, rows = len(processor.tokenizer), model.get_input_embeddings().num_embeddings
     if tokens > rows:
         raise GapinitError(
-            f"{folder}: the tokenizer has {tokens} tokens and the model embeddings for {rows}: "
-            "they are of two models. Get both from the same place."
+            f"{folder}: the tokenizer has {tokens} tokens, but the model has {rows} embeddings: "
+            "they belong to different models. Get both from the same place."
         )
     return backbone
 
 
 def _load_weights(model_class: Any, folder: Path, dtype: str | None) -> Any:
-    """Load a model from safetensors; `dtype`: None for that of the file."""
+    """Load a model from safetensors; `dtype`: None for the stored one."""
     options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     with _readable(folder), no_progress_bars():
         model, report = model_class.from_pretrained(
@@ -94,7 +93,7 @@ def _load_weights(model_class: Any, folder: Path, dtype: str | None) -> Any:
             **options,
         )
     if report["missing_keys"]:
-        # Hugging Face would fill them with random numbers and continue.
+        # Hugging Face would initialise them at random and continue.
         raise GapinitError(
             f"{folder}: the weights lack {len(report['missing_keys'])} tensors of this model, "
             f"for example '{min(report['missing_keys'])}'. Make or download the folder again."
@@ -104,13 +103,13 @@ def _load_weights(model_class: Any, folder: Path, dtype: str | None) -> Any:
 
 @contextmanager
 def _readable(folder: Path) -> Iterator[None]:
-    """Turn every error of a library that reads the folder into one that names the folder."""
+    """Turn every error in the block into a GapinitError that names the folder."""
     try:
         yield
     except GapinitError:
         raise
     except BaseException as error:
-        # The tokenizer library, written in Rust, raises its own PanicException for some files.
+        # The tokenizers library raises PanicException, a BaseException, for some files.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         reason = " ".join(str(error).split())
@@ -119,7 +118,7 @@ def _readable(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Silence Hugging Face's own bars during the block, unless someone watches a terminal."""
+    """Switch off Hugging Face's progress bars in the block unless stderr is a terminal."""
     silence = transformers_logging.is_progress_bar_enabled() and not sys.stderr.isatty()
     if silence:
         transformers_logging.disable_progress_bar()

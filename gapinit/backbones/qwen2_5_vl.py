@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: Qwen2-VL's language side with another vision tower."""
+"""Qwen2.5-VL: Qwen2-VL's decoder with another vision tower."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gapinit.backbones.qwen2_vl import Qwen2VLBackbone
 
 
 class Qwen25VLBackbone(Qwen2VLBackbone):
-    """Qwen2.5-VL. An image has no time, so its positions are Qwen2-VL's."""
+    """Qwen2.5-VL; it differs from Qwen2-VL in the positions of videos, not of images."""
 
     model_class = Qwen2_5_VLForConditionalGeneration
     vision_pattern = (

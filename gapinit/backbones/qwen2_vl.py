@@ -1,9 +1,9 @@
-"""Qwen2-VL: an image has as many tokens as its size asks for, and positions in three dimensions.
+"""Qwen2-VL: the number of image tokens depends on the image's size; positions have three parts.
 
-Time, row and column of a token turn its attention (M-RoPE). Text behind an image goes on at the
-larger of its two sides, not at the number of its tokens. Hugging Face works that out from
-`input_ids` and `mm_token_type_ids`, and takes plain positions, silently, where those are missing;
-here positions are worked out from the image's grid.
+A token's time, row and column rotate its queries and keys (M-RoPE). The positions of text behind an
+image continue from the larger of its two sides, not from its number of tokens. Hugging Face
+computes them from `input_ids` and `mm_token_type_ids` and, without those, silently uses plain
+positions. Here they are computed from the image's grid.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ ANSWER = "<|im_end|>\n<|im_start|>assistant\n"
 
 
 class Qwen2VLBackbone(Backbone):
-    """Qwen2-VL: a vision tower of any resolution and a Qwen2 decoder."""
+    """Qwen2-VL: a vision tower for any resolution and a Qwen2 decoder."""
 
     model_class: ClassVar[Any] = Qwen2VLForConditionalGeneration
     # Source: the chat template of the published weights. ASSUME: the papers do not print their
-    # prompts; these words are those of LLaVA's evaluations.
+    # prompts; the wording is that of LLaVA's evaluations.
     default_prompts = Prompts(
         head=(
             "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
@@ -49,13 +49,13 @@ class Qwen2VLBackbone(Backbone):
     vision_pattern = r"model\.visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2))"
 
     def image_tokens(self, width: int, height: int) -> int:
-        """Return how many merged patches the image processor makes of an image."""
+        """Return an image's number of merged patches."""
         reader = self.processor.image_processor
         patches: int = reader.get_number_of_image_patches(height, width)
         return patches // reader.merge_size**2
 
     def image_features(self, pixels: Mapping[str, Tensor]) -> Images:
-        """Return the merged patches of each image, and its rows and columns of them."""
+        """Return each image's merged patches, and their numbers of rows and columns."""
         grid = pixels["image_grid_thw"]
         values = pixels["pixel_values"].to(self.device, self.model.dtype)
         found = self.model.get_image_features(values, grid.to(self.device), return_dict=True)
@@ -77,8 +77,9 @@ class Qwen2VLBackbone(Backbone):
     def positions(self, inputs: Inputs) -> Tensor:
         """Return positions in time, rows and columns, (3, n, width).
 
-        Before the image all three count tokens; its token in row i and column j has (0, i, j) more
-        than the last one; behind it all three go on at the larger side.
+        In front of an image of r rows and c columns all three count tokens. With s tokens in front,
+        the image's token in row i and column j has (s, s + i, s + j), and the text behind it starts
+        at s + max(r, c) in all three.
         """
         start, end = (value[:, None] for value in self.image_span(inputs))
         rows, columns = (inputs.grid[:, side, None] for side in (0, 1))
@@ -86,7 +87,7 @@ class Qwen2VLBackbone(Backbone):
         within = position - start
         behind = position - end + start + torch.maximum(rows, columns)
         plain = torch.where(position < start, position, behind)
-        width = columns.clamp(min=1)  # a text alone has no columns
+        width = columns.clamp(min=1)  # 0 where there is no image
         seen = (position >= start) & (position < end)
         return torch.stack(
             [
@@ -96,7 +97,7 @@ class Qwen2VLBackbone(Backbone):
         )
 
     def generation_arguments(self, inputs: Inputs, input_ids: Tensor) -> dict[str, Tensor]:
-        """Return what Hugging Face works out the same positions from."""
+        """Return the arguments from which Hugging Face computes the same positions."""
         merge = self.model.config.vision_config.spatial_merge_size
         sides = merge * inputs.grid
         return {

@@ -1,4 +1,4 @@
-"""The next block of images is read and decoded while the model works on this one."""
+"""Read and decode the next block of images while the model runs on the current one."""
 
 from __future__ import annotations
 
@@ -18,19 +18,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Block:
-    """Some items and the pixels of their images."""
+    """The images of some items."""
 
     rows: slice
     sizes: list[tuple[int, int]]
     """Width and height of each image."""
     pixels: dict[str, Tensor]
-    """As the image processor gives them."""
+    """The output of `Backbone.pixels`."""
 
 
 def read_ahead(
     backbone: Backbone, images: Sequence[Path], blocks: Sequence[slice]
 ) -> Iterator[Block]:
-    """Yield blocks of images, one being read while another is used; an error comes in its turn."""
+    """Yield blocks of images, each read while the previous one is used.
+
+    An error in reading a block is raised when that block is due.
+    """
 
     def read(rows: slice) -> Block:
         loaded = [load_image(path) for path in images[rows]]

@@ -1,4 +1,4 @@
-"""A backbone's layers above the trunk on cached states, and their loss."""
+"""Run a backbone's layers above the trunk on cached states, and compute their loss."""
 
 from __future__ import annotations
 
