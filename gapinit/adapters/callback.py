@@ -9,11 +9,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from gapinit.adapters.directions import (
     Coordinates,
-    check_option,
     column_cosines,
     covered_modules,
     module_directions,
 )
+from gapinit.gap.options import check_choice
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,13 +27,13 @@ LOG_KEY = "gap_alignment"
 class GapAlignmentCallback(TrainerCallback):
     """Add `gap_alignment` to each training entry of a Trainer's log, and change nothing else.
 
-    It is the mean of |cos| between B's first column and the module's direction, over modules,
-    after the step that the entry is of; B and -B give the same update with A turned round. It
-    stands in `trainer.state.log_history` and in the logs that later callbacks get. Trainer puts
-    its own reporters (TensorBoard, Weights & Biases) in front of the callbacks given to it: to
-    have it there too, add this one first and the reporter with `trainer.add_callback`.
+    It is the mean over modules of |cos| between B's first column and the module's direction,
+    measured after the logged step. The sign is ignored: flipping both B and A gives the same
+    update. The value is in `trainer.state.log_history` and in the logs that later callbacks get.
+    Trainer calls its own reporters (TensorBoard, Weights & Biases) before the callbacks given to
+    it: to report the value there too, add the reporter last, with `trainer.add_callback`.
 
-    `GapinitError` at the beginning of the training if the gap is not one of this model.
+    `GapinitError` at the start of training if the gap was measured on another model.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class GapAlignmentCallback(TrainerCallback):
         adapter_name: str = "default",
         coordinates: Coordinates = "layer",
     ) -> None:
-        check_option("coordinates", coordinates, Coordinates)
+        check_choice("coordinates", coordinates, Coordinates)
         self._gap = gap
         self._adapter_name = adapter_name
         self._coordinates: Coordinates = coordinates
@@ -58,7 +58,7 @@ class GapAlignmentCallback(TrainerCallback):
         model: Any = None,
         **_: Any,
     ) -> None:
-        """Look up the modules and their directions once; warn if A cannot be trained."""
+        """Find the modules and their directions once; warn if A is frozen."""
         self._modules, _comparison = covered_modules(model, self._gap, self._adapter_name)
         self._directions = module_directions(self._modules, self._gap, self._coordinates)
         frozen = [

@@ -7,7 +7,7 @@ write.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -24,6 +24,7 @@ from gapinit.backbones.gradients import over_gradients
 from gapinit.backbones.in_memory import base_of, decoder_linears, holds_numbers, wrap_model
 from gapinit.backbones.weights_fingerprint import Comparison, model_fingerprint
 from gapinit.errors import GapinitError
+from gapinit.gap.options import check_choice
 
 if TYPE_CHECKING:
     from gapinit.backbones.base import Backbone
@@ -57,7 +58,7 @@ def alignment(
     (standard LoRA at step 0) has none: its cosine is given as 0. `GapinitError` where that
     function raises one for the model or the gap.
     """
-    check_option("coordinates", coordinates, Coordinates)
+    check_choice("coordinates", coordinates, Coordinates)
     modules, _ = covered_modules(peft_model, gap, adapter_name)
     return column_cosines(modules, module_directions(modules, gap, coordinates), adapter_name)
 
@@ -66,7 +67,7 @@ def alignment(
 def column_cosines(
     modules: Sequence[Linear], directions: Mapping[str, Tensor], adapter_name: str
 ) -> dict[str, float]:
-    """Return what `alignment` returns, for modules and directions that are already known."""
+    """Return the cosine of B's first column to each module's direction, by module name."""
     cosines = {}
     for one in modules:
         cosine = column_cosine(one.module.lora_B[adapter_name].weight[:, 0], directions[one.name])
@@ -141,12 +142,6 @@ def _require_same_model(backbone: Backbone, gap: GapVectors) -> Comparison:
     return comparison
 
 
-def check_option(name: str, value: str, known: Any) -> None:
-    """Raise GapinitError for a value that is not one of a `Literal`'s."""
-    if value not in get_args(known):
-        raise GapinitError(f"{name}: expected one of {', '.join(get_args(known))}, found {value!r}")
-
-
 def module_directions(
     modules: Sequence[Linear],
     gap: GapVectors,
@@ -179,15 +174,15 @@ def module_directions(
 
 
 def raw_vector(gap: GapVectors, key: int | str) -> Tensor:
-    """Return a layer's gap or a module's own gap as it was measured; it has to have a direction."""
+    """Return a layer's or a module's own gap, not normalised; `GapinitError` if it is zero."""
     if isinstance(key, int):
         vector, origin = gap.vector(key), f"gap of decoder layer {key}"
     elif key in gap.modules:
         vector, origin = gap.modules[key].vector, f"gap at the output of {key}"
     else:
         raise GapinitError(
-            f"{key}: no gap was measured at its output. A gap file of the workflow has none there, "
-            "nor has a model that reads images by cross-attention. Use coordinates='layer'."
+            f"{key}: no gap was measured at its output. Gap files of the workflow and models that "
+            "read images by cross-attention have none there. Use coordinates='layer'."
         )
     unit(vector, origin)
     return vector.to("cpu", torch.float64)
@@ -197,7 +192,7 @@ def unit(vector: Tensor, name: str) -> Tensor:
     """Return a vector divided by its norm; a zero or non-finite one is an error that names it."""
     norm = torch.linalg.vector_norm(vector)
     if not torch.isfinite(norm) or norm == 0:
-        raise GapinitError(f"{name}: the direction has norm {norm.item()}, so it points nowhere")
+        raise GapinitError(f"{name}: the direction has norm {norm.item()}, expected above 0")
     return vector / norm
 
 
@@ -223,8 +218,8 @@ def base_weight(module: Any, name: str) -> Tensor:
 def _image(one: Linear, vector: Tensor, untrained: bool) -> Tensor:
     """Return W0 g in float64, in main memory.
 
-    A quantised module is asked for its answer to g instead of its weight: there are many kinds,
-    and bitsandbytes keeps a 4-bit weight in another order after the first pass on a CPU.
+    A quantised module computes its output for g instead: there are many kinds of quantisation, and
+    bitsandbytes keeps a 4-bit weight in another order after the first pass on a CPU.
     """
     # ASSUME: the paper does not say what modules of another width (fc1, gate, up) take.
     if one.module.in_features != len(vector):
@@ -249,14 +244,15 @@ def _image(one: Linear, vector: Tensor, untrained: bool) -> Tensor:
 
 
 def _answer(one: Linear, base: Any, vector: Tensor) -> Tensor:
-    """Return what a linear module makes of a vector, its bias taken off."""
+    """Return a linear module's output for a vector, without its bias."""
     tensors = [*base.parameters(), *base.buffers()]
     device = tensors[0].device if tensors else torch.device("cpu")
-    # As long as hidden states are, so that half precision and 8-bit products hold it well.
+    # Scaled to the length of hidden states, for which half precision and 8-bit products are exact
+    # enough.
     scale = len(vector) ** 0.5 / torch.linalg.vector_norm(vector)
     states = (vector * scale).to(device, one.dtype)[None, None]
     try:
-        output = base.forward(states)[0, 0]  # hooks of others are not for this
+        output = base.forward(states)[0, 0]  # without the hooks of other code
     except (AttributeError, TypeError, ValueError, RuntimeError, ImportError) as error:
         raise _unreadable(base, one.name, error) from None
     bias = getattr(base, "bias", None)
@@ -279,10 +275,11 @@ def _some(names: Sequence[str]) -> str:
 def gap_share(
     backbone: Backbone, layers: Sequence[int], batch: Mapping[str, Any], gap: GapVectors
 ) -> float:
-    """Return the mean over target weights of their gradient's share along the gap.
+    """Return the mean over target weights of |u^T G|^2 / |G|^2, their gradient's share along u.
 
-    Measured on the backbone without adapter, so that it is one number for a batch, whatever the
-    method.
+    With A = 0 the first gradient of A is (alpha / r) u^T G, so this is what an adapter along the
+    unit gap u gets of the squared gradient; for a random u its mean is 1 / d_out (paper,
+    Proposition 3.1). Measured on the backbone without an adapter: the method does not affect it.
     """
     linears = decoder_linears(backbone)
     targets = [
@@ -292,19 +289,10 @@ def gap_share(
     directions = module_directions(targets, gap)
 
     def share(name: str, gradient: Tensor) -> float:
-        return gradient_share(gradient, directions[name])
+        matrix = gradient.to("cpu", torch.float64)
+        total = matrix.square().sum().item()
+        # A weight without gradient has none along u either.
+        return (directions[name] @ matrix).square().sum().item() / total if total > 0 else 0.0
 
     shares = over_gradients(backbone, layers, batch, share)
     return sum(shares.values()) / len(shares)
-
-
-def gradient_share(gradient: Tensor, direction: Tensor) -> float:
-    """Return |u^T G|^2 / |G|^2, the share of a gradient that a column u of B sees.
-
-    With A = 0 the first gradient of A is (alpha / r) u^T G, so this is what an adapter along u
-    gets of the squared gradient; for a random u its mean is 1 / d_out (paper, Proposition 3.1).
-    """
-    matrix = gradient.to("cpu", torch.float64)
-    total = matrix.square().sum().item()
-    # A weight without gradient has none along u either.
-    return (direction @ matrix).square().sum().item() / total if total > 0 else 0.0

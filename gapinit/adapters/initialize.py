@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +13,6 @@ from gapinit.adapters.directions import (
     Coordinates,
     Linear,
     base_weight,
-    check_option,
     column_cosines,
     covered_modules,
     module_directions,
@@ -26,6 +23,7 @@ from gapinit.adapters.lora import ADAPTER
 from gapinit.backbones.in_memory import base_of
 from gapinit.config.runs import NoiseScale
 from gapinit.errors import GapinitError
+from gapinit.gap.options import check_amount, check_choice
 
 if TYPE_CHECKING:
     from gapinit.gap.gap_vectors import GapVectors
@@ -71,12 +69,10 @@ class GapReport:
             cosine = min(module.cosine for module in group)
             noise_cosine = min(module.noise_cosine for module in group)
             lines.append(f"{layer:>5}  {len(group):>7}  {cosine:>7.4f}  {noise_cosine:>12.4f}")
-        if not self.weights_compared:
-            lines.append("the model's weights could not be compared with the gap's: only its sizes")
-        elif self.weights_skipped:
+        if self.weights_skipped or not self.weights_compared:
             lines.append(
                 f"{self.weights_skipped} of {self.weights_compared + self.weights_skipped} weights "
-                "(quantised or not in memory) were not compared with those the gap was measured on"
+                "(quantised, not in memory or unknown to the gap) were not compared with the gap's"
             )
         return "\n".join(lines)
 
@@ -104,8 +100,8 @@ def initialize_lora_gap_weights(
         g' = normalize(g / |g| + epsilon eta / sqrt(d)), eta ~ N(0, I)      `noise_scale`: "unit"
         g' = normalize(g + epsilon eta)                                     "raw", as printed
 
-    of expected cosine 1 / sqrt(1 + epsilon^2) with "unit", which depends on |g| with "raw"; the
-    report says the cosine really got. `generator` draws in float64: eta, (L, d) for all layers of
+    The expected cosine to g is 1 / sqrt(1 + epsilon^2) with "unit" and depends on |g| with "raw";
+    the report has the actual one. `generator` draws in float64: eta, (L, d) for all layers of
     the decoder or (d_out,) module by module; then all columns of B, (d_out, r), module by module
     in the model's order. None: torch's own.
 
@@ -116,10 +112,9 @@ def initialize_lora_gap_weights(
 
     Source: Zhao et al., "When Is Rank-1 Enough?", Algorithm 1, section 4.3; noise: Appendix E.
     """
-    check_option("coordinates", coordinates, Coordinates)
-    check_option("noise_scale", noise_scale, NoiseScale)
-    if not (isinstance(noise, Real) and math.isfinite(noise) and noise >= 0):
-        raise GapinitError(f"noise: expected a finite number of at least 0, found {noise!r}")
+    check_choice("coordinates", coordinates, Coordinates)
+    check_choice("noise_scale", noise_scale, NoiseScale)
+    check_amount("noise", noise)
     modules, comparison = covered_modules(peft_model, gap, adapter_name)
     _require_plain_start(peft_model, adapter_name)
     clean = pointed = module_directions(modules, gap, coordinates)
@@ -178,20 +173,15 @@ def _require_plain_start(peft_model: Any, adapter_name: str) -> None:
 
 
 def _require_trainable(layers: Mapping[str, Any], adapter_name: str) -> None:
-    """Raise GapinitError for a LoRA module whose A would stay zero for ever."""
+    """Raise GapinitError for a LoRA module whose A would stay zero."""
     for name, lora in layers.items():
-        if lora.lora_A[adapter_name].weight.requires_grad:
-            continue
-        if lora.lora_B[adapter_name].weight.requires_grad:
+        if not lora.lora_A[adapter_name].weight.requires_grad:
             raise GapinitError(
-                f"{name}: A is frozen and B is trained (LoRA-FA). Gap-Init starts from A = 0, so "
-                "dW would stay 0 and nothing would ever be learned. Train A too."
+                f"{name}: A of adapter '{adapter_name}' is frozen. Gap-Init starts from A = 0, so "
+                "dW would stay 0. LoRA-FA: train A too. If the adapter is not the active one, call "
+                f"set_adapter('{adapter_name}') first; if it was loaded, load it with "
+                "is_trainable=True."
             )
-        raise GapinitError(
-            f"{name}: adapter '{adapter_name}' is frozen, so with A = 0 it would never have an "
-            f"effect. If it is not the active one, call set_adapter('{adapter_name}') first; if it "
-            "was loaded, load it with is_trainable=True."
-        )
 
 
 def _with_noise(
@@ -230,7 +220,7 @@ def _normal(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor
 
 @torch.no_grad()
 def _magnitude(name: str, lora: Any, adapter_name: str) -> Tensor | None:
-    """Return DoRA's magnitudes for dW = 0, |W0| row by row; None where they are that already."""
+    """Return DoRA's magnitudes for dW = 0, |W0| of each row; None if the module needs no change."""
     vectors: Mapping[str, Any] = lora.lora_magnitude_vector
     if adapter_name not in vectors or not hasattr(vectors[adapter_name], "get_weight_norm"):
         return None
@@ -263,7 +253,7 @@ def _write(
 
 
 def _device(name: str, lora: Any, adapter_name: str) -> torch.device:
-    """Return where the adapter is, or where it belongs: beside the base weight."""
+    """Return the adapter's device, or the base weight's if the adapter is not in memory."""
     weight: Tensor = lora.lora_A[adapter_name].weight
     if not weight.is_meta:
         return weight.device
@@ -278,7 +268,7 @@ def _device(name: str, lora: Any, adapter_name: str) -> torch.device:
 
 
 def _materialise(lora: Any, adapter_name: str, device: torch.device) -> None:
-    """Give parameters memory that low_cpu_mem_usage has left on the meta device."""
+    """Allocate the parameters that low_cpu_mem_usage has left on the meta device."""
     for parts in (lora.lora_A, lora.lora_B, lora.lora_magnitude_vector):
         if adapter_name in parts:
             module: nn.Module = parts[adapter_name]
