@@ -303,8 +303,8 @@ def test_base_weights_of_another_backbone_are_refused(world: SmallWorld, tmp_pat
     weights = load_file(folder / BASE_WEIGHTS)
     name = next(name for name in weights if "q_proj" in name)
     for wrong, message in (
-        ({name: torch.zeros(3, 3)}, r"has shape \[3, 3\], but this backbone has \[32, 32\]"),
-        ({"nothing.weight": torch.zeros(3)}, r"'nothing.weight' .*this backbone has none"),
+        ({name: torch.zeros(3, 3)}, r"has shape \[3, 3\], but this backbone needs \[32, 32\]"),
+        ({"nothing.weight": torch.zeros(3)}, r"'nothing.weight' .*this backbone needs none"),
     ):
         save_file(wrong, folder / BASE_WEIGHTS)
         with pytest.raises(GapinitError, match=message):
