@@ -1,1 +1,1 @@
-"""Side-by-side measurements: ours and the peer alternate in one run; ratios, not seconds, count."""
+"""Benchmarks: gapinit and a peer alternate in one process; the result is the ratio of times."""

@@ -1,7 +1,7 @@
-"""`python -m benchmarks [NAME ...]`: run the programs one after the other, then redraw the table.
+"""`python -m benchmarks [NAME ...]`: run the programs one after another, then redraw the table.
 
-Each runs in a process of its own, with the allocator's thresholds that the workflow's jobs get. A
-program that fails is told and does not keep the others from running.
+Each program runs in its own process with the allocator settings of the workflow's jobs. If one
+fails, the others still run; the failed ones are listed at the end.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.table import redraw
 
-# In the order of the table. A program that this checkout does not have is left out.
+# In the order of the table. Programs that are not in this checkout are skipped.
 PROGRAMS = (
     "train_step",
     "default_grid",
@@ -26,12 +26,12 @@ PROGRAMS = (
     "startup",
 )
 FOLDER = Path(__file__).parent
-# As in the Snakefile: keeping freed memory is much faster than a fresh mapping for each tensor.
+# As in the Snakefile: to keep freed memory is much faster than a new mapping for each tensor.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "1073741824"}
 
 
 def main(chosen: list[str]) -> int:
-    """Run the named programs (all, if none is), redraw, and return how many failed."""
+    """Run the named programs (default: all), redraw, and return the number of failures."""
     unknown = sorted(set(chosen) - set(PROGRAMS))
     if unknown:
         print(f"error: no such program: {', '.join(unknown)}; there are: {', '.join(PROGRAMS)}")

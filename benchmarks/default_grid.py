@@ -1,17 +1,16 @@
-"""Processor time of a whole grid as run, against every row of every table run alone.
+"""Processor time of a whole grid, compared with the sum of all table rows run separately.
 
-Nothing is guessed of a job: Snakemake's own `benchmark:` files say what each one took (`cpu_time`),
-and the last line of its log does where Snakemake allows no such file (rules with `cache:`).
-With results at hand (`--results results/scenes`) it is their configuration's grid, and what its
-jobs took is kept (`results/default_grid_jobs.csv`). From a fresh clone the default grid, most of an
-hour, is worked out from the jobs kept of its last complete run, and the small grid of
-`config/test.yaml` is run in a folder of its own, so that something is measured here and now.
+The time of each job is measured: by Snakemake's `benchmark:` file (`cpu_time`), or by the last line
+of its log for rules with `cache:`, for which Snakemake allows no such file. With finished results
+(`--results results/scenes`) the program uses their grid and stores the times of its jobs in
+`results/default_grid_jobs.csv`. Without results it uses the stored times of the default grid, which
+would take most of an hour, and runs the small grid of `config/test.yaml` in a separate folder.
 
-A row that is run alone, without caches, needs for each of its runs: states and gap (where the
-method has one, and the step log's), training on the whole model, and for each dataset that the
-table scores features, prediction and score. Training on the whole model is the run's own tail plus
-one pass of the frozen layers a sample and epoch, which is what the trunk's job took. This is the
-conservative reading: data and backbone are given. In the literal one each row makes them, too.
+A row that is run separately, without caches, needs for each run: states and gap (of its method, and
+for the step log), training on the whole model, and for each dataset of the table features,
+prediction and score. Training on the whole model takes the time of the run's tail plus that of the
+trunk's job for each epoch. The conservative ratio takes data and backbone as given; in the literal
+one each row makes them, too.
 """
 
 from __future__ import annotations
@@ -25,18 +24,17 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 from benchmarks.measure import RESULTS, Result, Spread, Target, cpu_seconds, environment
 from gapinit.artifacts.artifacts import atomic_file
 from gapinit.config.runs import Run
 from gapinit.config.yaml_files import read_yaml
 from gapinit.errors import GapinitError
-from gapinit.workflow.plan import Plan, make_plan
+from gapinit.workflow.plan import Plan, read_plan
 from gapinit.workflow.shared_jobs import evaluation_jobs
 
 REPOSITORY = Path(__file__).parent.parent
@@ -47,7 +45,7 @@ COLUMNS = ("kind", "job", "cpu_seconds")
 
 @dataclass
 class Times:
-    """The processor time of every job that was run, by kind and name."""
+    """The processor time of every measured job, by kind and name."""
 
     jobs: dict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
     missing: int = 0
@@ -58,7 +56,7 @@ class Times:
         return sum(sum(jobs.values()) for jobs in self.jobs.values())
 
     def of(self, kind: str, name: str) -> float:
-        """Return a job's time; of one that was not measured alone, the median of its kind."""
+        """Return the time of a job, or the median of its kind if it was not measured alone."""
         jobs = self.jobs.get(kind) or {}
         if name not in jobs:
             self.missing += 1
@@ -67,10 +65,10 @@ class Times:
 
 
 def read_times(results: Path, plan: Plan) -> Times:
-    """Read the benchmark files of a configuration's results, of its data and its backbones.
+    """Read the benchmark files of a configuration's results, its data and its backbones.
 
-    A job of several seeds or datasets is shared out evenly among them. Each alone would take
-    longer, since the start is paid once: this is in favour of rows that are run alone.
+    The time of a job with several seeds or datasets is divided equally among them. Separate jobs
+    would take longer, since each would start a process; so this favours the rows run separately.
     """
     name = plan.config.name
     made = {f"{row}/predict_{it.name}": it for it in evaluation_jobs(plan) for row in it.rows}
@@ -92,7 +90,7 @@ def read_times(results: Path, plan: Plan) -> Times:
                 own, parts = "predict", [f"{row}/{it}" for it in made[place].paths()]
             elif kind == "evaluate":
                 if not job.startswith("score_"):
-                    continue  # features, which have a folder of their own
+                    continue  # features are read from their own folder
                 own, (names, _, dataset) = "score", job.removeprefix("score_").partition("_on_")
                 seeds = ["no-adapter"] if names == "no_adapter" else names.split("_")
                 parts = [f"{row}/{_seed(seed)}/{dataset}" for seed in seeds]
@@ -121,7 +119,7 @@ def _cpu_time(path: Path) -> float:
     try:
         return sum(float(row["cpu_time"]) for row in rows)
     except (KeyError, ValueError):
-        # A job too short to be sampled: its wall-clock time.
+        # The job was too short for Snakemake to sample: use its wall-clock time.
         return sum(float(row["s"]) for row in rows)
 
 
@@ -129,12 +127,12 @@ def _logged_cpu_time(path: Path) -> float:
     lines = path.read_text(encoding="utf-8").splitlines()
     found = re.fullmatch(r"took .* s, (.*) s of CPU time", lines[-1] if lines else "")
     if found is None:
-        raise GapinitError(f"{path}: no line at its end says what the job took: run it again")
+        raise GapinitError(f"{path}: the last line does not give the job's time: run it again")
     return float(found[1])
 
 
 def keep_times(times: Times, path: Path = KEPT) -> None:
-    """Write what each job took, a row each; the first line says where and when."""
+    """Write the time of each job, one line per job; the first line has machine and date."""
     where = environment()
     with (
         atomic_file(path, recorded=False) as partial,
@@ -148,7 +146,7 @@ def keep_times(times: Times, path: Path = KEPT) -> None:
 
 
 def kept_times(path: Path = KEPT) -> tuple[Times, str]:
-    """Read what `keep_times` wrote, and where and when that was."""
+    """Read the file of `keep_times`; return its times, and its machine and date."""
     times = Times()
     with open(path, encoding="utf-8", newline="") as file:
         where = file.readline().removeprefix("# ").strip()
@@ -158,7 +156,7 @@ def kept_times(path: Path = KEPT) -> tuple[Times, str]:
 
 
 def run_alone(plan: Plan, run: Run, table: str, times: Times) -> float:
-    """Return what one run costs where nothing is shared."""
+    """Return the time of one run without shared jobs."""
     total = 0.0
     if run.trained:
         for dataset in plan.sources(run.calibration or plan.config.calibration.source):
@@ -175,7 +173,7 @@ def run_alone(plan: Plan, run: Run, table: str, times: Times) -> float:
 
 
 def rows_alone(plan: Plan, times: Times) -> Iterator[tuple[float, float]]:
-    """Yield of each row of each table what it costs given data and backbone, and with them."""
+    """Yield the time of each row of each table, without and with its data and backbones."""
     for table, rows in plan.rows.items():
         for row in rows:
             given = sum(run_alone(plan, run, table, times) for run in row.runs)
@@ -187,7 +185,7 @@ def rows_alone(plan: Plan, times: Times) -> Iterator[tuple[float, float]]:
 
 
 def run_small_grid(results: Path) -> float:
-    """Run `config/test.yaml` into a folder; return the processor time of all of it."""
+    """Run `config/test.yaml` into a folder and return its processor time."""
     command = [
         sys.executable, "-m", "snakemake", "--cores", str(os.cpu_count()), "--quiet", "all",
         "--snakefile", str(REPOSITORY / "Snakefile"), "--scheduler", "greedy",
@@ -198,7 +196,7 @@ def run_small_grid(results: Path) -> float:
 
 
 def compare(plan: Plan, times: Times, whole: float) -> Result:
-    """Return the row of the table; `whole`: the grid's processor time."""
+    """Return the result; `whole`: processor time of the grid."""
     costs = list(rows_alone(plan, times))
     given, literal = (sum(values) for values in zip(*costs, strict=True))
     made = sum(sum(times.jobs[kind].values()) for kind in ("data", "backbone"))
@@ -232,26 +230,16 @@ def compare(plan: Plan, times: Times, whole: float) -> Result:
 
 
 def plan_of(name: str) -> Plan:
-    """Return the plan of a configuration by the name of its results."""
-    default: Mapping[str, Any] = read_yaml(CONFIG / "default.yaml")
+    """Return the plan of the configuration with this name."""
     for path in sorted(CONFIG.glob("*.yaml")):
         content = read_yaml(path)
         if content.get("name") == name and (path.stem == "default" or "experiments" in content):
-            return make_plan(_merged(default, content), CONFIG)
+            return read_plan(CONFIG, path)
     raise GapinitError(f"no configuration in {CONFIG}/ is named '{name}'")
 
 
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        old = merged.get(key)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        merged[key] = _merged(old, value) if both else value  # type: ignore[arg-type]
-    return merged
-
-
 def main() -> None:
-    """Compare on results at hand, or on the jobs kept of such, and run the small grid."""
+    """Compare on finished results, or on stored times together with a run of the small grid."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--results", type=Path, help="results of a finished grid: results/scenes")
     given: Path | None = parser.parse_args().results

@@ -1,4 +1,4 @@
-"""The arithmetic of a training step of BLIP-2, from its shapes: two operations a multiply-add.
+"""Operations of a BLIP-2 training step from its shapes; a multiply-add is two operations.
 
 Per layer of width d and inner width f, over T tokens: 4 d^2 + 2 d f weights, 2 operations each and
 token; attention over sequences of n tokens 2 * 2 * d * n^2 / 2 (causal, two products). Backward
@@ -23,7 +23,7 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Work:
-    """One training batch: the lengths of its sequences, and how many positions are learned."""
+    """One training batch: length and number of labelled positions of each sequence."""
 
     lengths: Sequence[int]
     labelled: Sequence[int]

@@ -1,8 +1,8 @@
-"""What every program here has in common: alternate, repeat, compare, and write one JSON file.
+"""Shared code of the benchmarks: alternate, repeat, compare, and write one JSON file.
 
-A machine's speed drifts by more than what is measured, so ours and the peer take turns in one
-process and each turn gives one ratio; the median and the quartiles of those are told. What the
-machine can do at most (matrix products, reading a file) is measured between the turns.
+The speed of a machine drifts by more than the measured differences. So gapinit and the peer take
+turns in one process, each turn gives one ratio, and the median and quartiles of the ratios are
+reported. The limits of the machine (matrix products, reading a file) are measured between turns.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def told(target: Target) -> str:
 
 
 def number(value: float, unit: str) -> str:
-    """Return a number as people read it."""
+    """Return a number with its unit as text."""
     if unit == "%":
         return f"{100 * value:.0f} %"
     return f"{value:.2f} {unit}" if value < 20 else f"{value:.1f} {unit}"
@@ -145,9 +145,9 @@ def number(value: float, unit: str) -> str:
 def alternate(
     ours: Callable[[], float], peer: Callable[[], float], turns: int, warmups: int = 1
 ) -> tuple[list[float], list[float]]:
-    """Call both in turns and return what they measured, turn by turn.
+    """Call both in turns and return the measurements of each, turn by turn.
 
-    Every second turn begins with the peer, so that neither always follows the other.
+    Every second turn starts with the peer, so that neither side is always second.
     """
     for _ in range(warmups):
         ours()
@@ -166,14 +166,14 @@ def ratios(ours: Sequence[float], peer: Sequence[float]) -> Spread:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Return how long a call takes."""
+    """Return the seconds of a call."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
-    """Return the processor time of a call, of this process and the children that it waits for."""
+    """Return the processor time of a call in this process and its finished children."""
     before = os.times()
     work()
     after = os.times()
@@ -181,10 +181,10 @@ def cpu_seconds(work: Callable[[], object]) -> float:
 
 
 def matrix_rate(shapes: Sequence[tuple[int, int, int]], device: str = "cpu") -> float:
-    """Return the rate of matrix products, in operations a second, at some shapes together.
+    """Return the machine's rate for a list of matrix products, in operations per second.
 
-    A shape is (rows, d_in, d_out) of `x @ W.T`, as often as it stands in the list. The rate is
-    all operations over the sum of each shape's best time of five: the machine's limit for that mix.
+    A shape is (rows, d_in, d_out) of `x @ W.T`; the list may repeat it. The rate is the number of
+    all operations over the sum of the times, each the best of five measurements.
     """
     import torch
 
@@ -207,7 +207,7 @@ def matrix_rate(shapes: Sequence[tuple[int, int, int]], device: str = "cpu") -> 
 
 
 def read_rate(path: Path, block: int = 1 << 24) -> float:
-    """Return the bytes a second at which a file is read from its beginning to its end."""
+    """Return the rate of reading a whole file in bytes per second."""
     size = path.stat().st_size
 
     def read() -> None:
@@ -219,7 +219,7 @@ def read_rate(path: Path, block: int = 1 << 24) -> float:
 
 
 def environment() -> dict[str, Any]:
-    """Return what a reader needs to judge the numbers: machine, threads, packages."""
+    """Return machine, load, packages and allocator settings."""
     found: dict[str, Any] = {
         "processor": _processor(),
         "cores": os.cpu_count(),

@@ -1,6 +1,6 @@
-"""Peak memory of the stages `states` and `trunk`, N = 256 and N = 4,096, each in a process alone.
+"""Peak memory of the stages `states` and `trunk` at N = 256 and N = 4,096, one process each.
 
-The backbone is small and random, so that what grows with N would show: weights hide nothing.
+The backbone is small and random, so that its weights do not hide growth with N.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ STAGES = {
     "states": ["--pairs", "{n}", "--batch-size", "64"],
     "trunk": ["--layers", "{world}/layers.json", "--strategy", "naive"],
 }
-# The stage, then this process's own peak: nothing else runs in it.
+# Runs the stage, then prints the peak memory of this process.
 PROGRAM = (
     "import resource, sys; from gapinit.cli import main; code = 0\n"
     "try: main()\n"

@@ -1,8 +1,8 @@
-"""BLIP-2 OPT-2.7B in honest proportion at a fifth of its width, and photographs to train it on.
+"""BLIP-2 OPT-2.7B with a fifth of each width, and synthetic photographs for training.
 
-Every width is the published one divided by `SCALE` (to a multiple that its heads divide); depths,
-image tokens, patches, and the share of the output matrix stay what they are, so that a step's work
-is shared out between tower, Q-Former, frozen and adapted layers as at full size.
+Every width is the published one divided by `SCALE`, rounded to a multiple of its number of heads.
+Depths, image tokens, patches and the share of the output matrix are those of the full size, and so
+is the distribution of a step's work over tower, Q-Former, frozen and adapted layers.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ CHANGES: dict[str, dict[str, Any]] = {
         "encoder_hidden_size": 288,
     },
     "text_config": {
-        "vocab_size": 10064,  # 50304: the share of the output matrix stays what it is
+        "vocab_size": 10064,  # 50304: keeps the share of the output matrix
         "hidden_size": 512,  # 2560
         "word_embed_proj_dim": 512,
         "ffn_dim": 2048,  # 10240
         "num_attention_heads": 8,
     },
 }
-# Trainer switches frozen layers to training, too; here both sides run without dropout.
+# Trainer sets frozen layers to training mode, too; here both sides run without dropout.
 NO_DROPOUT: dict[str, dict[str, Any]] = {
     "qformer_config": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
     "text_config": {"dropout": 0.0},
 }
-# Every one of them is a token or two of the stand-in tokenizer.
+# Each word is one or two tokens of the substitute tokenizer.
 WORDS = ("a", "photo", "of", "man", "on", "bench", "with", "two", "dogs", "in", "the", "park")
 
 
-# For what does not depend on widths: memory against the number of images.
+# For measurements that do not depend on widths: memory against the number of images.
 SMALL: dict[str, dict[str, Any]] = {
     "vision_config": {
         "image_size": 32,
@@ -96,8 +96,8 @@ def architecture(full: bool = False) -> Architecture:
 def write_world(folder: Path, images: int, full: bool = False) -> None:
     """Write `backbone/`, `data/` (JPEG files and `manifest.json`) and `layers.json`.
 
-    The backbone has random weights of a trained model's size; images and captions have the sizes
-    of COCO's.
+    The weights are random, with the scale of a trained model; images and captions have the sizes
+    of COCO.
     """
     write_backbone(folder / "backbone", architecture(full))
     data = folder / "data"
@@ -164,7 +164,7 @@ def _processor(backbone: Any) -> Any:
 
 
 def photograph(seed: int) -> Image.Image:
-    """Return an image that compresses about as well as a photograph: shapes, shade and grain."""
+    """Return an image with shapes, shades and noise that compresses about as a photograph."""
     draw = np.random.default_rng(seed)
     small = draw.integers(0, 255, (12, 16, 3), dtype=np.uint8)
     smooth = Image.fromarray(small).resize(PHOTO, Image.Resampling.BICUBIC)

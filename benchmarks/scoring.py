@@ -1,10 +1,10 @@
 """Scoring captions without METEOR: ours against pycocoevalcap called in sequence.
 
-5,000 images with 5 references each. Both programs start from files, tokenise with the same Java
-program, compute CIDEr, BLEU-1 to 4 and ROUGE-L, and end in the same numbers, corpus and image by
-image, to the last digit (checked here). The peer is what a user calls: PTBTokenizer for the
-references and for the predictions, then Bleu, Rouge, Cider. The programs alternate; the table
-gives medians. A third line scores several prediction files in one call of ours, time for each.
+5,000 images with 5 references each. Both programs read files, tokenise with the same Java program
+and compute CIDEr, BLEU-1 to 4 and ROUGE-L. The program checks that all scores, of the corpus and of
+each image, are equal to the last digit. The peer calls the package as a user does: PTBTokenizer for
+references and predictions, then Bleu, Rouge, Cider. The programs alternate; the table gives
+medians. A third measurement scores several prediction files in one call of gapinit.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SEVERAL = 5
 
 
 def write_captions(folder: Path, images: int, files: int) -> tuple[Path, list[Path]]:
-    """Write references and predictions of random words, as unevenly common as in a language."""
+    """Write references and predictions of random words, with frequencies as in a language."""
     draw = random.Random(0)
     words = [f"{a}{b}{c}" for a in "bcdfghklmnprst" for b in "aeiou" for c in "dgklmnprst bx"]
     weights = [1 / (rank + 5) for rank in range(len(words))]
@@ -65,7 +65,7 @@ def write_captions(folder: Path, images: int, files: int) -> tuple[Path, list[Pa
 
 
 def peer(references: Path, predictions: Path) -> dict[str, Any]:
-    """Score as the package's own example does."""
+    """Score as the example of the package does."""
     gts: dict[int, list[dict[str, str]]] = {}
     for entry in json.loads(references.read_text(encoding="utf-8"))["annotations"]:
         gts.setdefault(entry["image_id"], []).append({"caption": entry["caption"]})
@@ -85,7 +85,7 @@ def peer(references: Path, predictions: Path) -> dict[str, Any]:
 
 
 def ours(references: Path, predictions: list[Path], folder: Path) -> dict[str, Any]:
-    """Score files by gapinit; return the first one's numbers."""
+    """Score files with gapinit; return the scores of the first file."""
     outputs = [folder / f"scores{number}.json" for number in range(len(predictions))]
     found = score_captions(references, predictions, outputs, METRICS)[0]
     return {
@@ -95,7 +95,7 @@ def ours(references: Path, predictions: list[Path], folder: Path) -> dict[str, A
 
 
 def main() -> None:
-    """Measure, tell and write `results/scoring.json`."""
+    """Measure, print and write `results/scoring.json`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--repeats", type=int, default=3)

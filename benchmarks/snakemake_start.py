@@ -1,6 +1,6 @@
-"""What Snakemake takes: nothing to do on the default grid, and a dry run of the paper's.
+"""Time of Snakemake for a finished default grid, and for a dry run of the paper's grid.
 
-Where the default grid is not finished, its dry run stands for it, and the table says so.
+If the default grid is not finished, its dry run is measured instead, and the table says so.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ TURNS = 3
 
 
 def call(*options: str, folder: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
-    """Run Snakemake on this workflow; a failure ends the program with what it said."""
+    """Run Snakemake on this workflow; a failure ends the program with its output."""
     command = [
         sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile"),
         "--directory", str(folder), "--cores", str(os.cpu_count()), "--scheduler", "greedy",

@@ -1,14 +1,13 @@
 """SPOT-Gap of every layer: ours against scikit-learn's NearestNeighbors.
 
-Both get the same float32 states, N = 1,024 pairs of width d = 2,560, for 32 layers, and both end
-in the same score: the mean distance to the 10 nearest neighbours within vision and within text,
-and the 10 nearest pairs in the joint space of both. The peer is one `NearestNeighbors` a space, as
-anyone would write it, with algorithm="brute" and with its default, which chooses for itself. The
-programs alternate layer by layer in one process; the table gives medians and quartiles of the
-ratios.
+Both read equal float32 states, N = 1,024 pairs of width d = 2,560, for 32 layers, and compute the
+same score: the mean distance to the 10 nearest neighbours within vision and within text, and the 10
+nearest pairs in the joint space of both. The peer is one `NearestNeighbors` per space, as a user
+would write it, with algorithm="brute" and with its default. The programs alternate layer by layer
+in one process; the table gives medians and quartiles of the ratios.
 
-The machine's limit is one float32 matrix product (N, d) x (d, N) for each modality, of which a
-symmetric product needs half: a share above 100 % is possible.
+The machine's limit is one float32 matrix product (N, d) x (d, N) per modality. A symmetric product
+needs only half of it, so a share above 100 % is possible.
 """
 
 from __future__ import annotations
@@ -56,12 +55,12 @@ def peer(text: Float32Array, vision: Float32Array, algorithm: str) -> float:
 
 
 def limit(text: Float32Array, vision: Float32Array) -> float:
-    """Multiply as much as the distances within both modalities need."""
+    """Compute the matrix products that the distances within both modalities need."""
     return float(sum((points @ points.T.copy())[0, 0] for points in (text, vision)))
 
 
 def main() -> None:
-    """Measure, tell and write `results/spot_gap.json`."""
+    """Measure, print and write `results/spot_gap.json`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=1024)
     parser.add_argument("--width", type=int, default=2560)

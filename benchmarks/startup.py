@@ -1,8 +1,8 @@
-"""What each command pays before it works: CPU seconds, memory and large packages imported.
+"""Start-up of each command: CPU seconds, memory and imported large packages.
 
-Each module that a command imports is imported by a fresh interpreter, several times, all modules
-in turn; the table gives the least CPU time of its runs and the peak memory. A package counts as
-imported if it is in `sys.modules` at the end. `--help` is the whole command.
+A new interpreter imports the modules of a command, several times, all commands in turn; the result
+has the CPU times and the peak memory. A package counts as imported if it is in `sys.modules` at the
+end. `--help` is the whole command.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ COMMANDS = {
     "(import transformers.modeling_utils)": "transformers.modeling_utils",
     "(import peft)": "peft",
 }
-"""What each command imports: the module of its function, and what that imports when it runs."""
+"""The module of each command's function, and the modules that the function imports."""
 
 PACKAGES = (
     *("numpy", "pydantic", "h5py", "PIL", "pandas", "matplotlib", "scipy", "sklearn"),
@@ -66,7 +66,7 @@ def measure(modules: str) -> tuple[float, float, list[str]]:
 
 
 def main() -> None:
-    """Measure, tell and write `results/startup.json`."""
+    """Measure, print and write `results/startup.json`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()

@@ -1,7 +1,7 @@
-"""Extraction of states against the bare forward pass over the same pairs, nothing kept or written.
+"""Extraction of states, compared with a bare forward pass over the same pairs.
 
-Both load no model: it is in memory already. Ours is all of the stage behind that (hooks, pooling,
-checks, the HDF5 file); the bare loop reads the images, embeds and decodes, batch by batch.
+The model is loaded before the measurement. Ours is the rest of the stage (hooks, pooling, checks,
+the HDF5 file); the bare loop reads the images, embeds and decodes, and keeps and writes nothing.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def measure(world: Path, device: str, full: bool) -> Result:
             world / "backbone", manifest, output, pairs=PAIRS, seed=0, batch_size=BATCH
         )
 
-    # The stage reads the same weights from disk and their digest: that is start-up, not overhead.
+    # Loading the weights and computing their fingerprint is start-up, not overhead.
     with (
         patch.object(states, "load_backbone", lambda *_: model),
         patch.object(states, "backbone_digest", lambda _: "measured"),

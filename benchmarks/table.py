@@ -16,7 +16,7 @@ MET, MISSED, NEUTRAL = "#2a9d8f", "#d1495b", "#808080"
 
 
 def read_results(folder: Path, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the results that are there, in the order of the programs."""
+    """Return the existing results in the order of the programs."""
     paths = [folder / f"{name}.json" for name in names]
     return [read_json(path) for path in paths if path.is_file()]
 
@@ -60,7 +60,7 @@ def _machines(results: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def redraw_table(readme: Path, results: Sequence[dict[str, Any]]) -> None:
-    """Put the table between the markers of a Markdown file; the rest stays as it is."""
+    """Replace the table between the markers of a Markdown file."""
     text = readme.read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -72,13 +72,13 @@ def redraw_table(readme: Path, results: Sequence[dict[str, Any]]) -> None:
 
 
 def gain(row: dict[str, Any]) -> float:
-    """Return how many times better than its target a row is: 1 is just met."""
+    """Return by which factor a row is better than its target; 1: just met."""
     measured, target = float(row["measured"]["median"]), float(row["target"])
     return measured / target if row["bound"] == "at least" else target / measured
 
 
 def draw(path: Path, results: Sequence[dict[str, Any]]) -> None:
-    """Draw each target's measured value relative to what is asked for, as SVG."""
+    """Draw the measured values relative to their targets as SVG."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -87,7 +87,7 @@ def draw(path: Path, results: Sequence[dict[str, Any]]) -> None:
     rows = [row for result in results for row in result["targets"]]
     if not rows:
         return
-    # One grey for all text and lines: it is read on white and on black.
+    # One grey for all text and lines, readable on white and on black.
     options: Any = {"text.color": NEUTRAL, "axes.edgecolor": NEUTRAL, "svg.hashsalt": "gapinit"}
     options |= {"xtick.color": NEUTRAL, "ytick.color": NEUTRAL, "axes.labelcolor": NEUTRAL}
     with pyplot.rc_context(options):
@@ -108,7 +108,7 @@ def draw(path: Path, results: Sequence[dict[str, Any]]) -> None:
 
 
 def redraw(names: Sequence[str], folder: Path = FOLDER) -> None:
-    """Redraw both from what `results/` holds."""
+    """Redraw table and figure from the files in `results/`."""
     results = read_results(folder / RESULTS.name, names)
     redraw_table(folder / "README.md", results)
     draw(folder / "benchmarks.svg", results)

@@ -43,25 +43,25 @@ LOSS_TOLERANCE = 1e-4
 
 
 class Clock(TrainerCallback):
-    """The time between the ends of steps, and each step's loss."""
+    """Records the end time and the loss of each step."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
         self.losses: list[float] = []
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Note the time."""
+        """Record the time."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
 
     def on_log(self, *_: Any, logs: dict[str, float] | None = None, **__: Any) -> None:
-        """Note the loss."""
+        """Record the loss."""
         if logs and "loss" in logs:
             self.losses.append(float(logs["loss"]))
 
     def step(self) -> float:
-        """Return the mean time of a step, the first one left out."""
+        """Return the mean time of a step without the first one."""
         return (self.ends[-1] - self.ends[0]) / (len(self.ends) - 1)
 
 
@@ -84,7 +84,7 @@ class Photographs(torch.utils.data.Dataset[dict[str, Any]]):
 
 
 def collator(processor: Any, queries: int) -> Any:
-    """Return what makes a batch: captions with their end, labels for all but image and BOS."""
+    """Return a collator: captions end with EOS; image tokens and BOS have no label."""
     tokenizer = processor.tokenizer
 
     def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def trainer(
         per_device_train_batch_size=BATCH,
         max_steps=steps,
         learning_rate=2e-4,
-        lr_scheduler_type="constant",  # the sides train for other numbers of steps
+        lr_scheduler_type="constant",  # the sides train for different numbers of steps
         optim="adamw_torch",
         logging_steps=1,
         save_strategy="no",
@@ -126,7 +126,7 @@ def trainer(
 
 
 def adapted(backbone: Any) -> Any:
-    """Put the same adapter on a model, whatever was done before."""
+    """Add the same adapter to a model, independent of earlier random numbers."""
     set_seed(1)
     return add_lora(backbone, ADAPTED, rank=1, alpha=2.0, dropout=0.0, init_lora_weights="gaussian")
 
@@ -155,7 +155,7 @@ def measure(world: Path, device: str, full: bool) -> Result:
     ours.cut_below(trunk.first_layer)
     tail = Tail(adapted(ours), ours)
     whole = load_backbone(world / "backbone", device)
-    # The model as transformers loads it, with PEFT's own modules.
+    # The model as transformers loads it, with PEFT's modules.
     peer_model = adapted(whole)
     processor = AutoProcessor.from_pretrained(world / "backbone")
     photographs = Photographs(manifest, processor, trunk)
@@ -224,7 +224,7 @@ def measure(world: Path, device: str, full: bool) -> Result:
 
 
 def mean_work(trunk: Trunk) -> Work:
-    """Return a batch of the set's spread of lengths; Trainer draws its own at random."""
+    """Return a batch with the set's distribution of lengths; Trainer's batches are random."""
     order = sorted(range(len(trunk)), key=lambda index: len(trunk[index]["input_ids"]))
     batch = trunk.batch(order[:: max(1, len(order) // BATCH)][:BATCH])
     return Work(batch["length"].tolist(), (batch["labels"] != -100).sum(dim=1).tolist())

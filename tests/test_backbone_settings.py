@@ -127,7 +127,7 @@ def test_too_many_layers_are_told_of_any_backbone_that_is_used(folder: Path) -> 
         plan(folder, decoder_layers=1)
     assert str(error.value).startswith(
         f"{folder}/test.yaml: key 'layers.num_layers': 1 layers, but backbone '{OTHER}' has 1, of "
-        "which exclude_bottom takes away 1"
+        "which exclude_bottom removes 1"
     )
 
 

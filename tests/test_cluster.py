@@ -1,4 +1,4 @@
-"""What a cluster needs beside the workflow; on a real Slurm: `make test-cluster`."""
+"""Slurm profile and leftover jobs; `make test-cluster` tests with a real Slurm."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OURS = "gapinit_11111111-2222-3333-4444-555555555555"
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a killed run's records, and doubles of two of Slurm's programs."""
+    """A folder with the logs of a killed Snakemake, and fake `squeue` and `scancel` programs."""
     folder = tmp_path / "a workflow"
     (folder / ".snakemake/log").mkdir(parents=True)
     (folder / ".snakemake/locks").mkdir()
@@ -54,7 +54,7 @@ def test_a_job_that_does_not_end_keeps_the_lock(slurm: Path) -> None:
     assert (slurm / ".snakemake/locks").exists()
 
 
-def test_a_living_snakemake_is_not_disturbed(slurm: Path) -> None:
+def test_a_running_snakemake_is_an_error(slurm: Path) -> None:
     program = slurm / "snakemake"
     program.write_text("import time; time.sleep(60)")
     alive = subprocess.Popen([sys.executable, str(program)], cwd=slurm)
@@ -77,17 +77,17 @@ def test_without_slurm_or_a_run_of_it_there_is_an_error(
         cancel_leftover_jobs(slurm)
 
 
-def test_the_profile_speaks_of_rules_that_there_are() -> None:
+def test_the_profile_names_existing_rules() -> None:
     profile = yaml.safe_load((ROOT / "workflow/profiles/slurm/config.yaml").read_text())
     text = "".join(path.read_text() for path in (ROOT / "rules").glob("*.smk"))
     rules = set(re.findall(r"^rule (\w+):", text, flags=re.M))
     assert set(profile["groups"]) <= rules and set(profile["set-threads"]) <= rules
-    # Rules whose names depend on the plan say their group themselves.
+    # Rules whose names depend on the plan declare their group themselves.
     own = re.findall(r'^ +group:\n +"(\w+)"', text, flags=re.M)
     assert set(profile["group-components"]) <= {*profile["groups"].values(), *own}
     assert profile["retries"] > 0 and "attempt" in profile["default-resources"]["mem_mb"]
     assert profile["slurm-no-requeue"] is True
-    # A job with a GPU says how much memory and time it needs; a small one shares a submission.
+    # A GPU job requests memory and time; a small job shares a submission with others.
     alone = {"retrieve", "unpack", "dataset", "pretraining_data", "backbone"}
     for part in re.split(r"^ *rule(?: |(?=:))", text, flags=re.M)[1:]:
         name = part.partition(":")[0]
@@ -122,7 +122,7 @@ print("JOBS" + json.dumps(jobs, default=str))
 
 
 @pytest.mark.slow
-def test_what_a_job_asks_for_grows_with_what_it_does(tmp_path: Path) -> None:
+def test_requested_time_grows_with_the_work_of_a_job(tmp_path: Path) -> None:
     """Runtime grows with seeds and datasets; shards divide it."""
     configuration = {
         "seeds": [1, 2],

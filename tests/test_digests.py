@@ -152,6 +152,18 @@ def test_verify_finds_one_flipped_bit_in_any_file(tree: Path) -> None:
     assert verify_results(tree).clean
 
 
+def test_a_files_own_checksum_replaces_that_of_its_folder(tree: Path) -> None:
+    folder = tree / "adapter"
+    folder.mkdir()
+    (folder / "a.csv").write_text("new")
+    write_json(folder / "b.json", {})
+    digests.write_listing(folder / digests.LISTING, {"a.csv": 64 * "0"})
+    digests.write_listing(
+        digests.digest_file(folder / "a.csv"), {"a.csv": digests.sha256(folder / "a.csv")}
+    )
+    assert verify_results(tree).clean
+
+
 def test_verify_wants_those_backbones_that_were_used(tree: Path) -> None:
     """A configuration may name more than its tables use, as that of `make demo` does."""
     path = tree / "configuration.json"

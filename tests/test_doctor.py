@@ -1,4 +1,4 @@
-"""`gapinit doctor`: sizes by hand, what is missing, a configuration as Snakemake merges it."""
+"""`gapinit doctor`: sizes computed by hand, missing items, merged configurations."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Usage = namedtuple("Usage", "total used free")
 
 @pytest.fixture(autouse=True)
 def nothing_there(tmp_path, monkeypatch):
-    """No GPU, an empty hub cache, no token, much free disk."""
+    """No GPU, an empty hub cache, no token, much free disk space."""
     monkeypatch.setattr(doctor, "_gpus", lambda: [])
     monkeypatch.setattr("gapinit.workflow.doctor.sources.hub_cache", lambda: tmp_path / "hub")
     monkeypatch.setattr("gapinit.workflow.doctor.sources.hub_token", lambda: False)
@@ -72,7 +72,7 @@ def test_disk_of_the_small_configuration_by_hand(diagnose):
     assert states["mini-blip2-test, scenes-test"] == [2 * 3 * 48 * 32 * 4]
     # 120 images of 4 query tokens, 5 captions each, of BOS and 12 tokens.
     trunks = bytes_of(found, "trunk")
-    # Two numbers a token and a text, one an image, one more for each list of offsets.
+    # Two numbers per token and per text, one per image, and one more for each list of offsets.
     numbers = 8 * (2 * 600 * 13 + 2 * 600 + 1 + 120 + 1)
     states = (120 * 4 + 600 * 13) * 32 * 4
     assert trunks["mini-blip2-test, scenes-test, naive"] == [states + numbers]
@@ -119,7 +119,7 @@ def test_the_paper_at_full_scale_by_hand(diagnose):
     assert features["gemma3-4b, coco"] == [5000 * 256 * 2560 * 2]
     fetched = {file.name: file for file in found.files if file.state == "to fetch"}
     assert fetched["coco-train2014"].bytes == 13510573713
-    assert "llava-instruct-150k" not in fetched  # named, but no table trains on it
+    assert "llava-instruct-150k" not in fetched  # configured, but no table trains on it
     weights = {one.backbone: one for one in found.weights}
     assert weights["blip2-opt-2.7b"].bytes == pytest.approx(15.0 * GB, rel=0.01)
     assert weights["gemma3-4b"].gated and not weights["qwen2-vl-7b-instruct"].gated
@@ -129,7 +129,7 @@ def test_the_paper_at_full_scale_by_hand(diagnose):
     assert sum(disk.bytes for disk in found.disks) == whole
 
 
-def test_what_is_missing_is_listed(diagnose, monkeypatch):
+def test_missing_items_are_listed(diagnose, monkeypatch):
     missing = "\n".join(diagnose("paper").missing)
     assert "GPU: none" in missing
     assert "flickr30k-images cannot be fetched" in missing
@@ -144,7 +144,7 @@ def test_what_is_missing_is_listed(diagnose, monkeypatch):
     assert "token" not in missing and "GPU: none" not in missing
 
 
-def test_what_is_there_is_not_fetched_again(diagnose, tmp_path):
+def test_existing_files_are_not_downloaded_again(diagnose, tmp_path):
     (tmp_path / "data" / "flickr30k" / "flickr30k-images").mkdir(parents=True)
     (tmp_path / "data" / "unpacked").mkdir()
     (tmp_path / "data" / "unpacked" / "coco-train2014.json").write_text("{}")
@@ -164,12 +164,12 @@ def test_what_is_there_is_not_fetched_again(diagnose, tmp_path):
     assert not any("token" in problem or "flickr" in problem for problem in found.missing)
 
 
-def test_a_folder_of_the_users_own_is_not_retrieved(diagnose):
+def test_a_local_folder_needs_no_download(diagnose):
     found = diagnose("paper", "folders={okvqa: /data/okvqa}")
     assert not any(file.name.startswith("okvqa") for file in found.files)
 
 
-def test_java_and_a_hub_that_is_switched_off_are_told(diagnose, monkeypatch):
+def test_missing_java_and_an_offline_hub_are_listed(diagnose, monkeypatch):
     monkeypatch.setenv("GAPINIT_JAVA", "/no/java")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     found = diagnose("paper")
@@ -227,7 +227,7 @@ def test_every_real_dataset_has_a_size(repository):
 def test_estimates_by_hand(repository):
     facts = backbone_facts("mini-blip2-test", repository / "config")
     layer = facts.layer_parameters[0]
-    batch = Batch(10, 6)  # 4 query tokens in front: 100 tokens
+    batch = Batch(10, 6)  # with 4 query tokens each: 100 tokens
     assert forward_flops(facts, batch, range(1, 3)) == 2 * 2 * layer * 100
     assert forward_flops(facts, batch, range(1, 3), passes=2) == 4 * 2 * layer * 100
     # Ten texts of two images: 60 tokens of texts, and two prefixes of 4.
@@ -244,6 +244,37 @@ def test_estimates_by_hand(repository):
     assert predict_bytes(facts, Batch(20, 6), 2, 5) == weights + cache + logits + decoding
     assert step_seconds(facts, 1, 1e15, 1e15) == 0.03
     assert step_seconds(facts, 1, 1e15, 1e3) == facts.language_parameters * 4 / 1e3
+
+
+def test_gpu_hours_by_hand(diagnose):
+    found = diagnose("paper")
+    seconds = {(one.stage, one.backbone): one.seconds for one in found.work}
+    facts = backbone_facts("blip2-opt-2.7b", found.plan.folder)
+    # Features: the test images of five datasets, 256 patches each, at 160 TFLOP/s. Each of the
+    # five jobs loads the weights at 1 GB/s.
+    images, jobs = 5000 + 1000 + 40504 + 5033 + 500, 5
+    operations = 2 * facts.vision_parameters * 256 * images
+    expected = operations / 160e12 + jobs * facts.weights_bytes / 1e9
+    assert seconds["features", "blip2-opt-2.7b"] == pytest.approx(expected)
+    hours = {key: round(value / 3600, 2) for key, value in seconds.items()}
+    assert hours["states", "blip2-opt-2.7b"] == 0.01 and hours["trunk", "gemma3-4b"] == 1.11
+    assert hours["train", "blip2-opt-2.7b"] == 52.57 and hours["predict", "gemma3-4b"] == 0.98
+    assert sum(seconds.values()) / 3600 == pytest.approx(121.02, abs=0.005)
+
+
+def test_jobs_on_a_dataset_of_unknown_size_are_left_out(diagnose, monkeypatch):
+    whole = diagnose("test")
+    unknown = "scenes-test-vqa"
+    monkeypatch.setattr(
+        doctor,
+        "dataset_size",
+        lambda plan, name, known: None if name == unknown else dataset_size(plan, name, known),
+    )
+    found = diagnose("test")
+    assert any(unknown in note for note in found.notes)
+    lost = sum(run.dataset == unknown for run in found.jobs.trained)
+    counts = [sum(one.jobs for one in it.work if one.stage == "train") for it in (whole, found)]
+    assert lost > 0 and counts == [len(found.jobs.trained), len(found.jobs.trained) - lost]
 
 
 def test_training_needs_the_whole_model_or_its_gradient(repository):

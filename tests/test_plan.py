@@ -50,7 +50,7 @@ def test_an_unknown_method_names_file_and_row(tmp_path: Path) -> None:
 
 
 def test_a_local_folder_has_to_be_named_and_whole(tmp_path: Path) -> None:
-    with pytest.raises(GapinitError, match="say where with --config data_root=FOLDER"):
+    with pytest.raises(GapinitError, match="give its path with --config data_root=FOLDER"):
         read_plan(ROOT / "config", LOCAL)
     with pytest.raises(GapinitError, match="no annotation file"):
         read_plan(ROOT / "config", LOCAL, [f"data_root={tmp_path}"])

@@ -1,4 +1,4 @@
-"""`gapinit rehearse`: shapes on meta, and every stage on a small architecture on the CPU."""
+"""`gapinit rehearse`: shapes on the meta device; every stage of small architectures on CPU."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_meta_prints_and_writes_the_shapes(repository, tmp_path):
     found = json.loads(output.read_text())
     assert found["states_bytes"] == 2 * 34 * 100 * 2560 * 4
     assert found["adapted_layers"] == list(range(28, 34))
-    # q 2048, k and v 1024 out of 2560; o 2560 out of 2048; gate, up, down.
+    # q: 2048, k and v: 1024, from 2560; o: 2560 from 2048; gate, up, down.
     layer = 4608 + 2 * 3584 + 4608 + 3 * 12800
     assert found["adapters"]["8"] == {"parameters": 6 * 8 * layer, "bytes": 6 * 8 * layer * 4}
     assert "4.30 B" in text and "self_attn.q_proj" in text and "2048 x 2560" in text
@@ -49,14 +49,14 @@ def test_every_stage_of_every_family_on_a_small_architecture(tmp_path, family):
     assert record["options"]["layers"] == 2
     assert [stage["name"] for stage in record["stages"]] == STAGES
     assert len(record["loss"]) == 2
-    # Random weights know nothing: about the logarithm of the vocabulary.
+    # Random weights: the loss is about the logarithm of the vocabulary size.
     assert record["loss"][0] == pytest.approx(math.log(500), rel=0.1)
     assert record["versions"]["torch"] == torch.__version__
     counts = {stage["name"]: stage["count"] for stage in record["stages"]}
     assert 4 <= counts["generate"] <= 4 * 32 and counts["train"] == 6
 
 
-def test_mistakes_are_told_before_anything_is_built(repository, tmp_path, monkeypatch):
+def test_wrong_options_are_errors_before_the_model_is_built(repository, tmp_path, monkeypatch):
     path = str(write_tiny("qwen2_vl", tmp_path))
     with pytest.raises(GapinitError, match="either --backbone NAME or --architecture FILE"):
         run()
@@ -69,6 +69,6 @@ def test_mistakes_are_told_before_anything_is_built(repository, tmp_path, monkey
         run("--architecture", path, "--layers", "2", "--device", "cuda")
     with pytest.raises(GapinitError, match="no config folder .*--config-folder"):
         run("--backbone", "gemma3-4b", "--config-folder", str(tmp_path))
-    monkeypatch.setattr("gapinit.workflow.doctor.rehearse_meter.free_memory", lambda device: 10_000)
+    monkeypatch.setattr("gapinit.workflow.doctor.rehearse.free_memory", lambda device: 10_000)
     with pytest.raises(GapinitError, match="needed, 10.0 kB free on cpu"):
         run("--architecture", path, "--layers", "2", "--device", "cpu")

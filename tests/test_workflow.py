@@ -1,4 +1,4 @@
-"""The workflow end to end on `config/test.yaml`: one run, which all tests here read."""
+"""The workflow end to end on `config/test.yaml`: one run, shared by all tests here."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_every_table_and_figure_is_there(finished: Path) -> None:
     for name in [*tables, *figures, *others]:
         assert (finished / name).stat().st_size > 0
     page = (finished / "report.html").read_text(encoding="utf-8")
-    # Every run leads to its log and its adapter, which lie beside the page.
+    # The page links the log and the adapter of each run by relative paths.
     links = set(re.findall(r'href="(?!#)([^"]+)"', page))
     assert len(links) > 20 and all((finished / unquote(link)).exists() for link in links)
 
@@ -155,7 +155,7 @@ def test_meteor_only_where_a_table_asks_for_it(finished: Path) -> None:
 
 
 def test_later_calls_in_the_same_folder(grid: Path, tmp_path: Path) -> None:
-    """Nothing to do; a run that was deleted, the same again; Snakemake's own report."""
+    """A finished grid needs no job; a deleted run is recomputed bit by bit; Snakemake's report."""
     folder = tmp_path / "a copy"
     shutil.copytree(grid, folder, symlinks=True)
     assert "Nothing to be done" in snakemake(folder, *TEST, "--dry-run")
@@ -179,7 +179,7 @@ def test_later_calls_in_the_same_folder(grid: Path, tmp_path: Path) -> None:
 
 
 def test_a_local_folder_goes_through_the_same_chain(grid: Path, tmp_path: Path) -> None:
-    """With the backbone of the grid, which the other configuration finds as it is."""
+    """The local configuration reuses the backbone of the grid."""
     folder, data = tmp_path / "a workflow", make_photographs(tmp_path / "my photographs")
     for name in (
         ".snakemake",

@@ -1,4 +1,4 @@
-"""The estimate of what is left: bounds that any schedule obeys, and learning from finished jobs."""
+"""The remaining time: bounds of any schedule, and corrections from finished jobs."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ def test_jobs_slower_than_stated_raise_the_estimate_of_their_rule_most():
         estimate.start(id_, 20 * id_)
         estimate.finish(id_, 20 * (id_ + 1))
     assert before == pytest.approx(110)
-    # Five of train at nearly 20 s are left, and a score somewhere between 10 and 20.
+    # Left: five `train` jobs of nearly 20 s each, and one `score` job of 10 to 20 s.
     assert 5 * 18 + 10 < estimate.remaining(now=100) < 5 * 20 + 20
 
 
-def test_a_job_that_outlasts_its_estimate_is_never_taken_as_done():
+def test_a_job_that_exceeds_its_estimate_never_counts_as_done():
     estimate = Estimate({0: Job("backbone", 10)}, cores=2)
     estimate.start(0, 0)
     assert estimate.remaining(now=4) == pytest.approx(6)
@@ -103,6 +103,6 @@ def test_only_a_local_run_loses_its_limit_on_jobs_a_second(local):
     scheduler = SimpleNamespace(job_rate_limiter="100/1s")
     look_for_jobs_once(SimpleNamespace(local_exec=local, scheduler=scheduler))
     assert scheduler.job_rate_limiter == (None if local else "100/1s")
-    # Where Snakemake renames it, this says so: nothing else would.
+    # Fails if Snakemake renames the attribute; nothing else would show it.
     source = inspect.getsource(JobScheduler)
     assert "self.job_rate_limiter = (" in source and "if self.job_rate_limiter is None" in source

@@ -1,4 +1,4 @@
-"""Retrieval by the workflow itself: from a server's zip files to checked datasets."""
+"""Downloads by the workflow: from zip files on a server to checked datasets."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ HELD = {
 
 @pytest.fixture
 def site(server: Site, tmp_path_factory: pytest.TempPathFactory) -> tuple[Site, Path]:
-    """Serve small files under the real names; return the site and a table with their digests."""
+    """Serve small files under the real names; return the site and a table with their checksums."""
     folder = tmp_path_factory.mktemp("made")
     retrieved(folder)
     write_json(folder / "karpathy" / "dataset_flickr30k.json", {"images": []})
@@ -80,7 +80,7 @@ def test_every_dataset_of_the_paper_is_retrieved_and_checked(
     site: tuple[Site, Path], tmp_path: Path
 ) -> None:
     targets = [f"results/1_data/{name}/manifest.json" for name in DATASETS]
-    site[0].break_after = [50]  # the first file breaks off, and is asked for again
+    site[0].break_after = [50]  # the first download is interrupted and requested again
     snakemake(tmp_path, *options(site), "--", *targets)
     kinds = {
         name: read_manifest(tmp_path / target)
@@ -91,8 +91,7 @@ def test_every_dataset_of_the_paper_is_retrieved_and_checked(
     found = {sample.image_id for sample in kinds["coco-calibration"].split("train")}
     assert found == {1, 2, 3, 4}, "the others are in Karpathy's validation and test splits"
     assert len(kinds["vqav2"].split("train")) == 6 and len(kinds["pope"].split("test")) == 12
-    # One download broke off and was asked for again; nothing else is fetched twice, though the
-    # images serve six datasets.
+    # Only the interrupted download is requested twice, though six datasets share the images.
     asked = [request["path"] for request in site[0].asked]
     assert len(asked) == 15 and len(set(asked)) == 14
 

@@ -32,7 +32,7 @@ def config_folder(given: Path | None) -> Path:
 def rehearse_command(
     backbone: Annotated[str | None, typer.Option(help="File of config/backbones, by name.")] = None,
     architecture: Annotated[
-        Path | None, typer.Option(help="Architecture file anywhere, instead of --backbone.")
+        Path | None, typer.Option(help="Path of an architecture file, instead of --backbone.")
     ] = None,
     device: Annotated[
         str,
@@ -76,17 +76,16 @@ def rehearse_command(
         adapted = range(facts.num_layers - layers, facts.num_layers)
         found = shapes(facts, name, adapted, pairs, rank)
         print_shapes(found)
-        if output is not None:
-            write_json(output, found, recorded=False)
-        return
-    if architecture is None:
-        chosen = find_architecture(name, folder)
+    else:
+        from gapinit.workflow.doctor.rehearse import Options, print_stages, rehearse
 
-    from gapinit.workflow.doctor.rehearse import Options, rehearse
-    from gapinit.workflow.doctor.rehearse_meter import print_stages
-
-    options = Options(existing_device(device), pairs, steps, layers, rank, batch_size)
-    print_stages(rehearse(chosen, facts, name, options, output))
+        if architecture is None:
+            chosen = find_architecture(name, folder)
+        options = Options(existing_device(device), pairs, steps, layers, rank, batch_size)
+        found = rehearse(chosen, facts, name, options)
+        print_stages(found)
+    if output is not None:
+        write_json(output, found, recorded=False)
 
 
 def _gpu_or_meta() -> str:

@@ -1,1 +1,1 @@
-"""What the Snakefile asks: the plan, doctor, progress, cluster."""
+"""Code for the Snakefile and its users: plan, doctor, progress display, Slurm, verification."""

@@ -1,4 +1,4 @@
-"""What a plan is checked for before any job runs, so that an error message comes at once."""
+"""Checks of a plan before any job starts, so that errors appear at once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NUM_LAYERS = ("layers", "num_layers")
 
 
 def check_plan(plan: Plan, origin: Origin) -> None:
-    """Raise GapinitError for calibration, figures, layers or datasets that cannot be had."""
+    """Raise GapinitError for calibrations, figures, layers or datasets that are not available."""
     for name in plan.experiments:
         _check_calibration(plan, name)
     for figure, (_, _, metric) in FIGURES.items():
@@ -36,18 +36,18 @@ def check_plan(plan: Plan, origin: Origin) -> None:
 
 
 def require_datasets(experiment: Experiment, config: Config, name: str, origin: Origin) -> None:
-    """Refuse an experiment that is trained or scored on what no dataset is configured for."""
+    """Raise GapinitError if an experiment needs a part for which no dataset is configured."""
     named = config.datasets.named()
     for part in (experiment.train, *experiment.parts()):
         if part not in named:
             raise GapinitError(
                 f"{origin(('datasets', part))}: key 'datasets.{part}': no dataset is configured "
-                f"for this part, which experiment '{name}' needs. Name one or leave that out."
+                f"for this part, which experiment '{name}' needs. Name one or omit the experiment."
             )
 
 
 def _check_layers(plan: Plan, origin: Origin) -> None:
-    """Refuse more layers than a backbone has, where its file says how many those are."""
+    """Raise GapinitError for more layers than a backbone has, if its file gives their number."""
     for name in dict.fromkeys([plan.config.backbone, *(run.backbone for run in plan.runs())]):
         layers, recipe = plan.config.layers_of(name), plan.config.recipe_of(name)
         available = recipe.decoder_layers
@@ -57,12 +57,12 @@ def _check_layers(plan: Plan, origin: Origin) -> None:
         place = plan.folder / "backbones" / f"{name}.yaml" if own else origin(_NUM_LAYERS)
         raise GapinitError(
             f"{place}: key '{'.'.join(_NUM_LAYERS)}': {layers.num_layers} layers, but backbone "
-            f"'{name}' has {available}, of which exclude_bottom takes away {layers.exclude_bottom}"
+            f"'{name}' has {available}, of which exclude_bottom removes {layers.exclude_bottom}"
         )
 
 
 def _check_calibration(plan: Plan, name: str) -> None:
-    """Refuse sizes that no extraction covers and sources that have no dataset."""
+    """Raise GapinitError for calibration sizes or sources that are not configured."""
     largest = plan.config.calibration.pairs() - plan.config.calibration.heldout
     for run in plan.runs(name):
         if not METHODS[run.method].uses_gap:
@@ -71,16 +71,16 @@ def _check_calibration(plan: Plan, name: str) -> None:
         if (run.calibration_size or 0) > largest:
             raise GapinitError(
                 f"experiment '{name}': calibration size {run.calibration_size} is above the "
-                f"largest one extracted, {largest}: add it to calibration.sizes"
+                f"largest extracted size, {largest}: add it to calibration.sizes"
             )
 
 
 def _check_datasets(plan: Plan) -> None:
-    """Refuse a calibration larger than the data, and a local folder that cannot be read.
+    """Raise GapinitError for a calibration larger than its data, or an unreadable local folder.
 
-    A folder whose own manifest exists was checked when that was made; any other is read here,
-    so that a wrong one is told before a single job runs. What is yet to be retrieved is not there
-    to be read.
+    A folder that has a manifest was checked when the workflow wrote it. Other local folders are
+    read here, so that errors appear before any job starts. Datasets that are not downloaded yet
+    cannot be checked.
     """
     from gapinit.data.check import require_pairs
     from gapinit.data.folder import read_folder
@@ -104,7 +104,7 @@ def _check_datasets(plan: Plan) -> None:
         root, annotations = plan.local_paths(name)
         manifest = read_manifest(made) if made.is_file() else None
         if not plan.retrieved(name):
-            plan.annotation_files(name)  # a missing one is told here, not from inside a rule
+            plan.annotation_files(name)  # raises the error here if a file is missing, not in a rule
             if manifest is None or manifest.root.resolve() != root.resolve():
                 manifest = read_folder(settings, root, annotations)
         if manifest is not None:

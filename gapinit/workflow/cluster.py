@@ -1,8 +1,8 @@
-"""Cancel the jobs that a killed Snakemake left in Slurm's queue, so that a second call can resume.
+"""Cancel the Slurm jobs of a killed Snakemake, so that a new call can resume.
 
-A Snakemake that dies by `kill -9`, or with its node, leaves its jobs running. A second call would
-submit them again, and two jobs would write the same files. The jobs of a call have its run id as
-their name, and Snakemake's log in the workflow's folder holds that id.
+If Snakemake dies by `kill -9` or with its node, its Slurm jobs continue. A new call would submit
+them again, and two jobs would write the same files. The name of each job is the run id of its
+Snakemake call, and Snakemake's log in the workflow's folder contains that id.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ WAIT_SECONDS = 120.0
 
 
 def cancel_leftover_jobs(folder: Path, *, wait: float = WAIT_SECONDS) -> list[str]:
-    """Cancel the jobs of every call from `folder`, wait for their end, unlock; return their ids.
+    """Cancel all Slurm jobs of `folder`, wait for their end, unlock it; return the jobs' ids.
 
-    Raises GapinitError if Snakemake still runs there, if no call from there went to Slurm, or if
-    a job does not end. Jobs of other folders and other names are not touched.
+    Raises GapinitError if Snakemake still runs in the folder, if it never submitted to Slurm from
+    there, or if a job does not end. Jobs of other folders and with other names are not touched.
     """
     records = folder / ".snakemake"
     logs = [path.read_text("utf-8", "replace") for path in (records / "log").glob("*.log")]
@@ -32,12 +32,12 @@ def cancel_leftover_jobs(folder: Path, *, wait: float = WAIT_SECONDS) -> list[st
     if not runs:
         raise GapinitError(
             f"{records}/log: no call of Snakemake with the Slurm profile was made from {folder}. "
-            "Name the folder that Snakemake ran in: gapinit cluster cancel --folder FOLDER"
+            "Name the folder in which Snakemake ran: gapinit cluster cancel --folder FOLDER"
         )
     if alive := _controlling_processes(folder):
         raise GapinitError(
             f"Snakemake still runs in {folder} (process {', '.join(map(str, alive))}). Interrupt "
-            "it with Ctrl-C or `kill -INT`: it then cancels its jobs itself."
+            "it with Ctrl-C or `kill -INT`; it then cancels its jobs."
         )
     jobs = _queued(runs)
     if jobs:
@@ -47,16 +47,16 @@ def cancel_leftover_jobs(folder: Path, *, wait: float = WAIT_SECONDS) -> list[st
         if time.monotonic() > deadline:
             raise GapinitError(
                 f"these jobs were cancelled {wait:.0f} s ago and have not ended: "
-                f"{' '.join(left)}. Nothing is unlocked; look at `squeue` and call again."
+                f"{' '.join(left)}. Nothing is unlocked. Check `squeue` and call again."
             )
         time.sleep(0.5)
-    # What `snakemake --unlock` does, without reading the workflow and its configuration.
+    # Same effect as `snakemake --unlock`, which would read the workflow and its configuration.
     shutil.rmtree(records / "locks", ignore_errors=True)
     return jobs
 
 
 def _controlling_processes(folder: Path) -> list[int]:
-    """Return this machine's Snakemake processes in a folder that are not themselves Slurm jobs."""
+    """Return the Snakemake processes in a folder of this machine that are not Slurm jobs."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -74,7 +74,7 @@ def _controlling_processes(folder: Path) -> list[int]:
 
 
 def _queued(runs: set[str]) -> list[str]:
-    """Return the ids of jobs of those names that have not ended; ended ones stay listed a while."""
+    """Return the ids of jobs with these names that have not ended."""
     states = "PENDING,CONFIGURING,RUNNING,COMPLETING,SUSPENDED,STOPPED"
     user = f"--user={os.getuid()}"
     listed = _slurm("squeue", "--noheader", user, f"--states={states}", "--format=%A %j")
@@ -87,10 +87,12 @@ def _slurm(*command: str) -> str:
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     except FileNotFoundError:
         raise GapinitError(
-            f"'{command[0]}' is not on PATH: run this where jobs are submitted"
+            f"'{command[0]}' is not on PATH: run this command on a machine that submits jobs"
         ) from None
     except subprocess.TimeoutExpired:
-        raise GapinitError(f"`{command[0]}` does not answer: is Slurm's controller up?") from None
+        raise GapinitError(
+            f"`{command[0]}` does not answer: does Slurm's controller run?"
+        ) from None
     if done.returncode:
         raise GapinitError(f"`{command[0]}` failed: {done.stderr.strip()}")
     return done.stdout

@@ -1,7 +1,7 @@
-"""What a configuration asks for: its runs, its tables, and where each run's inputs lie.
+"""The plan of a configuration: its runs, its tables, and the inputs of each run.
 
-The Snakefile holds one `Plan`; rules ask it which gap, trunk and predictions a run or a table
-needs. No torch: this is read at every parse.
+The Snakefile has one `Plan`, which gives its rules the gap, trunk and predictions that a run or a
+table needs. No torch, since Snakemake imports this module each time it parses the Snakefile.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from gapinit.workflow.checks import Origin, check_plan, require_datasets
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked configuration with its experiments multiplied out into runs."""
+    """A checked configuration with the runs of all its experiments."""
 
     config: Config
     folder: Path
@@ -43,24 +43,24 @@ class Plan:
 
     @property
     def in_domain(self) -> str:
-        """Return the dataset that runs are fine-tuned on."""
+        """Return the dataset for fine-tuning."""
         return self.config.datasets.in_domain
 
     def runs(self, *tables: str) -> list[Run]:
-        """Return the runs of some tables (of all, if none is named), each once."""
+        """Return the runs of the named tables, or of all tables, each once."""
         rows = [row for table in tables or self.rows for row in self.rows[table]]
         return list(dict.fromkeys(run for row in rows for run in row.runs))
 
     def trained(self, *tables: str) -> list[Run]:
-        """Return those runs that have an adapter."""
+        """Return the runs that train an adapter."""
         return [run for run in self.runs(*tables) if run.trained]
 
     def chunks(self) -> dict[tuple[int, ...], list[str]]:
-        """Return the seeds that jobs train, and the rows that have a job of just these.
+        """Return the groups of seeds that one job trains, with the rows of each group.
 
-        A row's seeds come in the configuration's order, `training.seeds_per_job` of that order to
-        a job, then those that only an experiment names, in the same way. So a seed added at the end
-        of the configuration's changes no job that was full.
+        The configuration's list of seeds is cut into groups of `training.seeds_per_job`, then the
+        seeds that only an experiment names. So a seed appended to the configuration does not change
+        a job that was full.
         """
         rows: dict[str, list[Run]] = {}
         for run in self.trained():
@@ -78,7 +78,7 @@ class Plan:
         return found
 
     def evaluated_on(self, table: str) -> list[str]:
-        """Return the datasets that a table's runs are scored on."""
+        """Return the datasets on which a table's runs are scored."""
         return [self.config.datasets.of(part) for part in self.experiments[table].parts()]
 
     def scores(self, table: str) -> list[str]:
@@ -90,18 +90,18 @@ class Plan:
         ]
 
     def kind(self, dataset: str) -> Kind:
-        """Return what a dataset holds: captions, questions or conversations."""
+        """Return the kind of a dataset: captions, questions or conversations."""
         return dataset_kind(self.datasets[dataset])
 
     def score_options(self, runs: Sequence[Run], dataset: str, references: str) -> list[str]:
-        """Return what runs' predictions for a dataset are scored against, and how, as options."""
+        """Return the options of `gapinit score` for predictions of runs on a dataset."""
         options = reference_options(self.kind(dataset), references)
         if self.kind(dataset) == "captions":
             options.append(f"--metrics={self.scorers(runs, dataset)}")
         return options
 
     def scorers(self, runs: Sequence[Run], dataset: str) -> str:
-        """Return what `gapinit score captions --metrics` takes for the tables that runs are in."""
+        """Return the `--metrics` of `gapinit score captions` that the tables of runs need."""
         wanted = {
             scorer
             for name, experiment in self.experiments.items()
@@ -110,56 +110,56 @@ class Plan:
             for metric in experiment.metrics
             if metric in metrics and self.config.datasets.of(experiment.part(metric)) == dataset
         }
-        # CIDEr, BLEU and ROUGE-L share one tokenisation and cost a second; METEOR costs far more.
+        # CIDEr, BLEU and ROUGE-L share a tokenisation and take a second; METEOR takes far longer.
         return ",".join(sorted(wanted | {"cider", "bleu", "rouge"}))
 
     def resource(self, backbone: str, name: str, default: int | None) -> int | None:
-        """Return what a backbone's file says that its jobs need; None: it need not be told."""
+        """Return a resource from a backbone's file, else `default`; None: no request."""
         value: int | None = getattr(self.config.recipe_of(backbone).resources, name)
         return default if value is None else value
 
     def recipe(self, backbone: str) -> dict[str, Any]:
-        """Return what `gapinit train --recipe` reads for a backbone: all that changes numbers."""
+        """Return the recipe of a backbone for `gapinit train --recipe`."""
         training = self.config.training_of(backbone).model_dump(exclude=ELSEWHERE | NUMBERLESS)
         return training | self.config.lora.model_dump()
 
     def max_tokens(self, dataset: str, backbone: str) -> int:
-        """Return the length to which a dataset's training texts are cut."""
+        """Return the number of tokens to which training texts of a dataset are truncated."""
         training = self.config.training_of(backbone)
         captions = self.kind(dataset) == "captions"
         return training.max_caption_tokens if captions else training.max_sequence_tokens
 
     def max_new_tokens(self, dataset: str, backbone: str) -> int:
-        """Return how long a prediction for a dataset may become."""
+        """Return the maximum number of tokens of a prediction for a dataset."""
         decoding = self.config.decoding_of(backbone)
         captions = self.kind(dataset) == "captions"
         return decoding.max_new_tokens if captions else decoding.max_answer_tokens
 
     @property
     def default_gap(self) -> str:
-        """Return the name of the default gap: layers are chosen and figures drawn from it."""
+        """Return the name of the default gap, which the layer choice and the figures read."""
         return f"{self.config.calibration.source}-{self.config.calibration.size}"
 
     def gap_name(self, run: Run) -> str:
-        """Return the gap file of a run: its own, or the default one that B is compared with."""
+        """Return the name of a run's gap: its own, or the default gap, with which B is compared."""
         source = run.calibration or self.config.calibration.source
         return f"{source}-{run.calibration_size or self.config.calibration.size}"
 
     def sources(self, calibration: str) -> list[str]:
-        """Return the datasets that a calibration source draws from."""
+        """Return the datasets of a calibration source."""
         parts = {"in-domain": ["calibration"], "ood": ["ood"], "mixed": ["calibration", "ood"]}
         return [self.config.datasets.of(part) for part in parts[calibration]]
 
     def uses_default_gap(self, run: Run) -> bool:
-        """Return whether a run's direction is the default gap itself, or none."""
+        """Return True if a run needs no direction other than the default gap."""
         return run.noise == 0 and self.gap_name(run) == self.default_gap
 
     def version(self, stage: str) -> int:
-        """Return a stage's version, a parameter of its rules (`gapinit.config.versions`)."""
+        """Return the version of a stage, a parameter of its rules (`gapinit.config.versions`)."""
         return VERSIONS[stage]
 
     def as_json(self) -> str:
-        """Return the checked configuration as JSON, to be read back by commands."""
+        """Return the checked configuration as JSON, which the commands read."""
         return self.config.model_dump_json(by_alias=True)
 
     def first_with(self, metric: str) -> str | None:
@@ -167,20 +167,20 @@ class Plan:
         return next((name for name, it in self.experiments.items() if metric in it.metrics), None)
 
     def generated(self, dataset: str) -> bool:
-        """Return whether the workflow makes a dataset itself."""
+        """Return True if the workflow generates a dataset."""
         return isinstance(self.datasets[dataset], ScenesSettings)
 
     def retrieved(self, dataset: str) -> list[str]:
-        """Return the downloads that a dataset is made of; none if it lies in a folder already."""
+        """Return the downloads of a dataset; none for a generated one or local folder."""
         settings = self.datasets[dataset]
         if isinstance(settings, ScenesSettings) or dataset in self.config.folders:
             return []
         return settings.retrieve
 
     def annotation_files(self, dataset: str) -> list[str]:
-        """Return the annotation files of a dataset in a folder of the user's own.
+        """Return the annotation files of a caption dataset in a local folder.
 
-        Of other formats than captions the folder is searched by the job itself.
+        For other formats the list is empty, since the job itself searches the folder.
         """
         from gapinit.data.locate import find_annotations
 
@@ -190,7 +190,7 @@ class Plan:
         return [str(path) for path in find_annotations(root, annotations)]
 
     def local_options(self, dataset: str) -> str:
-        """Return where a dataset's folder is, as quoted options of `gapinit data prepare`."""
+        """Return the folder of a dataset as quoted options of `gapinit data prepare`."""
         if self.generated(dataset):
             return ""
         root, annotations = self.local_paths(dataset)
@@ -200,9 +200,9 @@ class Plan:
         return text
 
     def local_paths(self, dataset: str) -> tuple[Path, Path | None]:
-        """Return a dataset's folder, and its annotations if the user says where they are.
+        """Return a dataset's folder, and the path of its annotations if the user gives one.
 
-        A folder of the user's own goes before what would be retrieved.
+        A folder that the user names in `folders` replaces the downloads.
         """
         settings = self.datasets[dataset]
         assert isinstance(settings, FolderSettings)
@@ -213,7 +213,7 @@ class Plan:
         root, annotations = self.config.data_root or settings.root, self.config.annotations
         if root is None:
             raise GapinitError(
-                f"dataset '{dataset}' is a local folder: say where with --config "
+                f"dataset '{dataset}' is a local folder: give its path with --config "
                 "data_root=FOLDER (and annotations=FILE_OR_FOLDER if they are not in "
                 "FOLDER/annotations)"
             )
@@ -226,7 +226,7 @@ class Plan:
     def python_path(self, executable: str, conda: bool) -> str:
         """Return shell text that makes rules import gapinit from the workflow's own folder.
 
-        Without conda, `python` is the one that runs Snakemake; with conda, the environment's.
+        Without conda, rules use the Python that runs Snakemake; with conda, the environment's.
         """
         source = shlex.quote(str(self.folder.parent)).replace("{", "{{").replace("}", "}}")
         text = f"export PYTHONPATH={source}${{{{PYTHONPATH:+:$PYTHONPATH}}}}; "
@@ -237,10 +237,10 @@ class Plan:
 
 
 def make_plan(content: Mapping[str, Any], folder: Path, sources: Sequence[Path] = ()) -> Plan:
-    """Check a configuration and everything that it names, and multiply out its experiments.
+    """Check a configuration and all files that it names, and return its plan.
 
-    `folder` is `config/`. `sources` are the files that `content` was merged from, the last one
-    first in rank; what stands in none of them came from the command line.
+    `folder` is `config/`. `content` was merged from the files `sources`, in which later files
+    override earlier ones; values in none of them came from the command line.
     """
     origin = _origin(sources, content)
     config = load_config(content, folder, origin)
@@ -262,8 +262,8 @@ def make_plan(content: Mapping[str, Any], folder: Path, sources: Sequence[Path] 
 def read_plan(folder: Path, configfile: Path | None, given: Sequence[str] = ()) -> Plan:
     """Return the plan of a configuration file, merged as Snakemake merges it.
 
-    `folder` is `config/`. A value of `given` (`KEY=VALUE`) goes before that of `configfile`, and
-    that before `default.yaml`; mappings are merged key by key.
+    `folder` is `config/`. `given` (`KEY=VALUE`) overrides `configfile`, which overrides
+    `default.yaml`; mappings are merged key by key.
     """
     sources = [folder / "default.yaml", *([configfile] if configfile is not None else [])]
     content: dict[str, Any] = {}
@@ -281,7 +281,7 @@ def read_plan(folder: Path, configfile: Path | None, given: Sequence[str] = ()) 
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` with the keys of `over`, mappings within it likewise."""
+    """Return `base` updated with `over`; nested mappings are merged recursively."""
     result = dict(base)
     for key, value in over.items():
         known = result.get(key)
@@ -292,7 +292,7 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _origin(sources: Sequence[Path], content: Mapping[str, Any]) -> Origin:
-    """Return a function that names the file in which a key got its value."""
+    """Return a function that names the file that set a key."""
     files = {str(path): read_yaml(path) for path in sources}
 
     def origin(key: Sequence[Any]) -> str:
@@ -300,7 +300,7 @@ def _origin(sources: Sequence[Path], content: Mapping[str, Any]) -> Origin:
             return "configuration"
         used = _value_at(content, key)
         held = {name: _value_at(values, key) for name, values in files.items()}
-        # Two that are not a number are never equal, but read alike.
+        # NaN never equals NaN, but their text is the same.
         holding = [
             name for name, value in held.items() if value == used or repr(value) == repr(used)
         ]
@@ -312,7 +312,7 @@ def _origin(sources: Sequence[Path], content: Mapping[str, Any]) -> Origin:
 def _value_at(content: Any, key: Sequence[Any]) -> Any:
     for part in key:
         if not isinstance(content, Mapping) or part not in content:
-            # Inside a list, or missing: the whole list is what was set.
+            # Inside a list, or missing: a file sets a list as a whole.
             return content if isinstance(content, list) else None
         content = content[part]
     return content

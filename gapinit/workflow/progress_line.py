@@ -1,9 +1,9 @@
-"""How far a workflow is and how long the rest will take, shown under Snakemake's own output.
+"""A status line with progress and remaining time below Snakemake's output.
 
-Jobs cannot simply be counted: pretraining takes minutes and scoring a second. So every rule states
-what a job of it takes (`resources: expected_s`), the measured times of finished jobs correct
-that, and the remaining graph is scheduled on the cores. No torch, no Snakemake import: the
-Snakefile calls `follow` when a run starts.
+The number of jobs says little about time: pretraining takes minutes, scoring a second. So each rule
+states the expected seconds of a job (`resources: expected_s`), measured times of finished jobs
+correct them, and the remaining jobs are scheduled on the cores. No import of torch or Snakemake;
+the Snakefile calls `follow` when a run starts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, TextIO
 
 EXPECTED = "expected_s"
 UNSTATED_SECONDS = 5.0
-PRIOR_SECONDS = 30.0  # how much measured time outweighs the stated one
+PRIOR_SECONDS = 30.0  # weight of the ratio 1 against measured times
 REDRAW_SECONDS = 1.0
 LOG_EVERY_SECONDS = 15.0
 BAR_WIDTH = 20
@@ -28,7 +28,7 @@ BAR_WIDTH = 20
 
 @dataclass(frozen=True)
 class Job:
-    """A job as the estimate sees it: what it takes, and what it waits for."""
+    """A job in the estimate: expected seconds, cores, and the jobs on which it depends."""
 
     rule: str
     expected: float
@@ -41,8 +41,8 @@ class Estimate:
     """Remaining wall time of a graph of jobs on a number of cores.
 
     A job of rule r with stated time e is expected to take e · s_r, where s_r is the ratio of
-    measured to stated time over the finished jobs of r, drawn towards the ratio over all rules,
-    which is itself drawn towards 1.
+    measured to stated time over the finished jobs of r, shrunk towards the ratio over all rules,
+    which is shrunk towards 1.
     """
 
     jobs: Mapping[int, Job]
@@ -59,13 +59,13 @@ class Estimate:
         self.finished.setdefault(job, now - self.started.get(job, now))
 
     def running(self) -> list[int]:
-        """Return the jobs that have started and not ended, oldest first."""
+        """Return the running jobs, oldest first."""
         return [job for job in self.started if job in self.jobs and job not in self.finished]
 
     def remaining(self, now: float) -> float:
-        """Return the seconds that the jobs not yet finished should take from `now`.
+        """Return the expected seconds from `now` until all jobs are finished.
 
-        They are scheduled greedily: each starts as soon as its inputs and enough cores are there.
+        The schedule is greedy: a job starts as soon as its inputs and enough cores are available.
         """
         speeds = self._speeds(now)
         left = {id_: job for id_, job in self.jobs.items() if id_ not in self.finished}
@@ -77,7 +77,7 @@ class Estimate:
             for need in needs:
                 followers[need].append(id_)
         running = self.running()
-        # A job that outlasts its estimate is taken to be nearly, never quite, done.
+        # A job that exceeds its estimate still counts with a tenth of it.
         ends = [
             (max(seconds[id_] - (now - self.started[id_]), 0.1 * seconds[id_]), id_)
             for id_ in running
@@ -101,12 +101,12 @@ class Estimate:
         return clock
 
     def _speeds(self, now: float) -> dict[str, float]:
-        """Return measured over stated time for each rule."""
+        """Return the ratio of measured to stated time for each rule."""
         stated: defaultdict[str, float] = defaultdict(float)
         measured: defaultdict[str, float] = defaultdict(float)
         took = dict(self.finished)
         for id_ in self.running():
-            # A running job only tells something once it has taken longer than stated.
+            # A running job counts only after it has exceeded its stated time.
             if now - self.started[id_] > self.jobs[id_].expected:
                 took[id_] = now - self.started[id_]
         for id_, seconds in took.items():
@@ -123,9 +123,9 @@ class Estimate:
 
 
 class Status(logging.Handler):
-    """Follows Snakemake's log events and keeps a status line below what it prints.
+    """Reads Snakemake's log events and shows a status line below its output.
 
-    On a terminal the line is redrawn in place; elsewhere a line is added now and then.
+    On a terminal the line is redrawn in place; in a log file a line is added every 15 seconds.
     """
 
     def __init__(self, estimate: Estimate, stream: TextIO, clock: Callable[[], float]) -> None:
@@ -136,12 +136,12 @@ class Status(logging.Handler):
         self.began = self._last_line = clock()
         self._shown = self._line_open = False
         self._ended = threading.Event()
-        # Re-entrant: writing goes through `write`, which holds it too.
+        # Re-entrant, because `write` may be called while the lock is held.
         self._mutex = threading.RLock()
         threading.Thread(target=self._tick, daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take note of the jobs that start and end."""
+        """Record jobs that start and end."""
         event = str(getattr(record, "event", "") or "")
         with self._mutex:
             if event == "job_started":
@@ -151,7 +151,7 @@ class Status(logging.Handler):
                 self.estimate.finish(record.__dict__["job_id"], self.clock())
 
     def line(self) -> str:
-        """Return the status in one line."""
+        """Return the status line."""
         now = self.clock()
         jobs, done = self.estimate.jobs, len(self.estimate.finished)
         passed, left = now - self.began, self.estimate.remaining(now)
@@ -181,7 +181,7 @@ class Status(logging.Handler):
         return self.stream.isatty()
 
     def close(self) -> None:
-        """Take the status line away; Snakemake calls this when it is done."""
+        """Remove the status line; Snakemake calls this at its end."""
         self._ended.set()
         with self._mutex:
             self._clear()
@@ -211,9 +211,9 @@ class Status(logging.Handler):
 
 
 def duration(seconds: float) -> str:
-    """Return seconds in words, no finer than is worth reading: '45 s', '4 min 50 s', '2 h 5 min'.
+    """Return a duration as text: '45 s', '4 min 50 s', '2 h 5 min'.
 
-    Above a minute it is rounded to ten seconds, above an hour to a minute.
+    Durations above a minute are rounded to ten seconds, above an hour to a minute.
     """
     if seconds < 59.5:
         return f"{seconds:.0f} s"
@@ -226,11 +226,11 @@ def duration(seconds: float) -> str:
 
 
 def look_for_jobs_once(workflow: Any) -> None:
-    """Take away Snakemake's limit on jobs a second, where jobs run on this machine.
+    """Remove Snakemake's limit on jobs per second if jobs run on this machine.
 
-    With that limit (100 a second) Snakemake 9 looks for jobs once more a second after every look,
-    and every job that ends begins another such chain: after some hundred jobs of seconds it keeps
-    a quarter of a core busy. A local run starts a few jobs a second at most; a cluster's keeps it.
+    With the limit (100 per second), Snakemake 9 repeats its search for jobs every second, and every
+    finished job starts another such series: after some hundred short jobs the searches use a
+    quarter of a core. A local run starts only a few jobs per second. Cluster runs keep the limit.
     """
     scheduler: Any = getattr(workflow, "scheduler", None)
     if getattr(workflow, "local_exec", False) and hasattr(scheduler, "job_rate_limiter"):
@@ -238,9 +238,9 @@ def look_for_jobs_once(workflow: Any) -> None:
 
 
 def follow(workflow: Any) -> None:
-    """Show the progress of the run that `workflow` (Snakemake's) is about to start.
+    """Show the progress of a run; `workflow` is Snakemake's object.
 
-    To be called from `onstart`. Does nothing under `--quiet all` or another logger plugin.
+    Called from `onstart`. No effect with `--quiet all` or with another logger plugin.
     """
     logger = logging.getLogger("snakemake.logging")
     streams = [one for one in logger.handlers if one.name == "DefaultStreamHandler"]
@@ -252,7 +252,7 @@ def follow(workflow: Any) -> None:
         jobs = graph(dag.needrun_jobs(), dag)
         cores = workflow.resource_settings.cores or len(jobs)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        # These are Snakemake's internals: another version's are no reason not to run.
+        # Snakemake's internals: if another version changes them, the run has no progress line.
         logger.warning(f"No progress display with this version of Snakemake ({error}).")
         return
     handler = streams[0]
@@ -262,7 +262,7 @@ def follow(workflow: Any) -> None:
 
 
 def graph(needed: Iterable[Any], dag: Any) -> dict[int, Job]:
-    """Return Snakemake's jobs that have to run, by their number."""
+    """Return the jobs that Snakemake will run, by job id."""
     needed = list(needed)
     ids = {job: dag.jobid(job) for job in needed}
     return {

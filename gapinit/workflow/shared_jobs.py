@@ -1,7 +1,7 @@
-"""Which predictions and scores are made by one job: those of seeds that are trained in one job.
+"""Group predictions and scores into jobs: seeds trained in one job also share these jobs.
 
-A process that predicts pays for its imports and for loading a backbone, one that scores for
-starting Java. Runs that differ in their seed alone share both.
+A prediction process needs time for imports and to load a backbone, a scoring process to start Java.
+Runs that differ only in their seed share this time.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluationJobs:
-    """Jobs of one form: each takes some seeds of one row on some datasets."""
+    """Jobs with the same seeds and datasets, one job per row of a table."""
 
     name: str
-    """What tells their rule from others of its stage."""
+    """Part of the rule's name, unique within the stage."""
     rows: tuple[str, ...]
-    """The rows: what the paths of a row's runs have in common. A job each."""
+    """Common part of the run paths of each row; one job per row."""
     seeds: tuple[str, ...]
-    """The rest of the runs' paths."""
+    """Last part of the run paths."""
     datasets: tuple[str, ...]
 
     def paths(self) -> list[str]:
-        """Return the path of every output of a job, below `{row}`, seed by seed."""
+        """Return the paths of all outputs of a job below `{row}`, ordered by seed."""
         return [f"{seed}/{dataset}" for seed in self.seeds for dataset in self.datasets]
 
 
 def evaluation_jobs(plan: Plan) -> list[EvaluationJobs]:
-    """Return the jobs that make all predictions: seeds of a training job, on all datasets."""
+    """Return all prediction jobs: each has the seeds of one training job, on all datasets."""
     chunks = {
         f"{row}/seed{seed}": chunk
         for chunk, rows in plan.chunks().items()
@@ -54,7 +54,7 @@ def evaluation_jobs(plan: Plan) -> list[EvaluationJobs]:
 
 
 def scored_together(jobs: Iterable[EvaluationJobs]) -> dict[tuple[str, ...], list[str]]:
-    """Return the seeds whose scores on one dataset are made by a job, and the rows of such jobs."""
+    """Return the groups of seeds that a job scores on one dataset, with the rows of each group."""
     found: dict[tuple[str, ...], dict[str, None]] = {}
     for one in jobs:
         found.setdefault(one.seeds, {}).update(dict.fromkeys(one.rows))
@@ -67,7 +67,7 @@ def _name(seeds: tuple[str, ...], datasets: tuple[str, ...]) -> str:
 
 
 def _evaluated(plan: Plan) -> dict[Run, tuple[str, ...]]:
-    """Return the datasets that each run is scored on, over all tables."""
+    """Return for each run all datasets on which a table scores it."""
     found: dict[Run, dict[str, None]] = {}
     for table in plan.experiments:
         for run in plan.runs(table):

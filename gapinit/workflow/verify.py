@@ -1,8 +1,8 @@
-"""`gapinit verify`: whether a results folder still holds what was written, file by file.
+"""`gapinit verify`: compare every file of a results folder with its recorded checksum.
 
-Every artifact has the SHA-256 that its stage recorded (`gapinit.artifacts.digests`). All of them
-are computed again: of the configuration's own folder and of the datasets and backbones that it
-shares with others. No torch.
+Each stage records the SHA-256 of its files (`gapinit.artifacts.digests`). `verify` computes them
+again: for the configuration's folder, and for the datasets and backbones that it shares with other
+configurations. No torch.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from gapinit.data.manifest import IMAGES
 from gapinit.errors import GapinitError
 
 NOT_CHECKED = ("logs", "benchmarks")
-"""Folders of what is no result: logs and Snakemake's own timings."""
+"""Folders without results: logs and the timings that Snakemake writes."""
 SNAKEMAKE = ".snakemake_timestamp"
 TRACES = {
     "1_data": ("5_evaluate/features/*/{}.h5", "4_train/trunk/*/{}/*.h5"),
     "1_backbones": ("2_states/{}/*.h5", "5_evaluate/features/{}/*.h5"),
 }
-"""What a dataset or a backbone leaves where it was used."""
+"""Files that exist if a configuration has used a dataset or a backbone."""
 
 
 @dataclass
 class Verdict:
-    """What was found: paths by what is wrong with them, and how many files are as written."""
+    """Files with a wrong checksum, missing files, files without checksum; number of intact ones."""
 
     folders: list[Path] = field(default_factory=list)
     intact: int = 0
@@ -41,11 +41,11 @@ class Verdict:
 
     @property
     def clean(self) -> bool:
-        """Return whether everything is as it was written, and nothing else is there."""
+        """Return True if every file is intact and no other file exists."""
         return not (self.altered or self.missing or self.unknown)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the verdict for programs."""
+        """Return the verdict as JSON for programs."""
         found = {"altered": self.altered, "missing": self.missing, "unknown": self.unknown}
         return {
             "clean": self.clean,
@@ -59,10 +59,11 @@ class Verdict:
 
 
 def verify_results(results: Path) -> Verdict:
-    """Compute the digest of every file of one configuration's results again.
+    """Compare every file of one configuration's results with its checksum.
 
-    `results`: `results/<name>`. What its `configuration.json` names in `1_data` and `1_backbones`
-    beside it is verified as well. Raises GapinitError for a folder without any record.
+    `results`: `results/<name>`. The datasets and backbones that its `configuration.json` names, in
+    `results/1_data` and `results/1_backbones`, are verified, too. Raises GapinitError for a folder
+    without any checksum.
     """
     results = Path(results)
     if not results.is_dir():
@@ -79,10 +80,10 @@ def verify_results(results: Path) -> Verdict:
 
 
 def _shared(results: Path, verdict: Verdict) -> Iterator[Path]:
-    """Yield the datasets and backbones that a configuration uses, those that are there or were."""
+    """Yield the folders of the datasets and backbones that a configuration uses."""
     path = results / "configuration.json"
     if not path.is_file():
-        verdict.missing[path] = "it names the datasets and backbones that these results stand on"
+        verdict.missing[path] = "it names the datasets and backbones of these results"
         return
     try:
         content = read_json(path)
@@ -91,12 +92,12 @@ def _shared(results: Path, verdict: Verdict) -> Iterator[Path]:
     except (GapinitError, KeyError, TypeError, AttributeError) as error:
         verdict.altered[path] = f"not a checked configuration ({type(error).__name__}: {error})"
         return
-    # A configuration does not say what its backbones were pretrained on.
+    # A configuration does not name the datasets on which its backbones were pretrained.
     datasets += [path.name for path in sorted(results.parent.glob("1_data/*-pretraining"))]
     for stage, names in (("1_backbones", backbones), ("1_data", datasets)):
         for name in map(str, names):
             folder = results.parent / stage / name
-            # A configuration may name more than its tables use.
+            # A configuration may name backbones and datasets that its tables do not use.
             traces = [trace.format(escape(name)) for trace in TRACES[stage]]
             if folder.is_dir():
                 yield folder
@@ -107,7 +108,7 @@ def _shared(results: Path, verdict: Verdict) -> Iterator[Path]:
 def _verify(folder: Path, verdict: Verdict) -> None:
     files, records = _files(folder)
     expected: dict[Path, tuple[Path, str]] = {}
-    # A file's own record is newer than that of its folder, so it comes later.
+    # A file's own checksum is newer than the one in its folder's list, so it is read later.
     for place in sorted(records, key=lambda record: record.name != LISTING):
         try:
             listed = read_listing(place)
@@ -126,11 +127,11 @@ def _verify(folder: Path, verdict: Verdict) -> None:
 
 
 def _verify_images(listing: Path, verdict: Verdict) -> None:
-    """Verify the images of a dataset, which may lie in a folder of the user's own."""
+    """Verify the images of a dataset, which may be in a folder of the user."""
     try:
         root = read_json(listing.with_name("manifest.json"))["root"]
     except (GapinitError, KeyError, TypeError):
-        return  # the manifest's own verdict says what is wrong with it
+        return  # the verdict on the manifest itself names the error
     for name, said in read_listing(listing).items():
         path = Path(os.path.normpath(listing.parent / str(root) / name))
         _compare(path, listing, said, verdict)
@@ -154,7 +155,7 @@ def _compare(path: Path, place: Path, said: str, verdict: Verdict) -> None:
 
 
 def _files(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Return the files below a folder and the records among them; links are not followed."""
+    """Return the files and the checksum files below a folder; links are not followed."""
     files: list[Path] = []
     records: list[Path] = []
     for place, folders, names in os.walk(folder):

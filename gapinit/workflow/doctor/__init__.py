@@ -1,11 +1,12 @@
-"""`gapinit doctor`: what a configuration will download, write, hold in memory and take in time.
+"""`gapinit doctor`: the downloads, disk space, memory and time that a configuration needs.
 
-Nothing is started, fetched or written. Sizes come from the configuration, from the architecture
-files and from `config/sizes.yaml`; the output says which numbers rest on an assumption.
+The doctor starts no job, downloads nothing and writes nothing. It computes sizes from the
+configuration, the architecture files and `config/sizes.yaml`. Its output marks every assumption.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from gapinit.workflow.plan import Plan
 
 @dataclass(frozen=True)
 class Gpu:
-    """A card that is there."""
+    """A GPU of this machine."""
 
     name: str
     bytes: int
@@ -36,7 +37,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Disk:
-    """What is written to one file system, and what is free on it."""
+    """The bytes that a plan writes to one file system, and the free bytes on it."""
 
     path: Path
     bytes: int
@@ -45,7 +46,7 @@ class Disk:
 
 @dataclass
 class Diagnosis:
-    """Everything that `gapinit doctor` says of a plan."""
+    """All results of `gapinit doctor` for a plan."""
 
     plan: Plan
     jobs: Jobs
@@ -61,8 +62,8 @@ class Diagnosis:
 
 
 def examine(plan: Plan, tflops: float | None = None) -> Diagnosis:
-    """Return what a plan needs and what of it is missing."""
-    folder, jobs = plan.folder, plan_jobs(plan)
+    """Return what a plan needs and which of it is missing."""
+    folder, jobs, rate = plan.folder, plan_jobs(plan), tflops or TFLOPS
     known = read_sizes(folder)
     sizes = {name: dataset_size(plan, name, known) for name in jobs.datasets}
     facts = _facts(jobs.backbones, folder)
@@ -75,17 +76,16 @@ def examine(plan: Plan, tflops: float | None = None) -> Diagnosis:
     files = sources.dataset_files(plan, jobs, folder, known)
     weights = [sources.weights(plan, name, folder) for name in jobs.backbones]
     needs = disk_needs(plan, jobs, case_of)
-    rate = TFLOPS if tflops is None else tflops
     disks = _disks(plan, files, weights, needs)
     work = gpu_work(jobs, case_of, rate)
     diagnosis = Diagnosis(plan, jobs, rate, files, weights, needs, disks, work, _gpus())
     diagnosis.notes += [
-        f"dataset '{name}': size not known, left out"
+        f"dataset '{name}': size unknown, left out of the sums"
         for name, size in sizes.items()
         if size is None
     ]
     diagnosis.notes += [
-        f"backbone '{name}': no file in {folder}/architectures/, its sizes are left out"
+        f"backbone '{name}': no file in {folder}/architectures/, left out of the sums"
         for name in jobs.backbones
         if name not in facts
     ]
@@ -94,7 +94,7 @@ def examine(plan: Plan, tflops: float | None = None) -> Diagnosis:
 
 
 def _facts(backbones: Sequence[str], folder: Path) -> dict[str, Facts]:
-    """Return the shapes of the backbones that have an architecture file or are made here."""
+    """Return the shapes of backbones that have an architecture file or are pretrained here."""
     found = {}
     for name in backbones:
         family = read_yaml(folder / "backbones" / f"{name}.yaml").get("family")
@@ -106,7 +106,7 @@ def _facts(backbones: Sequence[str], folder: Path) -> dict[str, Facts]:
 def _disks(
     plan: Plan, files: Sequence[File], published: Sequence[Weights], needs: Sequence[Need]
 ) -> list[Disk]:
-    """Return what is written to each file system, and what is free there."""
+    """Return each file system with the bytes that the plan writes to it."""
     places = [
         *((Path(plan.config.data), file.written) for file in files),
         *((sources.hub_cache(), one.bytes or 0) for one in published if one.state == "to fetch"),
@@ -127,7 +127,7 @@ def _disks(
 
 
 def _gpus() -> list[Gpu]:
-    """Return the cards that PyTorch can use."""
+    """Return the GPUs that PyTorch can use."""
     import torch
 
     if not torch.cuda.is_available():
@@ -137,37 +137,40 @@ def _gpus() -> list[Gpu]:
 
 
 def _find_missing(found: Diagnosis) -> None:
-    """Add what stands in the way, and what is worth knowing, to a diagnosis."""
-    missing, notes = found.missing, found.notes
+    """Add to a diagnosis everything that would stop the workflow."""
+    missing = found.missing
     published = [one for one in found.weights if one.state != "made here"]
     if published and not found.gpus:
-        missing.append("GPU: none that PyTorch can use; these backbones take weeks without")
+        missing.append("GPU: none that PyTorch can use; without one these backbones take weeks")
     largest = max((gpu.bytes for gpu in found.gpus), default=None)
     for work in found.work:
         if largest is not None and work.memory > largest:
             missing.append(
                 f"GPU memory: {work.stage} of {work.backbone} needs about "
-                f"{show_bytes(work.memory)}, the largest card has {show_bytes(largest)}"
+                f"{show_bytes(work.memory)}, the largest GPU has {show_bytes(largest)}"
             )
     for disk in found.disks:
         if disk.bytes > disk.free:
             missing.append(
-                f"disk: {show_bytes(disk.bytes)} to be written at {disk.path}, "
+                f"disk: the workflow writes {show_bytes(disk.bytes)} at {disk.path}, "
                 f"{show_bytes(disk.free)} free"
             )
     missing += [file.instructions for file in found.files if file.state == "by hand"]
+    missing += [
+        f"backbone '{one.backbone}': its 'folder' contains no config.json"
+        for one in published
+        if one.state == "no folder"
+    ]
     fetched = [one for one in published if one.state == "to fetch"]
-    for one in published:
-        if one.state == "no folder":
-            missing.append(f"backbone '{one.backbone}': its 'folder' holds no config.json")
-    for one in fetched:
-        if one.gated and not sources.hub_token():
-            missing.append(
-                f"token: {one.repository} is behind the licence '{one.licence}': accept it on the "
-                "hub, then set HF_TOKEN or run `hf auth login`"
-            )
-    if fetched and sources.offline():
-        notes.append("HF_HUB_OFFLINE is set: the workflow fetches weights all the same")
+    missing += [
+        f"token: {one.repository} requires a licence: accept '{one.licence}' on the Hugging Face "
+        "hub, then set HF_TOKEN or run `hf auth login`"
+        for one in fetched
+        if one.gated and not sources.hub_token()
+    ]
+    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+    if fetched and offline:
+        found.notes.append("HF_HUB_OFFLINE is set; the workflow ignores it and downloads weights")
     if found.jobs.predictions:
         try:
             find_java()

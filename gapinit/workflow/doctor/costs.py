@@ -1,20 +1,19 @@
-"""Estimates of memory and work from a backbone's shapes, before anything is loaded.
+"""Estimates of memory and arithmetic from the shapes of a backbone.
 
-Memory of a stage is the weights that it holds, the states that it keeps and the largest thing that
-it makes on the way:
+The memory of a stage is its weights, the activations that it keeps and its largest temporaries:
 
-- forward: a layer works on 4 hidden and 3 inner widths a token; the vision tower, which runs
-  before, on 6 hidden and 2 inner widths a patch. The larger of the two counts.
-- states: every layer's output is kept until all are pooled.
-- train: a layer keeps 10 hidden and 4 inner widths a token for the gradient, and its adapters
-  float32 copies of all that they read (two with dropout); a labelled position's logits are there
-  in the model's dtype, in float32 and as gradients; an adapter's weight has a gradient and two
-  moments.
-- predict: key-value caches of all beams, and the prompts' forward pass.
+- forward: a decoder layer needs 4 hidden and 3 inner widths per token; the vision tower, which runs
+  first, 6 hidden and 2 inner widths per patch. The larger of the two counts.
+- states: the outputs of all layers, kept until they are pooled.
+- train: for the gradient, 10 hidden and 4 inner widths per token and layer; float32 copies of the
+  inputs of each adapter (two with dropout); logits of labelled positions in the model's dtype, in
+  float32 and as gradients; for each adapter weight a gradient and two moments.
+- predict: key-value caches of all beams, and the forward pass of the prompts.
 
-Work is two operations a weight and token forward, two more backward (frozen weights have no
-gradient of their own); the arithmetic of attention itself is left out. A step of decoding reads all
-weights once, so it never takes less than their bytes divided by the memory's bandwidth.
+The arithmetic is two operations per weight and token forward, and two more backward, since frozen
+weights need no gradient. The products of queries, keys and values within attention are not
+counted. A decoding step reads all weights once, so it takes at least their bytes divided by the
+memory bandwidth.
 """
 
 from __future__ import annotations
@@ -30,18 +29,18 @@ VISION = (6, 2)
 ADAPTER_STATES = 4
 """Copies of an adapter's weights in training: weight, gradient, two moments."""
 STEP_OVERHEAD_S = 0.03
-"""ASSUME: what launching one decoding step of some 30 layers takes, whatever the card."""
+"""ASSUME: seconds to launch one decoding step of about 30 layers, on any GPU."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some sequences of one image and one text each."""
+    """Sequences of one image and one text each."""
 
     sequences: int
     text_tokens: float
-    """Of a text, template included."""
+    """Tokens of a text with its template."""
     images: int | None = None
-    """How many images are looked at; None: one a sequence."""
+    """Different images in the batch; None: one per sequence."""
     size: tuple[int, int] = PHOTO
 
     def width(self, facts: Facts) -> float:
@@ -54,7 +53,7 @@ class Batch:
 
 
 def forward_bytes(facts: Facts, batch: Batch, vision: bool = True) -> int:
-    """Return what a forward pass makes on the way, beside weights and what it keeps."""
+    """Return the temporaries of a forward pass, without weights and kept activations."""
     hidden, inner = FORWARD
     widths = hidden * facts.hidden_size + inner * facts.mlp_width
     memory = batch.sequences * facts.memory_tokens(batch.size) * facts.hidden_size
@@ -73,11 +72,6 @@ def states_bytes(facts: Facts, batch: Batch) -> int:
     return facts.weights_bytes + round(kept) + forward_bytes(facts, batch)
 
 
-def trunk_bytes(facts: Facts, batch: Batch) -> int:
-    """Return the memory of the trunk stage; the weights above are loaded, too."""
-    return facts.weights_bytes + forward_bytes(facts, batch)
-
-
 def train_bytes(
     facts: Facts,
     batch: Batch,
@@ -86,9 +80,9 @@ def train_bytes(
     labelled: float,
     dropout: bool = False,
 ) -> int:
-    """Return the memory of training: of loading all, or of what is kept of it and the gradient.
+    """Return the memory of training: the larger of loading the whole model and a training step.
 
-    `labelled`: positions of a sequence that are learned.
+    `labelled`: positions of a sequence that have a label.
     """
     value, first = facts.value_bytes, min(layers)
     hidden, inner = KEPT
@@ -107,12 +101,12 @@ def train_bytes(
 
 
 def tail_parameters(facts: Facts, first: int) -> int:
-    """Return the weights that training holds: embeddings, layers from `first` on, output."""
+    """Return the number of weights in training: embeddings, layers from `first` up, output."""
     return facts.language_parameters - sum(facts.layer_parameters[:first])
 
 
 def predict_bytes(facts: Facts, batch: Batch, beams: int, new_tokens: int) -> int:
-    """Return the memory of decoding; each beam has a sequence of its own from the start."""
+    """Return the memory of decoding; every beam is a sequence from the first step."""
     wide = Batch(batch.sequences * beams, batch.text_tokens, batch.images, batch.size)
     length = round(batch.width(facts)) + new_tokens
     caches = wide.sequences * facts.kv_bytes(length, batch.size)
@@ -121,24 +115,24 @@ def predict_bytes(facts: Facts, batch: Batch, beams: int, new_tokens: int) -> in
 
 
 def vision_flops(facts: Facts, size: tuple[int, int] = PHOTO) -> float:
-    """Return the work of an image's features."""
+    """Return the operations of the vision tower for one image."""
     return 2.0 * facts.vision_parameters * facts.vision_patches(size)
 
 
 def forward_flops(facts: Facts, batch: Batch, layers: range, passes: int = 1) -> float:
-    """Return the work of some layers on a batch; `passes`: 2 with a backward pass."""
+    """Return the operations of some layers on a batch; `passes`: 2 with a backward pass."""
     weights = sum(facts.layer_parameters[layer] for layer in layers)
     work = weights * batch.tokens(facts)
     memory = facts.memory_tokens(batch.size)
     if memory:
-        # Keys and values of cross-attention are made of the image's tokens.
+        # Cross-attention computes keys and values from the image tokens.
         read = facts.kv_bytes(0, batch.size) / facts.value_bytes / facts.num_layers
         work += batch.sequences * read * facts.hidden_size * len(layers)
     return 2.0 * passes * work
 
 
 def packed_flops(facts: Facts, batch: Batch, layers: range) -> float:
-    """Return the work of some layers where all texts of an image stand behind one prefix."""
+    """Return the operations of some layers if all texts of an image share one prefix."""
     alone = forward_flops(facts, batch, layers)
     again = batch.sequences - (batch.images or batch.sequences)
     weights = sum(facts.layer_parameters[layer] for layer in layers)
@@ -146,12 +140,12 @@ def packed_flops(facts: Facts, batch: Batch, layers: range) -> float:
 
 
 def output_flops(facts: Facts, positions: float, passes: int = 1) -> float:
-    """Return the work of the output matrix."""
+    """Return the operations of the output matrix."""
     return 2.0 * passes * facts.output_parameters * positions
 
 
 def step_seconds(facts: Facts, sequences: int, flops: float, bandwidth: float) -> float:
-    """Return how long one decoding step takes, by its work, the weights read and its launch."""
+    """Return the seconds of one decoding step: arithmetic, reading weights or launch."""
     work = 2.0 * facts.language_parameters * sequences / flops
     read = facts.language_parameters * facts.value_bytes / bandwidth
     return max(work, read, STEP_OVERHEAD_S)

@@ -1,10 +1,11 @@
-"""What a plan writes to disk, by formulas from the backbones' shapes and the datasets' sizes.
+"""The bytes that a plan writes to disk, computed from shapes of backbones and sizes of datasets.
 
-A trunk (`gapinit.train.trunk.modes`) holds, in the backbone's own precision (2 bytes a value for
-bfloat16 and float16, else 4) or in `training.trunk_dtype`, d values for each image's prefix and,
-unless the lowest layer is adapted, for each text token, and the texts' ids and labels;
-features d values for each image token of an evaluation split; states and adapters are float32.
-Predictions, scores, logs, tables and figures are left out: they are small beside these.
+- A trunk (`gapinit.train.trunk.modes`) stores the ids and labels of the texts and d values for
+  each prefix token; d values for each text token, too, unless the lowest layer is adapted. A value
+  has the backbone's dtype (bfloat16 and float16: 2 bytes, else 4) or `training.trunk_dtype`.
+- Image features have d values for each image token of an evaluation split.
+- States and adapters are float32.
+- Predictions, scores, logs, tables and figures are small and not counted.
 """
 
 from __future__ import annotations
@@ -22,23 +23,23 @@ from gapinit.workflow.doctor.jobs import Case, Jobs
 from gapinit.workflow.plan import Plan
 
 STEP_BYTES = 60
-"""A line of a step log: loss, gradient, rate, alignment."""
+"""A line of a step log: loss, gradient norm, learning rate, alignment."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that are written at a place."""
+    """A file or folder that the plan writes, with its bytes."""
 
     kind: str
     name: str
     bytes: int
     path: Path
     there: bool = False
-    """Whether it is there already and is not written again."""
+    """True if it exists already: it is not written again."""
 
 
 def disk_needs(plan: Plan, jobs: Jobs, case_of: Callable[[str, str], Case | None]) -> list[Need]:
-    """Return what the stages write, as far as `case_of(backbone, dataset)` knows the sizes."""
+    """Return what the stages write; jobs of unknown size are left out."""
     out = Path(plan.config.results) / plan.config.name
     needs = []
 
@@ -75,7 +76,7 @@ def disk_needs(plan: Plan, jobs: Jobs, case_of: Callable[[str, str], Case | None
 
 
 def trunk_bytes(case: Case, layers: str) -> int:
-    """Return the bytes of a trunk: each image's prefix and, above the first layer, each text."""
+    """Return the bytes of a trunk."""
     training, facts = case.plan.config.training_of(case.backbone), case.facts
     images, texts = case.train.images, case.train.texts
     size = TrunkSize(
@@ -93,7 +94,7 @@ def trunk_bytes(case: Case, layers: str) -> int:
 
 
 def run_bytes(case: Case, run: Run) -> int:
-    """Return the bytes of a run's folder: adapter, what its method saves beside, step log."""
+    """Return the bytes of a run's folder: adapter, extra files of its method, step log."""
     assert run.rank is not None and run.layers is not None
     facts, applies = case.facts, METHODS[run.method].applies
     layers = case.adapted_layers(run.layers)

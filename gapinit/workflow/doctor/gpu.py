@@ -1,4 +1,4 @@
-"""Memory and time of a plan's GPU jobs, by the formulas of `gapinit.workflow.doctor.costs`."""
+"""Memory and time of the GPU jobs of a plan, with the formulas of `costs`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ FEATURES_BATCH = 64
 TRUNK_IMAGES = 16
 CAPTION_TOKENS = 12
 TFLOPS = 160.0
-"""ASSUME: 40 % of an H100's or H200's 400 TFLOP/s in dense bfloat16 that is reached in practice."""
+"""ASSUME: in practice an H100 or H200 reaches 40 % of its 400 TFLOP/s in dense bfloat16."""
 FLOAT32_SHARE = 1 / 8
-"""ASSUME: what float32 weights reach of that, without TF32."""
+"""ASSUME: share of this rate that float32 weights reach without TF32."""
 BANDWIDTH = 2e12
-"""ASSUME: bytes a second that decoding reads weights with."""
+"""ASSUME: bytes of weights per second that decoding reads."""
 LOADING = 1e9
-"""ASSUME: bytes a second that a job loads weights with; every job loads its backbone."""
+"""ASSUME: bytes of weights per second when a job loads them; every job loads its backbone."""
 
 
 @dataclass(frozen=True)
@@ -34,40 +34,35 @@ class Work:
     jobs: int
     seconds: float
     memory: int
-    """Of the job that needs most."""
+    """Of the job that needs the most."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """One job: its arithmetic and memory, and the decoding steps that it takes beside."""
+    """One job: its arithmetic and memory, and its decoding steps."""
 
     operations: float
     memory: int
     steps: int = 0
     sequences: int = 0
-    """In a decoding step."""
+    """Sequences of a decoding step."""
 
     def seconds(self, case: Case, tflops: float) -> float:
-        """Return how long the job takes at a rate reached in bfloat16."""
+        """Return the seconds of the job; `tflops`: the rate in bfloat16."""
         facts = case.facts
         rate = tflops * 1e12 * (FLOAT32_SHARE if facts.dtype == "float32" else 1.0)
-        decoding = 0.0
-        if self.steps:
-            step = costs.step_seconds(facts, self.sequences, rate, BANDWIDTH)
-            decoding = self.steps * step
-        return self.operations / rate + decoding + facts.weights_bytes / LOADING
+        step = costs.step_seconds(facts, self.sequences, rate, BANDWIDTH)
+        return self.operations / rate + self.steps * step + facts.weights_bytes / LOADING
 
 
 Asked = tuple[str, str, str, Callable[[Case], Estimate]]
-"""Stage, backbone, dataset, and the estimate of a job."""
+"""Stage, backbone, dataset, and the function that estimates a job."""
 
 
-def gpu_work(
-    jobs: Jobs, case_of: Callable[[str, str], Case | None], tflops: float = TFLOPS
-) -> list[Work]:
-    """Return the work of each stage and backbone, in the order in which stages run.
+def gpu_work(jobs: Jobs, case_of: Callable[[str, str], Case | None], tflops: float) -> list[Work]:
+    """Return the work of each stage and backbone, in the order of the stages.
 
-    Jobs whose backbone or dataset `case_of` does not know the size of are left out.
+    Jobs whose backbone or dataset has an unknown size are left out.
     """
     found: dict[tuple[str, str], list[tuple[float, int]]] = {}
     for stage, backbone, dataset, estimate in _asked(jobs):
@@ -78,18 +73,13 @@ def gpu_work(
         if stage != "states" and getattr(case.size, split) is None:
             continue
         job = estimate(case)
-        one = (job.seconds(case, tflops), job.memory)
-        found.setdefault((stage, backbone), []).append(one)
-    return [
-        Work(
-            stage,
-            backbone,
-            len(each),
-            sum(seconds for seconds, _ in each),
-            max(memory for _, memory in each),
-        )
-        for (stage, backbone), each in found.items()
-    ]
+        pair = (job.seconds(case, tflops), job.memory)
+        found.setdefault((stage, backbone), []).append(pair)
+    work = []
+    for (stage, backbone), each in found.items():
+        seconds, memory = zip(*each, strict=True)
+        work.append(Work(stage, backbone, len(each), sum(seconds), max(memory)))
+    return work
 
 
 def _asked(jobs: Jobs) -> Iterable[Asked]:
@@ -123,7 +113,7 @@ def _trunk(case: Case, layers: str) -> Estimate:
     work += train.images * costs.vision_flops(facts, case.image)
     texts = round(TRUNK_IMAGES * train.texts / max(1, train.images))
     step = Batch(texts, case.text_tokens, TRUNK_IMAGES, case.image)
-    return Estimate(work, costs.trunk_bytes(facts, step))
+    return Estimate(work, facts.weights_bytes + costs.forward_bytes(facts, step))
 
 
 def _train(case: Case, run: Run) -> Estimate:
@@ -156,6 +146,6 @@ def _predict(case: Case) -> Estimate:
     work = costs.forward_flops(facts, whole, range(facts.num_layers))
     samples = min(decoding.batch_size, all_samples)
     memory = costs.predict_bytes(facts, Batch(samples, text, size=case.image), beams, new)
-    # ASSUME: every batch decodes to the longest answer that is allowed.
+    # ASSUME: every batch decodes until the maximum length.
     steps = -(-all_samples // max(1, samples)) * new
     return Estimate(work, memory, steps, samples * beams)

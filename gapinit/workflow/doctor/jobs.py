@@ -1,4 +1,4 @@
-"""What a plan will run: the jobs of every stage that costs disk, memory or time. No torch."""
+"""The jobs of a plan in every stage that needs much disk, memory or time. No torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Jobs:
     states: list[tuple[str, str]]
     """Backbone and dataset."""
     gaps: list[tuple[str, str]]
-    """Backbone, and calibration with its size."""
+    """Backbone and name of the gap: calibration source with its size."""
     trunks: list[tuple[str, str, str]]
     """Backbone, dataset and layers."""
     trained: list[Run]
@@ -36,7 +36,7 @@ class Jobs:
 
     @property
     def count(self) -> int:
-        """Return how many pieces of work these are, scores included; jobs may share several."""
+        """Return the units of work, scores included; one Snakemake job may do several."""
         made = len(self.datasets) + len(self.backbones) + len(self.states) + len(self.gaps)
         learned = len(self.trunks) + len(self.trained) + len(self.features)
         return made + learned + 2 * len(self.predictions)
@@ -44,7 +44,7 @@ class Jobs:
 
 @dataclass(frozen=True)
 class Case:
-    """A backbone with known shapes on a dataset, whose size may be unknown."""
+    """A backbone with known shapes on a dataset; `size` is None if it is unknown."""
 
     plan: Plan
     backbone: str
@@ -60,27 +60,28 @@ class Case:
 
     @property
     def train(self) -> Train:
-        """Return the size of the training split, which is known."""
+        """Return the size of the training split; only for cases that have one."""
         assert self.size is not None and self.size.train is not None
         return self.size.train
 
     @property
     def test(self) -> Test:
-        """Return the size of the evaluation split, which is known."""
+        """Return the size of the evaluation split; only for cases that have one."""
         assert self.size is not None and self.size.test is not None
         return self.size.test
 
     @property
     def text_tokens(self) -> int:
-        """Return the tokens of a training text, template included, as cut by the recipe."""
+        """Return the tokens of a training text with its template, after truncation."""
         longest = self.plan.max_tokens(self.dataset, self.backbone)
         return self.facts.template.prompt + min(self.train.tokens, longest)
 
     def adapted_layers(self, layers: str) -> range:
         """Return the layers that a strategy adapts.
 
-        GG-Safe chooses by what is measured; the last layers stand for its choice: all layers of a
-        decoder have the same size, and only how many run below the first one differs.
+        GG-Safe chooses layers from measurements that do not exist yet, so the last layers are
+        taken instead. All layers of a decoder have the same size; only the number of frozen layers
+        below the first adapted one may differ.
         """
         total = self.facts.num_layers
         chosen = self.plan.config.layers_of(self.backbone).num_layers
@@ -88,9 +89,9 @@ class Case:
 
 
 def plan_jobs(plan: Plan) -> Jobs:
-    """Return the jobs that a plan's tables and figures need."""
+    """Return the jobs that the tables and figures of a plan need."""
     trained = plan.trained()
-    # Layers are chosen, and the figures drawn, from the default gap.
+    # The choice of layers and the figures read the default gap.
     needing = [plan.config.backbone, *(run.backbone for run in trained)]
     gaps = [(backbone, plan.default_gap) for backbone in needing]
     gaps = _once([*gaps, *((run.backbone, plan.gap_name(run)) for run in trained)])

@@ -1,4 +1,4 @@
-"""`gapinit rehearse --device meta`: what a backbone's shapes say, without a single weight."""
+"""`gapinit rehearse --device meta`: parameters and bytes of a backbone, without weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NEW_TOKENS = 32
 def shapes(
     facts: Facts, name: str, layers: Sequence[int], pairs: int, rank: int = 1
 ) -> dict[str, Any]:
-    """Return everything that `print_shapes` prints, as JSON; `rank`: beside ranks 1 and 8."""
+    """Return the content of `print_shapes` as JSON; `rank` is added to ranks 1 and 8."""
     tokens = facts.prefix_tokens() + facts.template.prompt + NEW_TOKENS
     return {
         "backbone": name,
@@ -70,12 +70,12 @@ def print_shapes(found: dict[str, Any]) -> None:
         (f"weights in {found['dtype']}", show_bytes(found["weights_bytes"])),
         ("hidden size, layers", f"{found['hidden_size']}, {found['layers']}"),
         ("vocabulary", f"{found['vocabulary']:,}"),
-        ("image tokens of 640 x 480", f"{found['image_tokens']:,}"),
+        ("image tokens at 640 x 480", f"{found['image_tokens']:,}"),
         ("  read by cross-attention", f"{found['memory_tokens']:,}"),
-        ("  in the text's stream, with template", f"{found['prefix_tokens']:,}"),
+        ("  in the text sequence, with template", f"{found['prefix_tokens']:,}"),
         (f"states of {found['pairs']} pairs", show_bytes(found["states_bytes"])),
-        ("trunk, an image", show_bytes(found["trunk_bytes_per_image"])),
-        ("trunk, a caption's token", show_bytes(found["trunk_bytes_per_token"])),
+        ("trunk, per image", show_bytes(found["trunk_bytes_per_image"])),
+        ("trunk, per caption token", show_bytes(found["trunk_bytes_per_token"])),
         (
             f"key-value cache of {found['sequence_tokens']} tokens",
             show_bytes(found["kv_cache_bytes_per_sequence"]),
@@ -91,7 +91,9 @@ def print_shapes(found: dict[str, Any]) -> None:
         for it in group["modules"]
     ]
     print_table(
-        "adapted matrices, and what B takes", ("layers", "matrix", "d_out x d_in", "B"), rows
+        "adapted matrices, and the side of the gap in B",
+        ("layers", "matrix", "d_out x d_in", "B"),
+        rows,
     )
 
 

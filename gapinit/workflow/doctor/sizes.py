@@ -1,4 +1,4 @@
-"""How large datasets are: known sizes of real ones, settings of generated ones, local folders."""
+"""Sizes of datasets: from `config/sizes.yaml`, a generator's settings, or files on disk."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from gapinit.workflow.plan import Plan
 
 Count = Annotated[int, Field(ge=0)]
 CAPTIONS_PER_IMAGE = 5
-"""Of a generated image, as of COCO's."""
+"""Captions of each generated image, as in COCO."""
 POPE_QUESTIONS = 6
-"""Of an object in a generated POPE: yes and no in each of three files."""
+"""Questions for each object in a generated POPE: one yes and one no in each of three files."""
 TURN_TOKENS = 16
-"""ASSUME: a turn of a generated conversation, a question with its answer."""
+"""ASSUME: tokens of one turn of a generated conversation: a question with its answer."""
 CAPTION_TOKENS = 12
 QUESTION_TOKENS = 10
 
@@ -52,7 +52,7 @@ class Size(Settings):
 
 
 class DownloadSize(Settings):
-    """What `config/downloads.yaml` does not say of a file."""
+    """Sizes of a download that `config/downloads.yaml` does not give."""
 
     bytes: Count | None = None
     unpacked: Count | None = None
@@ -66,12 +66,12 @@ class Sizes(Settings):
 
 
 def read_sizes(folder: Path) -> Sizes:
-    """Read `sizes.yaml` in the folder `config/`."""
+    """Read `sizes.yaml` from the folder `config/`."""
     return read_settings(folder / "sizes.yaml", Sizes)
 
 
 def dataset_size(plan: Plan, name: str, sizes: Sizes) -> Size | None:
-    """Return how large a dataset is; None: a folder of which nothing is known yet."""
+    """Return the size of a dataset; None if it is unknown until the files are downloaded."""
     settings = plan.datasets[name]
     if isinstance(settings, ScenesSettings):
         return _generated(settings)
@@ -84,6 +84,7 @@ def dataset_size(plan: Plan, name: str, sizes: Sizes) -> Size | None:
 
 
 def _generated(settings: ScenesSettings) -> Size:
+    """Return the size of a dataset that the workflow generates."""
     images, side = settings.images, (settings.image_size, settings.image_size)
     asked = settings.questions_per_image
     learned = images.train + images.restval
@@ -109,7 +110,7 @@ def _generated(settings: ScenesSettings) -> Size:
 
 
 def _read(manifest: Manifest) -> Size:
-    """Return the size of a dataset that has been read."""
+    """Return the size of a dataset from its manifest."""
     plain = Prompts(caption="", question="{question}", chat="{question}", turn="{question}")
     samples = manifest.splits
     images = {name: len({sample.path for sample in samples[name]}) for name in samples}

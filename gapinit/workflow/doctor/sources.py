@@ -1,8 +1,7 @@
-"""What comes from elsewhere: the datasets' files and published weights. Nothing is fetched."""
+"""The downloads of a plan: files of datasets and published weights. Nothing is downloaded."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,27 +16,27 @@ from gapinit.workflow.doctor.sizes import DownloadSize, Sizes
 from gapinit.workflow.plan import Plan
 
 WEIGHTS_THERE = 0.95
-"""Share of the expected bytes from which a repository's weights count as all there."""
+"""Weights count as downloaded if at least this share of the expected bytes is on disk."""
 
 
 @dataclass(frozen=True)
 class File:
-    """A download of some datasets."""
+    """A file to download, and the datasets that read it."""
 
     name: str
     datasets: list[str]
     bytes: int | None
-    """To be fetched; None: not known."""
+    """Size of the download; None: unknown."""
     unpacked: int
     known: bool
-    """Whether the publisher's own size is in the table; else it is rounded up."""
+    """True if `downloads.yaml` has the exact size; else `bytes` is rounded up."""
     state: str
     """`there`, `to fetch`, or `by hand`."""
     instructions: str = ""
 
     @property
     def written(self) -> int:
-        """Return the bytes that it leaves on disk: the archive, which is kept, and its content."""
+        """Return the bytes to write: the archive, which is kept, and its content."""
         return self.unpacked + (0 if self.state == "there" else self.bytes or 0)
 
 
@@ -55,7 +54,7 @@ class Weights:
 
 
 def dataset_files(plan: Plan, jobs: Jobs, folder: Path, sizes: Sizes) -> list[File]:
-    """Return the downloads of the datasets that the jobs read, each once."""
+    """Return the downloads of all datasets that the jobs read, each once."""
     table = read_downloads(Path(plan.config.downloads or folder / "downloads.yaml"))
     readers: dict[str, list[str]] = {}
     for dataset in jobs.datasets:
@@ -86,7 +85,7 @@ def _file(
 
 
 def weights(plan: Plan, name: str, folder: Path) -> Weights:
-    """Return what has to be fetched of a backbone: bytes are in the dtype that is published."""
+    """Return a backbone's weights; the bytes are those of the published dtype."""
     if plan.backbone_setting(name, "family") in PRETRAINED:
         return Weights(name, "", 0, "", False, "made here")
     settings = read_settings(folder / "backbones" / f"{name}.yaml", HubSettings)
@@ -106,7 +105,7 @@ def _state(plan: Plan, settings: HubSettings, count: int) -> str:
     if settings.folder is not None:
         return "there" if (settings.folder / "config.json").is_file() else "no folder"
     snapshots = hub_cache() / f"models--{settings.repository.replace('/', '--')}" / "snapshots"
-    # Of several revisions one is enough; files are links into the cache.
+    # One complete revision is enough. Files are links into the cache.
     for snapshot in sorted(snapshots.glob("*")):
         here = sum(file.stat().st_size for file in snapshot.glob("*.safetensors") if file.exists())
         if here and here >= WEIGHTS_THERE * count:
@@ -115,19 +114,14 @@ def _state(plan: Plan, settings: HubSettings, count: int) -> str:
 
 
 def hub_cache() -> Path:
-    """Return the folder in which the Hugging Face hub's files are kept."""
+    """Return the cache folder of the Hugging Face hub."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
 
 
 def hub_token() -> bool:
-    """Say whether there is a token for the hub: HF_TOKEN, or the file of `hf auth login`."""
+    """Return True if HF_TOKEN or the file of `hf auth login` has a token for the hub."""
     from huggingface_hub import get_token
 
     return bool(get_token())
-
-
-def offline() -> bool:
-    """Say whether the hub is switched off for this shell."""
-    return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
