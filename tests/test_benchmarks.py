@@ -203,5 +203,5 @@ def test_rows_alone_add_up_their_jobs(tmp_path: Path) -> None:
     with pytest.raises(GapinitError, match="no benchmark files"):
         read_times(tmp_path / "elsewhere", plan)
     next(iter(cached)).write_text("interrupted\n", encoding="utf-8")
-    with pytest.raises(GapinitError, match=r"naive|\.log: no line at its end"):
+    with pytest.raises(GapinitError, match=r"\.log: the last line"):
         read_times(tmp_path, plan)
