@@ -132,7 +132,7 @@ def test_the_paper_at_full_scale_by_hand(diagnose):
 def test_missing_items_are_listed(diagnose, monkeypatch):
     missing = "\n".join(diagnose("paper").missing)
     assert "GPU: none" in missing
-    assert "flickr30k-images cannot be fetched" in missing
+    assert "flickr30k-images has to be downloaded by hand" in missing
     assert "token: google/gemma-3-4b-it" in missing
     assert "disk" not in missing
     monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(0, 0, GB))
