@@ -121,12 +121,6 @@ def test_calibration_sets_are_nested(tmp_path: Path, layers: tuple[np.ndarray, .
     np.testing.assert_allclose(small[0].text_mean, layers[0][:, :16].mean(axis=1), rtol=1e-5)
 
 
-def test_without_held_out_pairs(states: Path) -> None:
-    found = estimate(states, size=40, heldout=0)
-    assert found.heldout_gap is None and found.cosine_heldout is None
-    assert found.per_sample.shape == (LAYERS, 40)
-
-
 def test_provenance(tmp_path: Path, layers: tuple[np.ndarray, ...]) -> None:
     images = np.array([f"{number // 3}.jpg" for number in range(PAIRS)], dtype=object)
     states = write_states(tmp_path / "states.h5", *layers, images=images)
@@ -217,7 +211,7 @@ def in_turn(*parts: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("count", [2, 3])
-@pytest.mark.parametrize(("size", "heldout"), [(24, 12), (25, 12), (25, 13), (16, 0)])
+@pytest.mark.parametrize(("size", "heldout"), [(25, 12), (16, 0)])
 def test_a_mixture_is_one_file_with_the_pairs_in_turn(
     tmp_path: Path,
     files: tuple[Path, ...],
@@ -261,13 +255,6 @@ def test_a_mixture_is_half_of_each(
     made_from = mixed.inputs["states"]
     assert [entry["pairs"] for entry in made_from] == [first + 1, second + 1]
     assert [entry["sha256"] for entry in made_from] == [sha256(path) for path in files]
-
-
-def test_the_order_of_the_files_decides_only_who_is_first(files: tuple[Path, Path]) -> None:
-    even = [estimate(*order, size=24).gap_mean for order in (files, files[::-1])]
-    np.testing.assert_allclose(even[0], even[1], rtol=1e-12)
-    odd = [estimate(*order, size=25).gap_mean for order in (files, files[::-1])]
-    assert not np.allclose(odd[0], odd[1], rtol=1e-4)
 
 
 def test_an_image_is_an_id_in_a_file(
