@@ -255,7 +255,6 @@ def test_the_sign_of_b_does_not_matter(world: SmallWorld) -> None:
     [
         ("orthogonal", {"rank": 3}, r"'rank': .*'orthogonal'.*even rank, found 3"),
         ("random-b", {"noise": 0.5}, "'random-b' takes no noise, found 0.5"),
-        ("gradient", {"first_batches": None}, "made from training batches, and none were given"),
     ],
 )
 def test_what_a_method_is_not_made_for(
