@@ -1,7 +1,7 @@
-"""Where each LoRA module of a model should point, by a gap that was measured on that model.
+"""The direction of each LoRA module of a model, from a gap that was measured on that model.
 
-With dW = (alpha / r) B A, a direction is a column of B: where in its output space a module may
-write.
+With dW = (alpha / r) B A, a direction is a column of B: the line in the output space along which
+the module can write.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class Linear(NamedTuple):
     """In the plain model."""
     layer: int
     module: Any
-    """PEFT's layer, where there is one; Any: its stubs know matrices as modules only."""
+    """PEFT's layer if the module has an adapter; Any, because PEFT's stubs lack its matrices."""
     dtype: torch.dtype
-    """Of the model's hidden states."""
+    """dtype of the model's hidden states."""
 
 
 def alignment(
@@ -54,9 +54,9 @@ def alignment(
 ) -> dict[str, float]:
     """Return the cosine of B's first column to the direction of each module, by module name.
 
-    The direction is the one that `initialize_lora_gap_weights` gives the module. A zero column
-    (standard LoRA at step 0) has none: its cosine is given as 0. `GapinitError` where that
-    function raises one for the model or the gap.
+    The direction is that of `initialize_lora_gap_weights`. The cosine of a zero column (standard
+    LoRA at step 0) is given as 0. Raises GapinitError for an unsuitable model or gap, as that
+    function does.
     """
     check_choice("coordinates", coordinates, Coordinates)
     modules, _ = covered_modules(peft_model, gap, adapter_name)
@@ -95,10 +95,10 @@ def decoder_modules(backbone: Backbone, adapter_name: str = ADAPTER) -> list[Lin
 def covered_modules(
     peft_model: Any, gap: GapVectors, adapter_name: str
 ) -> tuple[list[Linear], Comparison]:
-    """Return an adapter's LoRA modules in the model's order, and how the model was compared.
+    """Return an adapter's LoRA modules in the model's order, and the comparison of the weights.
 
-    `GapinitError` if there are none, the gap is of another model, or one of them lies outside the
-    decoder or in a layer that the gap does not cover.
+    Raises GapinitError if there are none, if the gap belongs to another model, or if a module is
+    outside the decoder or in a layer that the gap does not cover.
     """
     backbone = wrap_model(peft_model)
     every = lora_layers(peft_model, adapter_name)
@@ -153,10 +153,10 @@ def module_directions(
     """Return each module's unit direction, (d_out,) float64 in main memory, by module name.
 
     "layer": a module that writes into the hidden space (d_out = d) takes its layer's gap g, any
-    other takes W0 g, the image of the gap under its own frozen matrix. "module": the gap that was
-    measured at the module's own output. `vectors` replace the gap's own, by layer or by module.
-    `untrained`: W0 is the base weight plus the adapter's part, which PiSSA has moved from the one
-    to the other. `GapinitError` names the module that has no such direction.
+    other takes W0 g, the image of the gap under its own frozen matrix. "module": the gap measured
+    at the module's own output. `vectors` replace those of the gap, by layer or by module.
+    `untrained`: W0 is the base weight plus the adapter's part, because PiSSA moves weight from one
+    to the other. GapinitError names a module without such a direction.
     """
     directions = {}
     for one in modules:
@@ -174,7 +174,7 @@ def module_directions(
 
 
 def raw_vector(gap: GapVectors, key: int | str) -> Tensor:
-    """Return a layer's or a module's own gap, not normalised; `GapinitError` if it is zero."""
+    """Return the gap of a layer or of a module, not normalised; GapinitError if it is zero."""
     if isinstance(key, int):
         vector, origin = gap.vector(key), f"gap of decoder layer {key}"
     elif key in gap.modules:
@@ -202,7 +202,7 @@ def base_weight(module: Any, name: str) -> Tensor:
     base = base_of(module)
     kind = get_bnb_param_type(base.weight) if hasattr(base, "weight") else False
     try:
-        # PEFT's helper for modules, given an 8-bit one in main memory, loses its scales.
+        # PEFT's helper for modules loses the scales of an 8-bit module in main memory.
         if kind:
             state = base.state if kind == "8bit" else None
             weight = dequantize_bnb_weight(base.weight, state=state)
@@ -218,10 +218,10 @@ def base_weight(module: Any, name: str) -> Tensor:
 def _image(one: Linear, vector: Tensor, untrained: bool) -> Tensor:
     """Return W0 g in float64, in main memory.
 
-    A quantised module computes its output for g instead: there are many kinds of quantisation, and
-    bitsandbytes keeps a 4-bit weight in another order after the first pass on a CPU.
+    A quantised module computes its output for g instead: quantisation formats differ, and
+    bitsandbytes reorders a 4-bit weight after the first pass on a CPU.
     """
-    # ASSUME: the paper does not say what modules of another width (fc1, gate, up) take.
+    # ASSUME: the paper does not give the direction of modules of another width (fc1, gate, up).
     if one.module.in_features != len(vector):
         raise GapinitError(
             f"{one.name}: input of width {one.module.in_features} and output of width "
@@ -247,12 +247,11 @@ def _answer(one: Linear, base: Any, vector: Tensor) -> Tensor:
     """Return a linear module's output for a vector, without its bias."""
     tensors = [*base.parameters(), *base.buffers()]
     device = tensors[0].device if tensors else torch.device("cpu")
-    # Scaled to the length of hidden states, for which half precision and 8-bit products are exact
-    # enough.
+    # Scaled to the length of hidden states, where half precision and 8-bit products are accurate.
     scale = len(vector) ** 0.5 / torch.linalg.vector_norm(vector)
     states = (vector * scale).to(device, one.dtype)[None, None]
     try:
-        output = base.forward(states)[0, 0]  # without the hooks of other code
+        output = base.forward(states)[0, 0]  # without hooks
     except (AttributeError, TypeError, ValueError, RuntimeError, ImportError) as error:
         raise _unreadable(base, one.name, error) from None
     bias = getattr(base, "bias", None)
@@ -275,11 +274,11 @@ def _some(names: Sequence[str]) -> str:
 def gap_share(
     backbone: Backbone, layers: Sequence[int], batch: Mapping[str, Any], gap: GapVectors
 ) -> float:
-    """Return the mean over target weights of |u^T G|^2 / |G|^2, their gradient's share along u.
+    """Return the mean over target weights of |u^T G|^2 / |G|^2, the gradient's share along u.
 
-    With A = 0 the first gradient of A is (alpha / r) u^T G, so this is what an adapter along the
-    unit gap u gets of the squared gradient; for a random u its mean is 1 / d_out (paper,
-    Proposition 3.1). Measured on the backbone without an adapter: the method does not affect it.
+    With A = 0 the first gradient of A is (alpha / r) u^T G, so an adapter along the unit gap u
+    receives this share of the squared gradient; for a random u its mean is 1 / d_out (paper,
+    Proposition 3.1). Measured on the backbone without an adapter, so equal for all methods.
     """
     linears = decoder_linears(backbone)
     targets = [
@@ -291,7 +290,7 @@ def gap_share(
     def share(name: str, gradient: Tensor) -> float:
         matrix = gradient.to("cpu", torch.float64)
         total = matrix.square().sum().item()
-        # A weight without gradient has none along u either.
+        # The share of a zero gradient is 0.
         return (directions[name] @ matrix).square().sum().item() / total if total > 0 else 0.0
 
     shares = over_gradients(backbone, layers, batch, share)

@@ -1,9 +1,8 @@
 """A frozen matrix and its LoRA in one step: y = W x + b + s B A x.
 
-PEFT computes the two terms apart, and scales and adds them in passes of their own over the output,
-forward and backward. At rank 1 the arithmetic of B A x is nothing and those passes are most of what
-an adapter costs. Here the second term is added in place by the matrix product itself; the
-gradients are those of the same formula:
+PEFT computes the two terms separately, and scales and adds them in extra passes over the output,
+forward and backward. At rank 1 the arithmetic of B A x is negligible, and these passes are most of
+the cost of an adapter. Here the matrix product itself adds the second term in place. The gradients:
 
     dL/dx = W^T g + s A^T B^T g,   dL/dA = s (B^T g) x^T,   dL/dB = s g (A x)^T.
 """
@@ -26,9 +25,9 @@ if TYPE_CHECKING:
 def fuse(model: PeftModel) -> int:
     """Let the model's plain LoRA modules compute both terms in one step; return how many do.
 
-    What is plain: LoRA without a variant (DoRA) on a linear module of the adapter's own dtype.
-    Names, weights and what is saved stay what they are; a module whose adapter is switched off or
-    merged runs as PEFT would run it.
+    Plain means LoRA without a variant (DoRA) on a linear module of the adapter's dtype. Names,
+    weights and saved files do not change; a module whose adapter is disabled or merged runs PEFT's
+    own code.
     """
     plain: list[Any] = [module for module in model.modules() if _is_plain(module)]
     for module in plain:

@@ -31,31 +31,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InitializedModule:
-    """What one LoRA module was given."""
+    """The initial state of one LoRA module."""
 
     name: str
     """In the plain model."""
     layer: int
     cosine: float
-    """Of B's first column, as it is stored, to the module's direction without noise."""
+    """Cosine of B's first column, as stored, to the module's direction without noise."""
     noise_cosine: float
-    """Of the direction with noise to that without, before it is stored; 1 without noise."""
+    """Cosine of the noisy direction to the clean one, before storage; 1 without noise."""
 
 
 @dataclass(frozen=True)
 class GapReport:
-    """What `initialize_lora_gap_weights` did; printed, one line for each decoder layer."""
+    """The result of `initialize_lora_gap_weights`; prints as one line per decoder layer."""
 
     adapter_name: str
     coordinates: str
     noise: float
     noise_cosine: float
-    """Mean cosine of the gaps with noise to those without, over layers or modules."""
+    """Mean cosine of the noisy gaps to the clean ones, over layers or modules."""
     modules: tuple[InitializedModule, ...]
     weights_compared: int
-    """Weights of the model that were compared with those the gap was measured on."""
+    """Number of weights that were compared with the fingerprint of the gap's model."""
     weights_skipped: int
-    """Weights that could not be compared: quantised, not in memory, or not known to the gap."""
+    """Number of weights that were not compared: quantised, not in memory, or not in the gap."""
 
     def __str__(self) -> str:
         """Return a table: for each layer how many modules, and their smallest cosines."""
@@ -89,26 +89,26 @@ def initialize_lora_gap_weights(
 ) -> GapReport:
     """Set A = 0 and the first column of B to the unit gap of each module's layer, in place.
 
-    dW = (alpha / r) B A is exactly 0 at step 0, so the model gives what the plain one gives, and
-    the first gradient of A is B^T (dL/dh) x^T: the gradient seen along the gap. Further columns
-    (r > 1) are random unit vectors. dtype and device of A and B stay.
+    dW = (alpha / r) B A is exactly 0 at step 0, so the outputs equal those of the plain model, and
+    the first gradient of A is B^T (dL/dh) x^T: the part of the gradient along the gap. Further
+    columns (r > 1) are random unit vectors. dtype and device of A and B do not change.
 
     `gap`: from `estimate_gap` on this model. `coordinates`: "layer" (the paper's): a module whose
     output is as wide as the hidden states takes g, any other takes normalize(W0 g); "module": the
-    gap that was measured at the module's own output. `noise` = epsilon >= 0 turns the gap:
+    gap measured at the module's own output. `noise` = epsilon >= 0 rotates the gap:
 
         g' = normalize(g / |g| + epsilon eta / sqrt(d)), eta ~ N(0, I)      `noise_scale`: "unit"
         g' = normalize(g + epsilon eta)                                     "raw", as printed
 
     The expected cosine to g is 1 / sqrt(1 + epsilon^2) with "unit" and depends on |g| with "raw";
-    the report has the actual one. `generator` draws in float64: eta, (L, d) for all layers of
-    the decoder or (d_out,) module by module; then all columns of B, (d_out, r), module by module
-    in the model's order. None: torch's own.
+    the report has the actual one. `generator` (default: torch's) draws in float64: eta, (L, d) for
+    all decoder layers or (d_out,) for each module; then all columns of B, (d_out, r), for each
+    module in the model's order.
 
-    Either every module is set or none. `GapinitError` for a model without LoRA, an unknown
-    adapter, a gap of another model or without direction, a module outside the layers that the gap
-    covers, an adapter whose A is frozen (LoRA-FA), and one whose initialisation has changed the
-    base weights (PiSSA, OLoRA, LoftQ, ...).
+    On an error no module is changed. Raises GapinitError for a model without LoRA, an unknown
+    adapter, the gap of another model, a zero gap, a module outside the layers that the gap covers,
+    an adapter whose A is frozen (LoRA-FA), and an initialisation that changes the base weights
+    (PiSSA, OLoRA, LoftQ, ...).
 
     Source: Zhao et al., "When Is Rank-1 Enough?", Algorithm 1, section 4.3; noise: Appendix E.
     """
@@ -151,7 +151,7 @@ def point(
 ) -> None:
     """Set A = 0 and the first column of B to each LoRA module's direction, in place.
 
-    Further columns are random unit vectors. Either every module is set or none.
+    Further columns are random unit vectors. On an error no module is changed.
     """
     _require_trainable(layers, adapter_name)
     magnitudes = {name: _magnitude(name, lora, adapter_name) for name, lora in layers.items()}
@@ -164,7 +164,7 @@ def point(
 def _require_plain_start(peft_model: Any, adapter_name: str) -> None:
     config = getattr(peft_model, "peft_config", {}).get(adapter_name)
     start = getattr(config, "init_lora_weights", True)
-    # PEFT's other initialisers take part of W0 into the adapter, or need their own name to load.
+    # PEFT's other initialisers move part of W0 into the adapter, or must be named to load.
     if not isinstance(start, bool) and start != "gaussian":
         raise GapinitError(
             f"adapter '{adapter_name}' was made with init_lora_weights={start!r}, which belongs to "
@@ -201,7 +201,7 @@ def _with_noise(
         eta = {one.name: _normal((one.module.out_features,), generator) for one in modules}
     noisy, cosines = {}, []
     for key, drawn in eta.items():
-        # ASSUME: the paper does not say whether g is normalised before noise is added: both exist.
+        # ASSUME: the paper does not say whether g is normalised before the noise; we offer both.
         vector = raw_vector(gap, key)
         if scale == "unit":
             turned = unit(vector, str(key)) + noise * drawn / len(vector) ** 0.5
@@ -268,7 +268,7 @@ def _device(name: str, lora: Any, adapter_name: str) -> torch.device:
 
 
 def _materialise(lora: Any, adapter_name: str, device: torch.device) -> None:
-    """Allocate the parameters that low_cpu_mem_usage has left on the meta device."""
+    """Allocate the parameters that low_cpu_mem_usage left on the meta device."""
     for parts in (lora.lora_A, lora.lora_B, lora.lora_magnitude_vector):
         if adapter_name in parts:
             module: nn.Module = parts[adapter_name]

@@ -1,4 +1,4 @@
-"""LoRA on a model through PEFT: put there, find its modules, freeze, save from warnings."""
+"""LoRA on a model through PEFT: add an adapter, find its modules, freeze B, silence warnings."""
 
 from __future__ import annotations
 
@@ -31,12 +31,11 @@ def add_lora(
     vision: bool = False,
     **options: Any,
 ) -> PeftModel:
-    """Put LoRA on the attention and MLP matrices of the given decoder layers.
+    """Add LoRA to the attention and MLP matrices of the given decoder layers.
 
-    `vision`: and of the vision tower.
-
-    `prepare` is called with PEFT's configuration before there is an adapter: some initialisers
-    measure the bare model first. `options` go into that configuration.
+    `vision`: also to those of the vision tower. `prepare` is called with PEFT's configuration
+    before the adapter exists, because some initialisers measure the bare model. `options` are
+    passed to that configuration.
     """
     given: dict[str, Any] = {"lora_alpha": alpha, "init_lora_weights": init_lora_weights}
     config = LoraConfig(
@@ -55,10 +54,10 @@ def add_lora(
 def lora_layers(model: Any, adapter_name: str = ADAPTER) -> dict[str, Any]:
     """Return an adapter's LoRA modules by their names in the plain model, in the model's order.
 
-    Any: PEFT's stubs know matrices as modules only. `GapinitError` if there are none.
+    Raises GapinitError if there are none.
     """
     plain = model.get_base_model() if isinstance(model, PeftModel) else model
-    # Embeddings keep their matrices under a name of their own.
+    # PEFT keeps the matrices of embeddings under another name.
     owners = {
         name: (module, {*module.lora_A.keys(), *module.lora_embedding_A.keys()})
         for name, module in base_modules(plain)
@@ -77,19 +76,19 @@ def lora_layers(model: Any, adapter_name: str = ADAPTER) -> dict[str, Any]:
 
 
 def freeze_b(model: PeftModel) -> None:
-    """Leave B as it is from now on: only A is trained."""
+    """Freeze B: only A is trained."""
     for module in lora_layers(model).values():
         module.lora_B[ADAPTER].weight.requires_grad_(False)
 
 
 @contextmanager
 def no_idle_warnings() -> Iterator[None]:
-    """Silence the warnings of PEFT about which a user can do nothing."""
+    """Silence warnings of PEFT that a user cannot act on."""
     with warnings.catch_warnings():
-        # It asks transformers for a property under its old name ...
+        # PEFT uses the old name of a property of transformers ...
         warnings.filterwarnings(
             "ignore", message=".*is_gradient_checkpointing", category=FutureWarning
         )
-        # ... and advises EVA to save memory that the adapters here do not take.
+        # ... and suggests a way to save memory that these adapters do not use.
         warnings.filterwarnings("ignore", message="lora with eva initialization used with")
         yield

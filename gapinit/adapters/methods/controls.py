@@ -1,4 +1,4 @@
-"""Controls: Gap-Init's zeroed A with another direction in B, which say what the gap itself does."""
+"""Controls: a zero A as in Gap-Init with another direction in B, to isolate the gap's effect."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from gapinit.adapters.methods.setup import Adapted, Setup
 
 
 def random_b(setup: Setup) -> Adapted:
-    """Random B: each module along a random direction of its own, in place of the gap.
+    """Random B: each module along its own random direction instead of the gap.
 
-    The same zeroed matrix, the same scale, no gap. What Gap-Init gains over this is what the gap
-    direction itself gives.
+    The zero matrix and the scale are those of Gap-Init; the difference between the two is the
+    effect of the gap direction.
     """
     model = setup.add_lora()
     point(lora_layers(model), _random_directions(model, setup.generator), setup.generator)
@@ -26,17 +26,17 @@ def random_b(setup: Setup) -> Adapted:
 
 
 def random_b_frozen_b(setup: Setup) -> Adapted:
-    """Random B that is not trained: to `random_b` what `gap_init_frozen_b` is to Gap-Init."""
+    """Random B that is not trained, as `gap_init_frozen_b` is Gap-Init with a frozen B."""
     adapted = random_b(setup)
     freeze_b(adapted.model)
     return adapted
 
 
 def orthogonal_to_gap(setup: Setup) -> Adapted:
-    """A random direction that has nothing of the gap: b = normalise(r - <r, u> u).
+    """A random direction without a component along the gap: b = normalise(r - <r, u> u).
 
-    u is the direction that Gap-Init would take, r random. In high dimension a random direction is
-    nearly this one already; in low dimension it is not.
+    u is the direction of Gap-Init, r is random. In high dimension r is already nearly orthogonal
+    to u; in low dimension it is not.
     """
     model = setup.add_lora()
     directions = _random_directions(model, setup.generator)
@@ -56,27 +56,27 @@ def _random_directions(model: PeftModel, generator: torch.Generator) -> dict[str
 
 
 def text_mean(setup: Setup) -> Adapted:
-    """The mean text state of each layer in place of the gap.
+    """The mean text state of each layer instead of the gap.
 
-    The gap is the text mean less the vision mean. If B along one of them alone does as well, it is
-    a large shared direction of the layer that helps and not the difference of the modalities.
+    The gap is the text mean minus the vision mean. If B along one mean alone scores as well, then a
+    large shared direction of the layer helps, not the difference between the modalities.
     """
     return _along(setup, setup.mean("text"))
 
 
 def vision_mean(setup: Setup) -> Adapted:
-    """The mean vision state of each layer in place of the gap: its other end."""
+    """The mean vision state of each layer instead of the gap."""
     return _along(setup, setup.mean("vision"))
 
 
 def gap_other_layer(setup: Setup) -> Adapted:
-    """The gap of another layer: if it does as well, this layer's geometry is not what matters."""
-    # ASSUME: half the stack away, counted round: neighbouring layers have nearly the same gap.
+    """The gap of another layer: if it scores as well, the layer's own geometry does not matter."""
+    # ASSUME: half the stack away (cyclic), because neighbouring layers have nearly equal gaps.
     return _along(setup, setup.gap.vectors.roll(-(len(setup.gap.vectors) // 2), dims=0))
 
 
 def _along(setup: Setup, vectors: Tensor) -> Adapted:
-    """Initialise along other vectors than the gap's, (L, d)."""
+    """Initialise along vectors (L, d) that replace the gap's."""
     model = setup.add_lora()
     gap = replace(setup.gap, vectors=vectors)
     initialize_lora_gap_weights(model, gap, generator=setup.generator)

@@ -42,8 +42,8 @@ def gap_init(setup: Setup) -> Adapted:
 def gap_init_frozen_b(setup: Setup) -> Adapted:
     """Control: Gap-Init whose B is not trained.
 
-    Only A learns, so every update of a module stays along the gap (at rank 1): how much of the
-    result is the direction's, and how much is that B may leave it.
+    Only A learns, so at rank 1 every update of a module stays along the gap. Compared with Gap-Init
+    it shows how much of the result needs a B that can turn.
     """
     adapted = gap_init(setup)
     freeze_b(adapted.model)
@@ -53,9 +53,9 @@ def gap_init_frozen_b(setup: Setup) -> Adapted:
 def gap_module(setup: Setup) -> Adapted:
     """Gap-Init with `coordinates: module`: the gap of each adapted module's own output.
 
-    g = mean over the first training samples of (mean output at the caption's positions - mean
-    output at the image's). The paper's gap lives in the layer's output; this one lives where B
-    writes, whatever the width.
+    g = mean over the first training samples of (mean output at the caption positions - mean output
+    at the image positions). The paper's gap is in the space of the layer's output; this one is in
+    the space where B writes, of any width.
     """
     if setup.backbone.cross_attends:
         raise GapinitError(
@@ -87,7 +87,7 @@ def module_gaps(
             inputs = batch_inputs(backbone, batch)
             backbone.decode(inputs)
             _, image = backbone.vision_states(inputs, inputs.states)
-            # A sample cut so short that none of its text is left has no gap.
+            # A sample whose text was cut off completely has no gap.
             kept = text.any(dim=1)
             samples += int(kept.sum())
             for name, output in outputs.items():
@@ -99,7 +99,7 @@ def module_gaps(
 
 def _sample_gaps(output: Tensor, text: Tensor, image: Tensor) -> Tensor:
     """Return text mean less image mean of each sample, (samples, d_out) float64."""
-    # OPT flattens what fc1 and fc2 read.
+    # OPT flattens the inputs of fc1 and fc2.
     states = output.reshape(*text.shape, output.shape[-1]).double()
     return _mean(states, text) - _mean(states, image)
 
@@ -110,10 +110,10 @@ def _mean(states: Tensor, where: Tensor) -> Tensor:
 
 
 def _text_positions(labels: Tensor) -> Tensor:
-    """Return where a learned token stands that is not the last: the caption without BOS and EOS.
+    """Return the positions of the learned tokens but the last: the caption without BOS and EOS.
 
-    A label is the next token, so a position holds a learned token if the label before it is set,
-    and padding or the next prompt follows if its own is not.
+    A label is the next token. A position holds a learned token if the label before it is set, and
+    precedes padding or the next prompt if its own label is not.
     """
     learned = labels != -100
     before = torch.zeros_like(learned)
