@@ -55,7 +55,7 @@ lint: $(DEV) ## style, types, order of imports, the workflow's own rules
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/snakemake --lint
 
-chaos: $(DEV) ## kill every stage, with one fault of each kind (tests/chaos): about ten minutes
+chaos: $(DEV) ## kill every stage, with one fault of each kind (tests/chaos): about five minutes
 	GAPINIT_TEST_CHAOS=1 $(BIN)/python -m pytest -n 0 -s tests/chaos
 
 bench: $(DEV) ## run all programs in benchmarks/ in sequence, then draw their table and figure

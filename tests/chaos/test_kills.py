@@ -37,7 +37,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(3000),
     pytest.mark.skipif(
-        "GAPINIT_TEST_CHAOS" not in os.environ, reason="ten minutes: `make chaos` runs it"
+        "GAPINIT_TEST_CHAOS" not in os.environ, reason="five minutes: `make chaos` runs it"
     ),
 ]
 
