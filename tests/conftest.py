@@ -147,3 +147,33 @@ def world_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], Any]:
         return World(case, folder)
 
     return build
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return the model, processor and pairs of the library's tests (`small_library.py`)."""
+    from .small_library import small_library
+
+    return small_library(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="session")
+def plain(library: Any) -> Any:
+    """Return the library's plain model. No test changes it."""
+    return library.model().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def expected(library: Any, plain: Any) -> Any:
+    """Return the gaps that `small_library.reference` measures on it, independently."""
+    from .small_library import reference
+
+    return reference(plain, library.processor(), library.pairs)
+
+
+@pytest.fixture(scope="session")
+def gap(library: Any, plain: Any) -> Any:
+    """Return the plain model's gap."""
+    import gapinit
+
+    return gapinit.estimate_gap(plain, library.processor(), library.pairs, progress=False)

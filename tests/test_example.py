@@ -13,12 +13,7 @@ from peft import PeftModel
 
 import gapinit
 
-from .small_library import SmallLibrary, logits, small_library
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> SmallLibrary:
-    return small_library(tmp_path_factory.getbasetemp())
+from .small_library import SmallLibrary, logits
 
 
 def example(repository: Path) -> Any:

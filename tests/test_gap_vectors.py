@@ -16,18 +16,7 @@ from gapinit.backbones.weights_fingerprint import model_fingerprint
 from gapinit.gap.gap_vectors import GapVectors
 
 from .plain_json import forget_digests
-from .small_library import SmallLibrary, small_library
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> SmallLibrary:
-    return small_library(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="module")
-def gap(library: SmallLibrary) -> GapVectors:
-    model, processor = library.model(), library.processor()
-    return gapinit.estimate_gap(model, processor, library.pairs, progress=False)
+from .small_library import SmallLibrary
 
 
 def test_choosing_layers(gap: GapVectors) -> None:

@@ -23,23 +23,11 @@ from .small_library import (
     Reference,
     SmallLibrary,
     hooks_of,
-    reference,
-    small_library,
     weights_of,
 )
 
 CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
 FC1 = "language_model.model.decoder.layers.1.fc1"
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> SmallLibrary:
-    return small_library(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="module")
-def expected(library: SmallLibrary) -> Reference:
-    return reference(library.model(), library.processor(), library.pairs)
 
 
 @pytest.fixture(scope="module")

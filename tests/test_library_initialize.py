@@ -22,8 +22,6 @@ from .small_library import (
     SmallLibrary,
     hooks_of,
     logits,
-    reference,
-    small_library,
     weights_of,
 )
 from .small_lora import (
@@ -42,30 +40,9 @@ from .small_lora import (
 VISION = "vision_model.encoder.layers.0.mlp.fc1"
 
 
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> SmallLibrary:
-    return small_library(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="module")
-def plain(library: SmallLibrary) -> Any:
-    """The plain model. No test changes it."""
-    return library.model().requires_grad_(False)
-
-
-@pytest.fixture(scope="module")
-def expected(library: SmallLibrary, plain: Any) -> Reference:
-    return reference(plain, library.processor(), library.pairs)
-
-
 @pytest.fixture(scope="module")
 def base_logits(library: SmallLibrary, plain: Any) -> Tensor:
     return logits(plain, library)
-
-
-@pytest.fixture(scope="module")
-def gap(library: SmallLibrary, plain: Any) -> GapVectors:
-    return gapinit.estimate_gap(plain, library.processor(), library.pairs, progress=False)
 
 
 @pytest.mark.parametrize("rank", [1, 4])

@@ -23,8 +23,6 @@ from .small_library import (
     Reference,
     SmallLibrary,
     logits,
-    reference,
-    small_library,
 )
 from .small_lora import (
     FC1,
@@ -39,30 +37,9 @@ from .small_lora import (
 )
 
 
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> SmallLibrary:
-    return small_library(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="module")
-def plain(library: SmallLibrary) -> Any:
-    """The plain model. No test changes it."""
-    return library.model().requires_grad_(False)
-
-
-@pytest.fixture(scope="module")
-def expected(library: SmallLibrary, plain: Any) -> Reference:
-    return reference(plain, library.processor(), library.pairs)
-
-
 @pytest.fixture(scope="module")
 def base_logits(library: SmallLibrary, plain: Any) -> Tensor:
     return logits(plain, library)
-
-
-@pytest.fixture(scope="module")
-def gap(library: SmallLibrary, plain: Any) -> GapVectors:
-    return gapinit.estimate_gap(plain, library.processor(), library.pairs, progress=False)
 
 
 class Params4bit(nn.Parameter):
